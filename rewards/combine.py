@@ -33,15 +33,25 @@ class Scorer:
         """Names of the rewards that are computed, in order."""
         return tuple(spec.name for spec, _, _ in self._rewards)
 
-    def score(self, samples: Sequence[Sample]) -> RewardTable:
+    def verify(self, samples: Sequence[Sample]) -> Sequence[Score]:
+        """The verdicts that `score` of these samples needs, in order; empty if no reward looks at them.
+
+        May be called from any thread, for parts of a batch whose rest does not exist yet. Raises as `score`.
+        """
+        return self._verifier.score(samples) if self._verifier and samples else ()
+
+    def score(self, samples: Sequence[Sample], scores: Sequence[Score] | None = None) -> RewardTable:
         """Rewards of a batch, in sample order.
 
+        Args:
+            samples: the whole batch; every reward function is called once for it.
+            scores: of `verify`, when they were made before.
         Raises:
             RewardError: a user's function failed, or a reward does not fit a sample.
             VerifierError: the verifier's workers cannot run.
             ValueError: a sample has an unknown template or kind.
         """
-        scores: Sequence[Score] = self._verifier.score(samples) if self._verifier and samples else ()
+        scores = self.verify(samples) if scores is None else scores
         totals = [0.0] * len(samples)
         by_name: dict[str, tuple[float | None, ...]] = {}
         for spec, function, kwargs in self._rewards:

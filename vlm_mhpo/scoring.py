@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 from data_prep import Row
-from rewards import RewardSpec, Sample, Scorer, Verifier, build_scorer
+from rewards import RewardSpec, Sample, Score, Scorer, Verifier, build_scorer
 from vlm_mhpo import distributed
 from vlm_mhpo.config import RewardsConfig
 from vlm_mhpo.types import Completion, Group, Prompt, ScoredGroup
@@ -30,14 +32,53 @@ def start_verifier(config: RewardsConfig) -> Verifier:
     return Verifier(config.num_workers, config.timeout_s, config.memory_limit_mib * 2**20)
 
 
-def score_groups(scorer: Scorer, groups: Sequence[Group], template: str) -> list[ScoredGroup]:
+class EarlyVerdicts:
+    """Verdicts of groups that are there already, made in a thread while the rest of the batch is still sampled."""
+
+    def __init__(self, scorer: Scorer, template: str, thread: ThreadPoolExecutor) -> None:
+        self._scorer = scorer
+        self._template = template
+        self._thread = thread
+        self._begun: list[tuple[Sequence[Group], Future[Sequence[Score]]]] = []
+
+    def begin(self, groups: Sequence[Group]) -> None:
+        """Verify these in the background, after those of earlier calls."""
+        self._begun.append((groups, self._thread.submit(self._scorer.verify, to_samples(groups, self._template))))
+
+    def wait(self, groups: Sequence[Group]) -> list[Score]:
+        """The verdicts of all completions of `groups`, which were all begun; raises what verification raised."""
+        # By identity: a step that crosses the end of an epoch may hold the same prompt twice.
+        by_group: dict[int, Sequence[Score]] = {}
+        for batch, future in self._begun:
+            scores, start = future.result(), 0
+            for group in batch:
+                by_group[id(group)] = scores[start : start + len(group.completions)]
+                start += len(group.completions)
+        return [score for group in groups for score in by_group[id(group)]]
+
+
+@contextmanager
+def early_verdicts(scorer: Scorer, template: str) -> Iterator[EarlyVerdicts]:
+    """Early verdicts of one rollout batch."""
+    with ThreadPoolExecutor(1, thread_name_prefix="verify") as thread:
+        yield EarlyVerdicts(scorer, template, thread)
+
+
+def score_groups(
+    scorer: Scorer, groups: Sequence[Group], template: str, early: EarlyVerdicts | None = None
+) -> list[ScoredGroup]:
     """Reward every completion of every group.
 
+    Args:
+        scorer: the rewards; each function is called once, with all samples.
+        groups: of a rollout batch.
+        template: response format that answers are read from.
+        early: has begun to verify all these groups; None = verify now.
     Raises:
         rewards.RewardError: a user's function failed; rewards.VerifierError: workers keep dying. Both name the sample.
     """
-    samples = [to_sample(group.prompt, completion, template) for group in groups for completion in group.completions]
-    table = scorer.score(samples)
+    samples = to_samples(groups, template)
+    table = scorer.score(samples, early.wait(groups) if early else None)
     # Without a weighted accuracy reward nothing was verified.
     verdicts = [verdict.value for verdict in table.verdicts] or [NOT_VERIFIED] * len(samples)
     extracted = [score.extracted for score in table.scores] or [None] * len(samples)
@@ -56,6 +97,11 @@ def score_groups(scorer: Scorer, groups: Sequence[Group], template: str) -> list
             )
         )
     return scored
+
+
+def to_samples(groups: Sequence[Group], template: str) -> list[Sample]:
+    """What reward functions may know of every completion, group after group."""
+    return [to_sample(group.prompt, completion, template) for group in groups for completion in group.completions]
 
 
 def to_sample(prompt: Prompt, completion: Completion, template: str) -> Sample:

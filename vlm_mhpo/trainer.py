@@ -28,7 +28,7 @@ from vlm_mhpo.objectives import Objective, build_objective
 from vlm_mhpo.prefetch import prefetched
 from vlm_mhpo.recorder import Recorder
 from vlm_mhpo.rollout.base import SamplingParams
-from vlm_mhpo.scoring import reward_metrics, score_groups, start_scorer, start_verifier
+from vlm_mhpo.scoring import early_verdicts, reward_metrics, score_groups, start_scorer, start_verifier
 from vlm_mhpo.setup import Setup, build_setup, record_setup
 from vlm_mhpo.types import Prompt, ScoredGroup
 from vlm_mhpo.update import UpdateSettings, update_on
@@ -133,11 +133,13 @@ def sample_and_score(
     attempt: int = 0,
 ) -> list[ScoredGroup]:
     """Roll the policy out on prompts and verify what comes back; `attempt` > 0 are the tries of dynamic sampling."""
-    with watch("sample"):
-        purpose = ("rollout", step) if attempt == 0 else ("resample", step, attempt)
-        groups = setup.sampler.sample(prompts, params, (setup.config.seed, *purpose))
-    with watch("verify"):
-        return score_groups(scorer, groups, setup.config.data.template)
+    template = setup.config.data.template
+    purpose = ("rollout", step) if attempt == 0 else ("resample", step, attempt)
+    with early_verdicts(scorer, template) as early:
+        with watch("sample"):
+            groups = setup.sampler.sample(prompts, params, (setup.config.seed, *purpose), early.begin)
+        with watch("verify"):
+            return score_groups(scorer, groups, template, early)
 
 
 def evaluate_if_due(setup: Setup, verifier: Verifier, step: int) -> dict[str, Any]:

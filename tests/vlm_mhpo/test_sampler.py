@@ -363,7 +363,7 @@ def test_weights_gradients_and_mode_are_left_as_they_were(tiny):
     assert all(torch.equal(weight, before[name]) for name, weight in model.policy.state_dict().items())
 
 
-def test_weights_are_gathered_once_a_call_and_progress_counts_the_prompts(tiny):
+def test_weights_are_gathered_once_a_call_and_every_group_is_reported_once(tiny):
     from contextlib import contextmanager
 
     model = tiny("qwen2")
@@ -376,9 +376,11 @@ def test_weights_are_gathered_once_a_call_and_progress_counts_the_prompts(tiny):
         entered.append("out")
 
     sampler = HfSampler(model.policy, model.tools, max_batch_tokens=1, whole_weights=gather)
-    sampler.sample(prompts_of(model), SamplingParams(num_samples=2, max_tokens=2), SEED, heard.append)
+    groups = sampler.sample(prompts_of(model), SamplingParams(num_samples=2, max_tokens=2), SEED, heard.append)
     assert entered == ["in", "out"]
-    assert sum(heard) == 3
+    # One prompt a batch, the shortest first: the order of the report is not that of the result.
+    assert [len(batch) for batch in heard] == [1, 1, 1]
+    assert [batch[0] for batch in heard] == groups[::-1]
 
 
 def test_a_rank_without_prompts_samples_nothing(tiny):

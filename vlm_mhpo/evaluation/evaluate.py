@@ -90,7 +90,7 @@ def evaluate(
         for start in range(0, -(-len(rows) // world), CHUNK):
             indices = mine[start : start + CHUNK]
             prompts = [builder(rows[index]) for index in indices]
-            groups = sampler.sample(prompts, params, (seed, "eval"), lambda count: advance(count * world, None))
+            groups = sampler.sample(prompts, params, (seed, "eval"), lambda done: advance(len(done) * world, None))
             for index, item in zip(indices, judge(groups, verifier, template), strict=True):
                 judged.append((index, item))
             advance(0, [item.accuracy for _, item in judged])

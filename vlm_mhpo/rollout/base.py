@@ -36,11 +36,11 @@ class Sampler(Protocol):
         prompts: Sequence[Prompt],
         params: SamplingParams,
         seed_parts: tuple[int | str, ...],
-        on_progress: Callable[[int], None] | None = None,
+        on_groups: Callable[[Sequence[Group]], None] | None = None,
     ) -> list[Group]:
         """One group a prompt, in order; the groups' prompts may carry features of a frozen vision tower for pixels.
 
         Completion j of a prompt depends on `derive_seed(*seed_parts, prompt.id, j)` and the policy, on nothing else.
-        `on_progress` hears the number of prompts just finished.
+        `on_groups` gets groups as soon as all their completions are there, each once, in any order.
         """
         ...

@@ -56,7 +56,7 @@ class HfSampler:
         prompts: Sequence[Prompt],
         params: SamplingParams,
         seed_parts: tuple[int | str, ...],
-        on_progress: Callable[[int], None] | None = None,
+        on_groups: Callable[[Sequence[Group]], None] | None = None,
     ) -> list[Group]:
         """See `rollout.base.Sampler.sample`."""
         groups: dict[int, Group] = {}
@@ -64,11 +64,10 @@ class HfSampler:
         self.policy.eval()
         with torch.no_grad(), self.whole_weights():
             for indices in self._batches(prompts, params):
-                batch = [prompts[index] for index in indices]
-                for index, group in zip(indices, self._sample_batch(batch, params, seed_parts), strict=True):
-                    groups[index] = group
-                if on_progress:
-                    on_progress(len(indices))
+                finished = self._sample_batch([prompts[index] for index in indices], params, seed_parts)
+                groups |= zip(indices, finished, strict=True)
+                if on_groups:
+                    on_groups(finished)
         self.policy.train(was_training)
         return [groups[index] for index in range(len(prompts))]
 
