@@ -139,7 +139,7 @@ def build_optimizer(
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         return DeepSpeedCPUAdam(parameters, adamw_mode=True, **arguments)
-    return torch.optim.AdamW(parameters, **arguments)
+    return torch.optim.AdamW(parameters, fused=True, **arguments)
 
 
 def deepspeed_settings(config: DeepSpeedConfig, *, dtype: str, max_grad_norm: float) -> dict[str, Any]:

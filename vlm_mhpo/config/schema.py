@@ -73,7 +73,8 @@ class RolloutConfig(Section):
     top_k: int = Field(0, ge=0, description="Sample among the k most likely tokens; 0 = all.")
     max_batch_tokens: PositiveInt = Field(
         65536,
-        description="Prompt plus budget tokens decoded together on a rank; lower it when sampling runs out of memory.",
+        description="Tokens decoded together on a rank: a prompt once, the budget of each of its completions; lower it "
+        "when sampling runs out of memory.",
     )
     dynamic_sampling: bool = Field(False, description="Replace groups of equal rewards by groups of other prompts.")
     max_resample_times: int = Field(3, ge=0, description="Tries of dynamic sampling; then the step goes on.")

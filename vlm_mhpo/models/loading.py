@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from vlm_mhpo.errors import ModelError
-from vlm_mhpo.models.families import Family, banned_tokens, family_of, freeze
+from vlm_mhpo.models.families import Family, banned_tokens, family_of, freeze, vision_tower
+from vlm_mhpo.models.patch_embedding import embed_patches_by_product
 from vlm_mhpo.models.policy import Policy
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -84,6 +85,8 @@ def load_policy(
         raise ModelError(f"the weights at {path!r} cannot be loaded: {first_line(error)}") from error
     del partition
     freeze(model, family, vision_tower_frozen=freeze_vision_tower, projector_frozen=freeze_projector)
+    if tower := vision_tower(model, family):
+        embed_patches_by_product(tower)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     tools = load_tools(path, model, family, revision=revision, min_pixels=min_pixels, max_pixels=max_pixels)

@@ -1,7 +1,6 @@
 """Sampling with the trainer's own transformers model: the prompt is run once, then G completions share its cache.
 
 Shape suffixes: P prompts, B = P * G completions, S prompt tokens, T completion tokens, V vocabulary, A position axes.
-Not covered: the attention cache of the prompt is copied G times before decoding, not shared.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from vlm_mhpo.logprobs import scaled_logits
 from vlm_mhpo.models.loading import Tools
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.rollout.base import SamplingParams
+from vlm_mhpo.rollout.shared_prefix import SharedPrefixCache, shared_prefix_attention
 from vlm_mhpo.seeding import derive_seed, uniforms
 from vlm_mhpo.types import Completion, Group, Prompt
 
@@ -77,7 +77,7 @@ class HfSampler:
         batches: list[list[int]] = []
         for index in order:
             # Sorted upwards, so this prompt is the longest of its batch.
-            row_tokens = (prompts[index].num_tokens + params.max_tokens) * params.num_samples
+            row_tokens = prompts[index].num_tokens + params.max_tokens * params.num_samples
             if not batches or (len(batches[-1]) + 1) * row_tokens > self.max_batch_tokens:
                 batches.append([])
             batches[-1].append(index)
@@ -127,7 +127,8 @@ class HfSampler:
             if num_alive <= (1.0 - COMPACT_SHARE) * alive_B.shape[0]:
                 state = state.select(alive_B)
                 token_B = token_B[alive_B]
-            state = self._advance(state, token_B)
+            with shared_prefix_attention(self.policy.model):
+                state = self._advance(state, token_B)
         lengths = lengths_B.tolist()
         return (
             [row[:length] for row, length in zip(tokens_BT.tolist(), lengths, strict=True)],
@@ -135,34 +136,31 @@ class HfSampler:
         )
 
     def _prefill(self, prompts: list[Prompt], num_samples: int, device: torch.device) -> DecodeState:
-        """Run the prompts once and copy what they left behind for each of their completions."""
+        """Run the prompts once; their completions go on from what they left behind."""
         padded = pad_prompts(self.policy, prompts, self.tools.pad_id, self.padding_side, device)
         outputs = self.policy.model.model(**padded.inputs, use_cache=True)
         hidden_PH = outputs.last_hidden_state[torch.arange(len(prompts), device=device), padded.last_P]
-        cache = outputs.past_key_values
-        cache.batch_repeat_interleave(num_samples)
+        prefix = [(layer.keys, layer.values) for layer in outputs.past_key_values.layers]
         return DecodeState(
             rows_B=torch.arange(len(prompts) * num_samples, device=device),
             logits_BV=self.policy.model.lm_head(hidden_PH).repeat_interleave(num_samples, dim=0),
-            mask_BS=padded.inputs["attention_mask"].repeat_interleave(num_samples, dim=0),
             position_B=padded.next_position_P.repeat_interleave(num_samples, dim=0),
             num_axes=padded.num_axes,
-            cache=cache,
+            cache=SharedPrefixCache(prefix, padded.inputs["attention_mask"], num_samples),
         )
 
     def _advance(self, state: DecodeState, token_B: Tensor) -> DecodeState:
         """Feed one token to every row."""
-        mask_BS = torch.cat([state.mask_BS, state.mask_BS.new_ones(state.mask_BS.shape[0], 1)], dim=1)
         position_B1 = state.position_B[:, None]
         outputs = self.policy.model.model(
             input_ids=token_B[:, None],
-            attention_mask=mask_BS,
             position_ids=position_B1 if state.num_axes == 1 else position_B1.expand(state.num_axes, -1, -1),
             past_key_values=state.cache,
+            shared_prefix=state.cache,
             use_cache=True,
         )
         logits_BV = self.policy.model.lm_head(outputs.last_hidden_state[:, -1])
-        return DecodeState(state.rows_B, logits_BV, mask_BS, state.position_B + 1, state.num_axes, state.cache)
+        return DecodeState(state.rows_B, logits_BV, state.position_B + 1, state.num_axes, state.cache)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,26 +170,23 @@ class DecodeState:
     Attributes:
         rows_B: [B] int64, which completion each row is; rows leave when finished.
         logits_BV: [B, V] of the next token.
-        mask_BS: [B, cached tokens] int64, 0 on padding.
         position_B: [B] int64 of the next token.
         num_axes: position axes, 3 or 1.
-        cache: transformers cache of keys and values; changed in place.
+        cache: keys and values; changed in place.
     """
 
     rows_B: Tensor
     logits_BV: Tensor
-    mask_BS: Tensor
     position_B: Tensor
     num_axes: int
-    cache: object
+    cache: SharedPrefixCache
 
     def select(self, keep_B: Tensor) -> DecodeState:
         """The rows where `keep_B` is True."""
-        self.cache.batch_select_indices(keep_B.nonzero().squeeze(-1))
+        self.cache.select(keep_B)
         return DecodeState(
             self.rows_B[keep_B],
             self.logits_BV[keep_B],
-            self.mask_BS[keep_B],
             self.position_B[keep_B],
             self.num_axes,
             self.cache,

@@ -1,0 +1,166 @@
+"""Decoding attention: a prompt's keys and values are held and read once for all its completions.
+
+A new token attends to its prompt and to its own completion. Scores against the prompt are one product for all
+completions of the prompt, scores against the own tokens one product a completion; one softmax runs over both.
+
+Shape suffixes: P prompts, B rows (completions that go on, those of a prompt together), H key-value heads, Q query heads
+a key-value head, S prompt tokens, T own tokens, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+IMPLEMENTATION = "shared_prefix"
+# Room for a completion's keys grows by doubling: one move of what is there for every doubling.
+FIRST_ROOM = 32
+
+
+class SharedPrefixCache:
+    """Stands where transformers expects its cache while completions are decoded.
+
+    Args:
+        prefix: (keys, values) of every layer, [P, H, S, D] each, of the prompts.
+        mask_PS: [P, S] int64, 0 on padding.
+        num_samples: completions of each prompt.
+    """
+
+    def __init__(self, prefix: list[tuple[Tensor, Tensor]], mask_PS: Tensor, num_samples: int) -> None:
+        self._prefix = prefix
+        self._own: list[OwnTokens] = [OwnTokens() for _ in prefix]
+        hidden_PS = mask_PS == 0
+        self._bias_P11S = (
+            torch.zeros(mask_PS.shape, device=mask_PS.device).masked_fill(hidden_PS, -torch.inf)[:, None, None]
+            if bool(hidden_PS.any())
+            else None
+        )
+        self._prompt_B = torch.arange(len(mask_PS), device=mask_PS.device).repeat_interleave(num_samples)
+        self._num_slots = num_samples
+        # [B] place of each row among prompts x slots; None = every place is taken, in order.
+        self._place_B: Tensor | None = None
+
+    def update(self, keys_BH1D: Tensor, values_BH1D: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
+        """Add a token to each row; all own keys and values of the layer, [B, H, T, D] each."""
+        return self._own[layer].append(keys_BH1D, values_BH1D)
+
+    def select(self, keep_B: Tensor) -> None:
+        """Go on with the rows where `keep_B` is True; prompts without any leave, too."""
+        for own in self._own:
+            own.select(keep_B)
+        alive_P, self._prompt_B, counts_P = self._prompt_B[keep_B].unique_consecutive(
+            return_inverse=True, return_counts=True
+        )
+        if len(alive_P) < self._num_prompts:
+            self._prefix = [(keys[alive_P], values[alive_P]) for keys, values in self._prefix]
+            self._bias_P11S = None if self._bias_P11S is None else self._bias_P11S[alive_P]
+        self._num_slots = int(counts_P.max())
+        num_rows = len(self._prompt_B)
+        if num_rows == len(alive_P) * self._num_slots:
+            self._place_B = None
+        else:
+            first_P = counts_P.cumsum(0) - counts_P
+            slot_B = torch.arange(num_rows, device=first_P.device) - first_P[self._prompt_B]
+            self._place_B = self._prompt_B * self._num_slots + slot_B
+
+    @property
+    def _num_prompts(self) -> int:
+        return self._prefix[0][0].shape[0]
+
+    def attend(self, layer: int, query_BHQD: Tensor, own_keys_BHTD: Tensor, own_values_BHTD: Tensor) -> Tensor:
+        """[B, H, Q, D] outputs of scaled queries over prompt and own tokens."""
+        keys_PHSD, values_PHSD = self._prefix[layer]
+        scores_PHXS = self._by_prompt(query_BHQD) @ keys_PHSD.transpose(-1, -2)
+        if self._bias_P11S is not None:
+            scores_PHXS = scores_PHXS + self._bias_P11S
+        scores_BHQS = self._by_row(scores_PHXS, query_BHQD.shape[2])
+        scores_BHQT = query_BHQD @ own_keys_BHTD.transpose(-1, -2)
+        weights = torch.cat([scores_BHQS, scores_BHQT], dim=-1).softmax(dim=-1, dtype=torch.float32)
+        weights = weights.to(query_BHQD.dtype)
+        weights_BHQS, weights_BHQT = weights.split([scores_BHQS.shape[-1], scores_BHQT.shape[-1]], dim=-1)
+        over_prompt_PHXD = self._by_prompt(weights_BHQS) @ values_PHSD
+        return self._by_row(over_prompt_PHXD, query_BHQD.shape[2]) + weights_BHQT @ own_values_BHTD
+
+    def _by_prompt(self, rows_BHQX: Tensor) -> Tensor:
+        """[P, H, slots * Q, X]: the rows of each prompt one below the other, zeros where a slot is empty."""
+        num_heads, num_queries, width = rows_BHQX.shape[1:]
+        if self._place_B is not None:
+            places = rows_BHQX.new_zeros((self._num_prompts * self._num_slots, *rows_BHQX.shape[1:]))
+            rows_BHQX = places.index_copy_(0, self._place_B, rows_BHQX)
+        split = rows_BHQX.reshape(self._num_prompts, self._num_slots, num_heads, num_queries, width)
+        return split.transpose(1, 2).reshape(self._num_prompts, num_heads, self._num_slots * num_queries, width)
+
+    def _by_row(self, prompts_PHXW: Tensor, num_queries: int) -> Tensor:
+        """The inverse of `_by_prompt`."""
+        num_prompts, num_heads, _, width = prompts_PHXW.shape
+        split = prompts_PHXW.reshape(num_prompts, num_heads, self._num_slots, num_queries, width)
+        rows_BHQX = split.transpose(1, 2).reshape(-1, num_heads, num_queries, width)
+        return rows_BHQX if self._place_B is None else rows_BHQX[self._place_B]
+
+
+class OwnTokens:
+    """Keys and values that the completions have added to one layer, in buffers with room for more."""
+
+    def __init__(self) -> None:
+        self._buffers: list[Tensor] = []
+        self._length = 0
+
+    def append(self, *tokens_BH1D: Tensor) -> tuple[Tensor, ...]:
+        """Add one token; what is there now, [B, H, T, D] each."""
+        if not self._buffers:
+            self._buffers = [with_room(token, FIRST_ROOM) for token in tokens_BH1D]
+        elif self._length == self._buffers[0].shape[2]:
+            self._buffers = [with_room(buffer, 2 * self._length) for buffer in self._buffers]
+        for buffer, token in zip(self._buffers, tokens_BH1D, strict=True):
+            buffer[:, :, self._length] = token[:, :, 0]
+        self._length += 1
+        return tuple(buffer[:, :, : self._length] for buffer in self._buffers)
+
+    def select(self, keep_B: Tensor) -> None:
+        """Drop the other rows."""
+        self._buffers = [buffer[keep_B] for buffer in self._buffers]
+
+
+def with_room(tokens_BHTD: Tensor, room: int) -> Tensor:
+    """The tokens in a buffer of `room` places."""
+    num_rows, num_heads, length, width = tokens_BHTD.shape
+    buffer = tokens_BHTD.new_empty((num_rows, num_heads, room, width))
+    buffer[:, :, :length] = tokens_BHTD
+    return buffer
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    shared_prefix: SharedPrefixCache,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """An attention function as transformers calls it, for one new token a row; [B, 1, heads, D]."""
+    num_rows, num_heads, _one, width = query.shape
+    query_BHQD = (query * scaling).reshape(num_rows, key.shape[1], num_heads // key.shape[1], width)
+    output_BHQD = shared_prefix.attend(module.layer_idx, query_BHQD, key, value)
+    return output_BHQD.reshape(num_rows, 1, num_heads, width), None
+
+
+@contextmanager
+def shared_prefix_attention(model: nn.Module) -> Iterator[None]:
+    """Inside, the text layers of a transformers model attend through the `shared_prefix` that a call hands over."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(IMPLEMENTATION, attention)
+    config = model.config.get_text_config()
+    usual = config._attn_implementation
+    config._attn_implementation = IMPLEMENTATION
+    try:
+        yield
+    finally:
+        config._attn_implementation = usual
