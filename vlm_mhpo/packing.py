@@ -36,7 +36,8 @@ class PackedRows:
     Attributes:
         input_ids_RS: [R, S] int64, right-padded.
         positions_ARS: [A, R, S] int64; A = 3 (time, height, width) for vision-language models, 1 for text.
-        allowed_R1SS: [R, 1, S, S] bool, True where a query (third axis) may see a key (fourth).
+        segments_RS: [R, S] int64: 0 prompt, 1.. completions, -1 padding.
+        lengths: of each row, tokens of the prompt and of each completion.
         predictor_N: [N] int64 into the flattened [R * S] states: the state that predicts each completion token.
         target_N: [N] int64 token ids.
         completion_N, time_N: [N] int64, where each value belongs in the caller's [B, T].
@@ -47,7 +48,8 @@ class PackedRows:
 
     input_ids_RS: Tensor
     positions_ARS: Tensor
-    allowed_R1SS: Tensor
+    segments_RS: Tensor
+    lengths: tuple[tuple[int, ...], ...]
     predictor_N: Tensor
     target_N: Tensor
     completion_N: Tensor
@@ -58,8 +60,14 @@ class PackedRows:
 
     def to(self, device: torch.device) -> PackedRows:
         """The same rows on `device`."""
-        moved = {name: getattr(self, name) for name in self.__slots__}
-        return PackedRows(**{name: value if value is None else value.to(device) for name, value in moved.items()})
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        moved = {name: value.to(device) for name, value in fields.items() if isinstance(value, Tensor)}
+        return PackedRows(**fields | moved)
+
+    @property
+    def allowed_R1SS(self) -> Tensor:
+        """[R, 1, S, S] bool, True where a query (third axis) may see a key (fourth)."""
+        return segment_mask(self.segments_RS)
 
 
 def plan_micro_batches(
@@ -143,7 +151,8 @@ def pack_rows(
     return PackedRows(
         input_ids_RS=input_ids,
         positions_ARS=positions,
-        allowed_R1SS=segment_mask(segments),
+        segments_RS=segments,
+        lengths=tuple((row.prompt_length, *row.completion_lengths) for row in rows),
         predictor_N=torch.cat([row.predictors + offset for row, offset in zip(rows, offsets, strict=True)]),
         target_N=torch.cat([row.ids[row.prompt_length :] for row in rows]),
         completion_N=torch.cat([row.completions for row in rows]),
@@ -157,10 +166,11 @@ def pack_rows(
 def segment_mask(segments_RS: Tensor) -> Tensor:
     """[R, 1, S, S] bool: causal, and a token sees segment 0 (the prompt) and its own segment; -1 is padding."""
     query_RS1, key_R1S = segments_RS[:, :, None], segments_RS[:, None, :]
-    causal_SS = torch.ones(segments_RS.shape[1], segments_RS.shape[1], dtype=torch.bool).tril()
+    width, device = segments_RS.shape[1], segments_RS.device
+    causal_SS = torch.ones(width, width, dtype=torch.bool, device=device).tril()
     allowed_RSS = causal_SS & ((key_R1S == 0) | (key_R1S == query_RS1)) & (key_R1S >= 0)
     # A padded query that sees nothing would make softmax divide 0 by 0; it may see itself, and nobody sees it.
-    allowed_RSS |= torch.eye(segments_RS.shape[1], dtype=torch.bool)
+    allowed_RSS |= torch.eye(width, dtype=torch.bool, device=device)
     return allowed_RSS[:, None]
 
 
@@ -170,6 +180,7 @@ class _Row:
     positions: Tensor  # [A, s]
     segments: Tensor  # [s], 0 prompt, 1.. completions
     prompt_length: int
+    completion_lengths: tuple[int, ...]
     predictors: Tensor  # [n] index inside the row of the state that predicts each completion token
     completions: Tensor  # [n] flat completion index
     times: Tensor  # [n] index inside the completion
@@ -191,6 +202,7 @@ def _one_row(
             [torch.zeros(prompt_length, dtype=torch.int64), torch.arange(1, len(pieces) + 1).repeat_interleave(lengths)]
         ),
         prompt_length=prompt_length,
+        completion_lengths=tuple(lengths.tolist()),
         # The first token of every completion is predicted by the last prompt token, the others by the one before.
         predictors=torch.where(times == 0, prompt_length - 1, own - 1),
         completions=torch.tensor(item.completion_indices).repeat_interleave(lengths),

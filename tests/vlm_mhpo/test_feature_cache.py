@@ -98,7 +98,7 @@ def test_features_give_the_log_probs_and_gradients_of_pixels(frozen, family, pro
     cached = model.policy.with_image_features(prompts)
     found = weighted(model, cached, groups, max_tokens=max_tokens)
     assert found.keys() == expected.keys()
-    assert max(abs(found[key] - expected[key]) for key in expected) <= 1e-6
+    assert found == pytest.approx(expected, rel=1e-6, abs=1e-6)
     found_gradients = gradients(model)
     gap, name = relative_gap(found_gradients, expected_gradients)
     assert gap <= 1e-5, name

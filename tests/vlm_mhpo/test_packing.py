@@ -22,6 +22,14 @@ from tests.builders import (
 from vlm_mhpo.batch import micro_batches
 from vlm_mhpo.packing import plan_micro_batches, segment_mask
 
+
+@pytest.fixture(autouse=True, params=["whole rows", "pieces"])
+def attention(request, monkeypatch):
+    """Both ways in which attention of packed rows is computed: a mask of the whole row, and piece by piece."""
+    width = {"whole rows": 10**9, "pieces": 1}[request.param]
+    monkeypatch.setattr("vlm_mhpo.models.policy.SPLIT_WIDTH", width)
+
+
 # Ragged on purpose: one token, equal lengths, and a group of one completion.
 LENGTHS = ((5, 1, 9, 5), (3,), (2, 7, 4))
 # A budget that holds everything in one forward, one that cuts groups, one that leaves a completion a row.

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from vlm_mhpo.errors import ModelError
+from vlm_mhpo.models import attention
 from vlm_mhpo.models.families import Family, banned_tokens, family_of, freeze, vision_tower
 from vlm_mhpo.models.patch_embedding import embed_patches_by_product
 from vlm_mhpo.models.policy import Policy
@@ -85,6 +86,7 @@ def load_policy(
         raise ModelError(f"the weights at {path!r} cannot be loaded: {first_line(error)}") from error
     del partition
     freeze(model, family, vision_tower_frozen=freeze_vision_tower, projector_frozen=freeze_projector)
+    attention.install(model, attn_implementation)
     if tower := vision_tower(model, family):
         embed_patches_by_product(tower)
     if gradient_checkpointing:

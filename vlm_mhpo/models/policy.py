@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vlm_mhpo import distributed
 from vlm_mhpo.logprobs import token_log_probs
+from vlm_mhpo.models.attention import SPLIT_WIDTH, no_mask, segments_of
 from vlm_mhpo.models.families import Family
 from vlm_mhpo.models.vision_cache import encode_images, encoder_output, projectors_of, tower_is_frozen
 from vlm_mhpo.packing import PackedRows
@@ -42,8 +43,10 @@ class Policy(nn.Module):
     def forward(self, rows: PackedRows, *, temperature: float, chunk_size: int) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies, [N] float32 each, in the order of `rows.target_N`; see `token_log_probs`."""
         width = rows.input_ids_RS.shape[1]
-        hidden_RSH = self.model.model(**self.inputs(rows)).last_hidden_state[:, :width]
-        hidden_NH = hidden_RSH.flatten(0, 1)[rows.predictor_N]
+        hidden_RSH = self.model.model(**self.inputs(rows)).last_hidden_state
+        hidden_NH = hidden_RSH[:, :width].flatten(0, 1)[rows.predictor_N]
+        # A column that was added for a blank image must be part of the graph although nothing looks at it.
+        hidden_NH = hidden_NH + 0.0 * hidden_RSH[:, width:].sum()
         log_probs_N, entropy_N = token_log_probs(
             hidden_NH,
             rows.target_N,
@@ -59,14 +62,26 @@ class Policy(nn.Module):
         """Keyword arguments of the transformers model without its head."""
         if self.family.has_vision and self.lacks_image(rows):
             rows = self.with_blank_image(rows)
-        mask = rows.allowed_R1SS
-        if self.model.config._attn_implementation == "eager":
-            # Eager attention adds its mask; sdpa takes the booleans.
-            dtype = next(self.model.parameters()).dtype
-            mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
         positions = rows.positions_ARS if rows.positions_ARS.shape[0] > 1 else rows.positions_ARS[0]
-        inputs = {"input_ids": rows.input_ids_RS, "attention_mask": mask, "position_ids": positions, "use_cache": False}
-        return inputs | self.image_inputs(rows.pixel_values, rows.image_grid_thw, rows.image_features_IKD)
+        inputs = {"input_ids": rows.input_ids_RS, "position_ids": positions, "use_cache": False}
+        return (
+            inputs
+            | self.visibility(rows)
+            | self.image_inputs(rows.pixel_values, rows.image_grid_thw, rows.image_features_IKD)
+        )
+
+    def visibility(self, rows: PackedRows) -> dict[str, Any]:
+        """Keyword arguments of the transformers model that say which token sees which: segments, or a mask."""
+        weight = self.model.lm_head.weight
+        eager = self.model.config.get_text_config()._attn_implementation.endswith("eager")
+        if not eager and rows.input_ids_RS.shape[1] >= SPLIT_WIDTH:
+            return {"attention_mask": no_mask(weight), "segments": segments_of(rows.lengths, like=weight)}
+        mask = rows.allowed_R1SS
+        if eager:
+            # Eager attention adds its mask; sdpa takes the booleans.
+            dtype = weight.dtype
+            mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+        return {"attention_mask": mask}
 
     def image_inputs(
         self, pixel_values: Tensor | None, grid: Tensor | None, features_IKD: Tensor | None
@@ -135,13 +150,11 @@ class Policy(nn.Module):
         """
         input_ids_RS = nn.functional.pad(rows.input_ids_RS, (0, 1))
         input_ids_RS[0, -1] = self.model.config.image_token_id
-        allowed_R1SS = nn.functional.pad(rows.allowed_R1SS, (0, 1, 0, 1), value=False)
-        allowed_R1SS[..., -1, -1] = True
         rows = replace(
             rows,
             input_ids_RS=input_ids_RS,
             positions_ARS=nn.functional.pad(rows.positions_ARS, (0, 1)),
-            allowed_R1SS=allowed_R1SS,
+            segments_RS=nn.functional.pad(rows.segments_RS, (0, 1), value=-1),
         )
         if (features_IKD := rows.image_features_IKD) is not None:
             return replace(rows, image_features_IKD=features_IKD.new_zeros(1, *features_IKD.shape[1:]))

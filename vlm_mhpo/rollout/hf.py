@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from vlm_mhpo.logprobs import scaled_logits
+from vlm_mhpo.models.attention import no_mask
 from vlm_mhpo.models.loading import Tools
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.rollout.base import SamplingParams
-from vlm_mhpo.rollout.shared_prefix import SharedPrefixCache, shared_prefix_attention
+from vlm_mhpo.rollout.shared_prefix import SharedPrefixCache
 from vlm_mhpo.seeding import derive_seed, uniforms
 from vlm_mhpo.types import Completion, Group, Prompt
 
@@ -127,8 +128,7 @@ class HfSampler:
             if num_alive <= (1.0 - COMPACT_SHARE) * alive_B.shape[0]:
                 state = state.select(alive_B)
                 token_B = token_B[alive_B]
-            with shared_prefix_attention(self.policy.model):
-                state = self._advance(state, token_B)
+            state = self._advance(state, token_B)
         lengths = lengths_B.tolist()
         return (
             [row[:length] for row, length in zip(tokens_BT.tolist(), lengths, strict=True)],
@@ -155,6 +155,7 @@ class HfSampler:
         outputs = self.policy.model.model(
             input_ids=token_B[:, None],
             position_ids=position_B1 if state.num_axes == 1 else position_B1.expand(state.num_axes, -1, -1),
+            attention_mask=no_mask(self.policy.model.lm_head.weight),
             past_key_values=state.cache,
             shared_prefix=state.cache,
             use_cache=True,

@@ -9,14 +9,11 @@ a key-value head, S prompt tokens, T own tokens, D head width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-IMPLEMENTATION = "shared_prefix"
 # Room for a completion's keys grows by doubling: one move of what is there for every doubling.
 FIRST_ROOM = 32
 
@@ -66,6 +63,12 @@ class SharedPrefixCache:
             first_P = counts_P.cumsum(0) - counts_P
             slot_B = torch.arange(num_rows, device=first_P.device) - first_P[self._prompt_B]
             self._place_B = self._prompt_B * self._num_slots + slot_B
+
+    def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """[B, 1, heads, D]: attention as `models.attention` asks for it, one new token a row."""
+        num_rows, num_heads, _one, width = query.shape
+        query_BHQD = (query * scaling).reshape(num_rows, key.shape[1], num_heads // key.shape[1], width)
+        return self.attend(layer, query_BHQD, key, value).reshape(num_rows, 1, num_heads, width)
 
     @property
     def _num_prompts(self) -> int:
@@ -131,36 +134,3 @@ def with_room(tokens_BHTD: Tensor, room: int) -> Tensor:
     buffer = tokens_BHTD.new_empty((num_rows, num_heads, room, width))
     buffer[:, :, :length] = tokens_BHTD
     return buffer
-
-
-def attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float,
-    shared_prefix: SharedPrefixCache,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """An attention function as transformers calls it, for one new token a row; [B, 1, heads, D]."""
-    num_rows, num_heads, _one, width = query.shape
-    query_BHQD = (query * scaling).reshape(num_rows, key.shape[1], num_heads // key.shape[1], width)
-    output_BHQD = shared_prefix.attend(module.layer_idx, query_BHQD, key, value)
-    return output_BHQD.reshape(num_rows, 1, num_heads, width), None
-
-
-@contextmanager
-def shared_prefix_attention(model: nn.Module) -> Iterator[None]:
-    """Inside, the text layers of a transformers model attend through the `shared_prefix` that a call hands over."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(IMPLEMENTATION, attention)
-    config = model.config.get_text_config()
-    usual = config._attn_implementation
-    config._attn_implementation = IMPLEMENTATION
-    try:
-        yield
-    finally:
-        config._attn_implementation = usual
