@@ -15,7 +15,7 @@ from unittest import mock
 from side_by_side import CONFIG, Turnstile
 
 # Steps whose rows TRL is given; then it starts over.
-NUM_STEPS = 64
+NUM_STEPS = 160
 
 
 def our_side(overrides: Sequence[str], turnstile: Turnstile) -> None:
@@ -125,8 +125,14 @@ def trl_settings(config: Any) -> Any:
         num_iterations=config.train.num_iterations,
         generation_kwargs={"suppress_tokens": placeholders},
         learning_rate=config.train.learning_rate,
-        lr_scheduler_type="constant",
-        max_steps=10**6,
+        lr_scheduler_type=config.train.lr_scheduler_type,
+        warmup_steps=config.train.warmup_steps * config.updates_per_step,
+        max_steps=config.train.max_steps * config.updates_per_step,
+        adam_beta1=config.train.adam_beta1,
+        adam_beta2=config.train.adam_beta2,
+        adam_epsilon=config.train.adam_epsilon,
+        weight_decay=config.train.weight_decay,
+        max_grad_norm=config.train.max_grad_norm,
         shuffle_dataset=False,
         dataloader_pin_memory=False,
         seed=config.seed,
@@ -146,7 +152,7 @@ def trl_dataset(rows: Sequence[Any], config: Any) -> Any:
     from vlm_mhpo.data import PromptStream
 
     stream = PromptStream(rows, None, seed=config.seed, num_prompts=config.train.num_prompts_per_step)
-    order = [index for step in range(NUM_STEPS) for index in stream.indices(step)]
+    order = [index for step in range(min(NUM_STEPS, config.train.max_steps)) for index in stream.indices(step)]
     pictures = {index: [open_image(image) for image in rows[index].images] for index in set(order)}
 
     def columns(batch: dict[str, list]) -> dict[str, list]:

@@ -61,6 +61,7 @@ def micro_batches(
         [prompt.num_tokens for prompt in prompts],
         [[len(ids) for ids in group] for group in completion_ids],
         max_tokens=max_tokens,
+        shares_prompt=policy.family.shares_prompt,
     )
     flat_ids = [ids for group in completion_ids for ids in group]
     positions = [policy.family.positions(policy.model, prompt) for prompt in prompts]

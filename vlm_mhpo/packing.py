@@ -71,7 +71,11 @@ class PackedRows:
 
 
 def plan_micro_batches(
-    prompt_lengths: Sequence[int], completion_lengths: Sequence[Sequence[int]], *, max_tokens: int
+    prompt_lengths: Sequence[int],
+    completion_lengths: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    shares_prompt: bool = True,
 ) -> list[list[PackedItem]]:
     """Cut the groups into rows and the rows into micro-batches of at most `max_tokens` padded tokens.
 
@@ -80,6 +84,7 @@ def plan_micro_batches(
         completion_lengths: for each prompt, the tokens of its completions; completion j of prompt i has the flat index
             of reading this list in order.
         max_tokens: bound on rows times longest row; a single row of one completion may exceed it.
+        shares_prompt: False = every completion has a row of its own.
 
     Returns:
         Micro-batches, longest rows first. Every completion is in exactly one item.
@@ -90,7 +95,7 @@ def plan_micro_batches(
         chosen: list[int] = []
         total = prompt_lengths[prompt_index]
         for length in lengths:
-            if chosen and total + length > max_tokens:
+            if chosen and (not shares_prompt or total + length > max_tokens):
                 rows.append((total, PackedItem(prompt_index, tuple(chosen))))
                 chosen, total = [], prompt_lengths[prompt_index]
             chosen.append(flat)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from data_prep import DataError, Row
 from vlm_mhpo.errors import ModelError, PromptError
-from vlm_mhpo.models.families import family_of
+from vlm_mhpo.models.families import family_for
 from vlm_mhpo.models.loading import Tools, first_line
 from vlm_mhpo.processing import PromptBuilder
 
@@ -27,7 +27,7 @@ def token_counter(model: str) -> Callable[[Row], int]:
     import transformers
 
     try:
-        family = family_of(transformers.AutoConfig.from_pretrained(model, trust_remote_code=False).model_type)
+        family = family_for(transformers.AutoConfig.from_pretrained(model, trust_remote_code=False))
         loader = transformers.AutoProcessor if family.has_vision else transformers.AutoTokenizer
         processor = loader.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:

@@ -84,6 +84,8 @@ def build_setup(config: Config) -> Setup:
     )
     if distributed.is_main():
         print_start(config, table, len(train_rows), len(eval_rows))
+        if not policy.family.shares_prompt:
+            tqdm.write(separate_rows_note(policy.family.model_type))
     return Setup(config, run_dir, engine, tools, builder, sampler, train_rows, eval_rows)
 
 
@@ -120,6 +122,14 @@ def print_start(config: Config, table: list[tuple[str, int, int]], num_train: in
     )
     for note in regime_notes(config):
         tqdm.write(note)
+
+
+def separate_rows_note(model_type: str) -> str:
+    """What a model that cannot share its prompts costs."""
+    return (
+        f"this {model_type} model has no adapter for shared prompts (or attends through sliding windows): every "
+        "completion is sampled and trained with its own copy of the prompt, which is right and slower"
+    )
 
 
 def regime_notes(config: Config) -> list[str]:

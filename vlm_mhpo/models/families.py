@@ -6,7 +6,8 @@ Shape suffixes: A position axes, S prompt tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +28,14 @@ class Family:
         has_vision: images are accepted.
         positions: (model, prompt) -> [A, S] int64 positions of the prompt's tokens.
         projectors: names, inside the vision tower, of the modules that map vision to text width.
+        shares_prompt: completions may share a row and a cache with their prompt; else each has a copy of it.
     """
 
     model_type: str
     has_vision: bool
     positions: Callable[[nn.Module, Prompt], Tensor]
     projectors: tuple[str, ...] = ()
+    shares_prompt: bool = True
 
 
 def rope_index_positions(model: nn.Module, prompt: Prompt) -> Tensor:
@@ -62,6 +65,25 @@ FAMILIES = {
         Family("llama", False, text_positions),
     )
 }
+
+
+def family_for(config: Any) -> Family:
+    """The family of a transformers configuration.
+
+    A text model of another type is taken as it is, every completion with its own copy of the prompt; so is one of the
+    table whose layers look back only so far (sliding windows), since restarted positions would not.
+
+    Raises:
+        ModelError: another architecture with vision, or no causal language model.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    text = config.get_text_config()
+    if config.model_type not in FAMILIES and text is config and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return Family(config.model_type, False, text_positions, shares_prompt=False)
+    family = family_of(config.model_type)
+    slides = any(kind != "full_attention" for kind in getattr(text, "layer_types", None) or ())
+    return replace(family, shares_prompt=False) if slides else family
 
 
 def family_of(model_type: str) -> Family:

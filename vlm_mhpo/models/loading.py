@@ -10,7 +10,7 @@ from torch import nn
 
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models import attention
-from vlm_mhpo.models.families import Family, banned_tokens, family_of, freeze, vision_tower
+from vlm_mhpo.models.families import FAMILIES, Family, banned_tokens, family_for, freeze, vision_tower
 from vlm_mhpo.models.patch_embedding import embed_patches_by_product
 from vlm_mhpo.models.policy import Policy
 
@@ -69,7 +69,7 @@ def load_policy(
             f"no model at {path!r}: neither a folder with config.json nor a hub name that can be reached "
             f"({first_line(error)})"
         ) from error
-    family = family_of(config.model_type)
+    family = family_for(config)
     loader = transformers.AutoModelForImageTextToText if family.has_vision else transformers.AutoModelForCausalLM
     # transformers partitions while it loads for as long as this object lives.
     partition = HfDeepSpeedConfig(zero3_settings) if stage_of(zero3_settings) == 3 else None
@@ -86,14 +86,36 @@ def load_policy(
         raise ModelError(f"the weights at {path!r} cannot be loaded: {first_line(error)}") from error
     del partition
     freeze(model, family, vision_tower_frozen=freeze_vision_tower, projector_frozen=freeze_projector)
-    attention.install(model, attn_implementation)
-    if tower := vision_tower(model, family):
-        embed_patches_by_product(tower)
+    adapt(model, family, attn_implementation)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     tools = load_tools(path, model, family, revision=revision, min_pixels=min_pixels, max_pixels=max_pixels)
     vocabulary_size = model.config.get_text_config().vocab_size
     return Policy(model, family, banned_tokens(tools.tokenizer, vocabulary_size)), tools
+
+
+def adapt(model: nn.Module, family: Family, attn_implementation: str) -> None:
+    """Put our attention and patch embedding into a loaded model, as far as its family allows."""
+    if family.shares_prompt:
+        attention.install(model, attn_implementation)
+    if family.model_type not in FAMILIES:
+        check_plain_head(model, family.model_type)
+    if tower := vision_tower(model, family):
+        embed_patches_by_product(tower)
+
+
+@torch.no_grad()
+def check_plain_head(model: nn.Module, model_type: str) -> None:
+    """ModelError unless the logits are lm_head(last hidden state) and nothing more, as the policy takes them to be."""
+    if not all(isinstance(getattr(model, name, None), nn.Module) for name in ("model", "lm_head")):
+        raise ModelError(f"a {model_type} model is built in another way than those that can be trained here")
+    if any(hasattr(weight, "ds_id") for weight in model.parameters()):
+        raise ModelError(f"a {model_type} model has no adapter and cannot be checked under ZeRO-3: use a lower stage")
+    ids_BS = torch.arange(1, 5)[None] % model.config.vocab_size
+    logits = model.eval()(input_ids=ids_BS, use_cache=False).logits
+    plain = model.lm_head(model.model(input_ids=ids_BS, use_cache=False).last_hidden_state)
+    if not torch.allclose(logits.float(), plain.float(), rtol=1e-3, atol=1e-3):
+        raise ModelError(f"a {model_type} model scales or caps its logits, which is not supported")
 
 
 def stage_of(settings: dict[str, Any] | None) -> int:

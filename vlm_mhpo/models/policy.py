@@ -72,6 +72,9 @@ class Policy(nn.Module):
 
     def visibility(self, rows: PackedRows) -> dict[str, Any]:
         """Keyword arguments of the transformers model that say which token sees which: segments, or a mask."""
+        if not self.family.shares_prompt:
+            # Rows of one completion, of which the model itself knows what sees what.
+            return {"attention_mask": (rows.segments_RS >= 0).long()}
         weight = self.model.lm_head.weight
         eager = self.model.config.get_text_config()._attn_implementation.endswith("eager")
         if not eager and rows.input_ids_RS.shape[1] >= SPLIT_WIDTH:

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from vlm_mhpo.logprobs import scaled_logits
-from vlm_mhpo.models.attention import no_mask
 from vlm_mhpo.models.loading import Tools
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.rollout.base import SamplingParams
-from vlm_mhpo.rollout.shared_prefix import SharedPrefixCache
+from vlm_mhpo.rollout.shared_prefix import CopiedPrefixCache, SharedPrefixCache
 from vlm_mhpo.seeding import derive_seed, uniforms
 from vlm_mhpo.types import Completion, Group, Prompt
 
@@ -34,7 +33,7 @@ class HfSampler:
         tools: tokenizer and end tokens.
         max_batch_tokens: prompt plus budget tokens decoded together.
         whole_weights: context in which the weights are whole (ZeRO-3 gathers them); entered once a call.
-        padding_side: where shorter prompts are padded; both give the same completions.
+        padding_side: where shorter prompts are padded; both give the same completions (left without shared prompts).
     """
 
     def __init__(
@@ -137,16 +136,23 @@ class HfSampler:
 
     def _prefill(self, prompts: list[Prompt], num_samples: int, device: torch.device) -> DecodeState:
         """Run the prompts once; their completions go on from what they left behind."""
-        padded = pad_prompts(self.policy, prompts, self.tools.pad_id, self.padding_side, device)
+        # A sliding window counts padding behind a prompt as tokens.
+        side = self.padding_side if self.policy.family.shares_prompt else "left"
+        padded = pad_prompts(self.policy, prompts, self.tools.pad_id, side, device)
         outputs = self.policy.model.model(**padded.inputs, use_cache=True)
         hidden_PH = outputs.last_hidden_state[torch.arange(len(prompts), device=device), padded.last_P]
-        prefix = [(layer.keys, layer.values) for layer in outputs.past_key_values.layers]
+        cache, mask_PS = outputs.past_key_values, padded.inputs["attention_mask"]
+        if self.policy.family.shares_prompt:
+            prefix = [(layer.keys, layer.values) for layer in cache.layers]
+            cache = SharedPrefixCache(prefix, mask_PS, num_samples)
+        else:
+            cache = CopiedPrefixCache(cache, mask_PS, num_samples)
         return DecodeState(
             rows_B=torch.arange(len(prompts) * num_samples, device=device),
             logits_BV=self.policy.model.lm_head(hidden_PH).repeat_interleave(num_samples, dim=0),
             position_B=padded.next_position_P.repeat_interleave(num_samples, dim=0),
             num_axes=padded.num_axes,
-            cache=SharedPrefixCache(prefix, padded.inputs["attention_mask"], num_samples),
+            cache=cache,
         )
 
     def _advance(self, state: DecodeState, token_B: Tensor) -> DecodeState:
@@ -155,10 +161,8 @@ class HfSampler:
         outputs = self.policy.model.model(
             input_ids=token_B[:, None],
             position_ids=position_B1 if state.num_axes == 1 else position_B1.expand(state.num_axes, -1, -1),
-            attention_mask=no_mask(self.policy.model.lm_head.weight),
-            past_key_values=state.cache,
-            shared_prefix=state.cache,
             use_cache=True,
+            **state.cache.inputs(len(token_B)),
         )
         logits_BV = self.policy.model.lm_head(outputs.last_hidden_state[:, -1])
         return DecodeState(state.rows_B, logits_BV, state.position_B + 1, state.num_axes, state.cache)
@@ -180,7 +184,7 @@ class DecodeState:
     logits_BV: Tensor
     position_B: Tensor
     num_axes: int
-    cache: SharedPrefixCache
+    cache: SharedPrefixCache | CopiedPrefixCache
 
     def select(self, keep_B: Tensor) -> DecodeState:
         """The rows where `keep_B` is True."""

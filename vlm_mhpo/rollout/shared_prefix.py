@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm_mhpo.models.attention import no_mask
+
 # Room for a completion's keys grows by doubling: one move of what is there for every doubling.
 FIRST_ROOM = 32
 
@@ -40,6 +42,14 @@ class SharedPrefixCache:
         self._num_slots = num_samples
         # [B] place of each row among prompts x slots; None = every place is taken, in order.
         self._place_B: Tensor | None = None
+
+    def inputs(self, num_rows: int) -> dict[str, Any]:
+        """Keyword arguments of the transformers model that feed one token to each row."""
+        return {
+            "past_key_values": self,
+            "shared_prefix": self,
+            "attention_mask": no_mask(self._prefix[0][0]),
+        }
 
     def update(self, keys_BH1D: Tensor, values_BH1D: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
         """Add a token to each row; all own keys and values of the layer, [B, H, T, D] each."""
@@ -134,3 +144,28 @@ def with_room(tokens_BHTD: Tensor, room: int) -> Tensor:
     buffer = tokens_BHTD.new_empty((num_rows, num_heads, room, width))
     buffer[:, :, :length] = tokens_BHTD
     return buffer
+
+
+class CopiedPrefixCache:
+    """The same for families that cannot share: transformers' own cache with a copy of the prompt for each completion.
+
+    Args:
+        cache: of the prompts; changed in place.
+        mask_PS: [P, S] int64, 0 on padding.
+        num_samples: completions of each prompt.
+    """
+
+    def __init__(self, cache: Any, mask_PS: Tensor, num_samples: int) -> None:
+        cache.batch_repeat_interleave(num_samples)
+        self._cache = cache
+        self._mask_BS = mask_PS.repeat_interleave(num_samples, dim=0)
+
+    def inputs(self, num_rows: int) -> dict[str, Any]:
+        """See `SharedPrefixCache.inputs`."""
+        self._mask_BS = torch.cat([self._mask_BS, self._mask_BS.new_ones(num_rows, 1)], dim=1)
+        return {"past_key_values": self._cache, "attention_mask": self._mask_BS}
+
+    def select(self, keep_B: Tensor) -> None:
+        """See `SharedPrefixCache.select`."""
+        self._cache.batch_select_indices(keep_B.nonzero().squeeze(-1))
+        self._mask_BS = self._mask_BS[keep_B]

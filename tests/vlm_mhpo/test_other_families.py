@@ -1,0 +1,123 @@
+"""Models without an adapter train with separate rows, exactly, or are refused; never wrongly."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers
+
+from tests.builders import (
+    Tiny,
+    allowed_ids,
+    gradients,
+    plain_log_probs,
+    problem_row,
+    prompts_of,
+    random_completions,
+    relative_gap,
+)
+from vlm_mhpo.batch import micro_batches
+from vlm_mhpo.errors import ModelError
+from vlm_mhpo.models.loading import load_policy
+from vlm_mhpo.models.tiny import build_tokenizer, draw_weights
+from vlm_mhpo.rollout.base import SamplingParams
+from vlm_mhpo.rollout.hf import HfSampler
+
+LENGTHS = ((5, 1, 9), (3,), (2, 7, 4))
+# Shorter than prompt and completion together, so that a token behind the window is really out of sight.
+WINDOW = 6
+CASES = {
+    "mistral": {},
+    "mistral with windows": {"sliding_window": WINDOW},
+    "olmo2": {},
+    "qwen2 with windows": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+}
+
+
+def build(folder, model_type: str, **options) -> str:
+    """A tiny text model with the tiny tokenizer, in a folder."""
+    tokenizer = build_tokenizer()
+    sizes = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4)
+    config = transformers.AutoConfig.for_model(
+        model_type,
+        vocab_size=len(tokenizer),
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+        **sizes | options,
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).float()
+    draw_weights(model)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def model(request, tmp_path_factory) -> Tiny:
+    name = request.param.split()[0]
+    options = {"sliding_window": None} if request.param == "mistral" else CASES[request.param]
+    folder = build(tmp_path_factory.mktemp("other"), name, **options)
+    policy, tools = load_policy(folder)
+    # Many end tokens, so that completions have every length and rows leave the batch.
+    ends = tuple(allowed_ids(Tiny(name, folder, policy, tools))[:100])
+    return Tiny(name, folder, policy, replace(tools, end_ids=ends))
+
+
+def prompts_and_completions(model: Tiny):
+    problems = ("What is 3 + 4 ?", "How many red circles are there in the picture now ?", "7 - 2 ?")
+    rows = [problem_row(str(index), problem) for index, problem in enumerate(problems)]
+    groups = [random_completions(model, group, seed=7 + index) for index, group in enumerate(LENGTHS)]
+    return prompts_of(model, rows), groups
+
+
+def test_trained_log_probs_and_gradients_are_the_stock_models(model):
+    prompts, groups = prompts_and_completions(model)
+    found = {}
+    for batch in micro_batches(model.policy, prompts, groups, max_tokens=10_000, pad_id=model.tools.pad_id):
+        log_probs_N, _ = model.policy(batch.rows, temperature=0.7, chunk_size=8)
+        (log_probs_N * torch.cos(batch.rows.completion_N + 2.0 * batch.rows.time_N)).sum().backward()
+        keys = zip(batch.rows.completion_N.tolist(), batch.rows.time_N.tolist(), strict=True)
+        found |= dict(zip(keys, log_probs_N.tolist(), strict=True))
+    found_gradients = gradients(model)
+    expected, flat = {}, 0
+    for prompt, group in zip(prompts, groups, strict=True):
+        for ids in group:
+            log_probs_T = plain_log_probs(model, prompt, ids, temperature=0.7)
+            (log_probs_T * torch.cos(flat + 2.0 * torch.arange(len(ids)))).sum().backward()
+            expected |= {(flat, time): value for time, value in enumerate(log_probs_T.tolist())}
+            flat += 1
+    assert found == pytest.approx(expected, abs=1e-5)
+    gap, name = relative_gap(found_gradients, gradients(model))
+    assert gap <= 1e-5, name
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_sampled_log_probs_are_the_stock_models(model, side):
+    prompts, _ = prompts_and_completions(model)
+    sampler = HfSampler(model.policy, model.tools, max_batch_tokens=10_000, padding_side=side)
+    groups = sampler.sample(prompts, SamplingParams(num_samples=4, max_tokens=12, temperature=0.7), (5, "other"))
+    lengths = {len(each.token_ids) for group in groups for each in group.completions}
+    assert len(lengths) > 3
+    with torch.no_grad():
+        for prompt, group in zip(prompts, groups, strict=True):
+            for each in group.completions:
+                expected = plain_log_probs(model, prompt, each.token_ids, temperature=0.7).tolist()
+                assert list(each.log_probs) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_model_that_scales_its_logits_is_refused(tmp_path):
+    folder = build(tmp_path, "cohere", logit_scale=0.3)
+    with pytest.raises(ModelError, match="a cohere model scales or caps its logits"):
+        load_policy(folder)
+
+
+def test_a_model_that_is_built_otherwise_is_refused(tmp_path):
+    tokenizer = build_tokenizer()
+    config = transformers.GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=64)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="a gpt2 model is built in another way"):
+        load_policy(str(tmp_path))
