@@ -8,6 +8,7 @@ import torch
 
 from vlm_mhpo import distributed
 from vlm_mhpo.advantages import group_advantages
+from vlm_mhpo.balance import balance
 from vlm_mhpo.models.reference import Reference
 from vlm_mhpo.setup import Setup
 from vlm_mhpo.types import ScoredGroup
@@ -18,6 +19,7 @@ def build_batches(
     setup: Setup, reference: Reference | None, scored: Sequence[ScoredGroup], settings: UpdateSettings
 ) -> tuple[list[Batch], dict[str, float]]:
     """This rank's share of each minibatch, with advantages and constant log-probs, and the sampler's mismatch."""
+    scored = balance(scored, settings.num_minibatches)
     advantages_PG = advantages_of(scored, setup.config.train.scale_rewards)
     sampled = tuple(c.log_probs for group in scored for c in group.group.completions)
     metrics: dict[str, float] = {}
