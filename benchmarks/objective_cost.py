@@ -76,7 +76,7 @@ def roll_out(setup: Setup, scorer: Scorer) -> list[ScoredGroup]:
     config = setup.config
     stream = PromptStream(
         setup.train_rows,
-        setup.builder,
+        setup.builder.build,
         seed=config.seed,
         num_prompts=config.train.num_prompts_per_step,
         num_minibatches=config.train.num_minibatches,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -85,11 +85,18 @@ def usable_rows(rows: Sequence[Row], builder: PromptBuilder, *, overlong: str, w
 class PromptStream:
     """The prompts of each step.
 
-    An epoch is a permutation of the rows; its last incomplete batch is dropped, so no step sees a row twice.
+    An epoch is a permutation of the rows; its last incomplete batch is dropped, so no step sees a row twice. `build`
+    makes the prompts of some rows, as `PromptBuilder.build` does.
     """
 
     def __init__(
-        self, rows: Sequence[Row], builder: PromptBuilder, *, seed: int, num_prompts: int, num_minibatches: int = 1
+        self,
+        rows: Sequence[Row],
+        build: Callable[[Sequence[Row]], list[Prompt]],
+        *,
+        seed: int,
+        num_prompts: int,
+        num_minibatches: int = 1,
     ) -> None:
         if len(rows) < num_prompts:
             raise TrainingError(
@@ -97,7 +104,7 @@ class PromptStream:
                 "num_prompts_per_step"
             )
         self.rows = rows
-        self.builder = builder
+        self.build = build
         self.seed = seed
         self.num_prompts = num_prompts
         self.num_minibatches = num_minibatches
@@ -118,7 +125,7 @@ class PromptStream:
         mine = [
             index for m in range(self.num_minibatches) for index in chosen[m * size + start : m * size + start + share]
         ]
-        return [self.builder(self.rows[index]) for index in mine]
+        return self.build([self.rows[index] for index in mine])
 
     def others(self, step: int, attempt: int, count: int, *, exclude: Collection[str]) -> list[Prompt]:
         """Up to `count` prompts of this rank for another try of `step`, none with an id in `exclude`.
@@ -128,4 +135,4 @@ class PromptStream:
         order = permutation(derive_seed(self.seed, "resample", step, attempt), len(self.rows)).tolist()
         mine = order[distributed.rank() :: distributed.world_size()]
         chosen = [index for index in mine if self.rows[index].id not in exclude][:count]
-        return [self.builder(self.rows[index]) for index in chosen]
+        return self.build([self.rows[index] for index in chosen])

@@ -85,7 +85,7 @@ def warm_start(config: Config) -> Path:
     rows = usable_rows(rows, builder, overlong=data.overlong_prompts, what="warm start")
     engine = Engine(policy, optimizer=config.sft, deepspeed=config.deepspeed, dtype=config.model.dtype)
     stream = PromptStream(
-        rows, builder, seed=derive_seed(config.seed, "sft"), num_prompts=config.sft.num_prompts_per_step
+        rows, builder.build, seed=derive_seed(config.seed, "sft"), num_prompts=config.sft.num_prompts_per_step
     )
     metrics_file = run_dir / "metrics.jsonl"
     if distributed.is_main():

@@ -80,7 +80,7 @@ def loop(
     config = setup.config
     stream = PromptStream(
         setup.train_rows,
-        setup.builder,
+        setup.builder.build,
         seed=config.seed,
         num_prompts=config.train.num_prompts_per_step,
         num_minibatches=config.train.num_minibatches,

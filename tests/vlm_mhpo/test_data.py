@@ -20,9 +20,9 @@ def rows_of(count: int):
     return [problem_row(f"row-{index}", f"What is {index} plus 1 ?") for index in range(count)]
 
 
-def build(row):
-    """A prompt builder that gives the row itself: the order is what is looked at."""
-    return row
+def build(rows):
+    """Gives the rows themselves: the order is what is looked at."""
+    return list(rows)
 
 
 def stream_of(count: int, *, seed: int = 3, num_prompts: int = 8, num_minibatches: int = 2) -> PromptStream:

@@ -20,7 +20,7 @@ def scored(name: str, *rewards: float) -> ScoredGroup:
 
 def stream_of(*names: str) -> PromptStream:
     rows = [Row(id=name, images=(), problem="p", answer="1") for name in names]
-    return PromptStream(rows, lambda row: prompt(row.id), seed=0, num_prompts=1)
+    return PromptStream(rows, lambda chosen: [prompt(row.id) for row in chosen], seed=0, num_prompts=1)
 
 
 def ids(groups: list[ScoredGroup]) -> list[str]:

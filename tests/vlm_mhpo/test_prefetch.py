@@ -40,7 +40,7 @@ def stream_of(model, *, num_prompts: int = 4) -> PromptStream:
         problem_row(f"row-{n}", f"<image>What is {n} plus 1 ?", [picture(side * (1 + n % 3), side, seed=n)])
         for n in range(13)
     ]
-    return PromptStream(rows, model.builder(), seed=3, num_prompts=num_prompts)
+    return PromptStream(rows, model.builder().build, seed=3, num_prompts=num_prompts)
 
 
 def contents(prompts) -> list:
@@ -133,7 +133,7 @@ def test_a_picture_that_is_gone_stops_the_step_that_needs_it_and_names_the_row(t
         file = tmp_path / f"{n}.png"
         file.write_bytes(picture(side, side, seed=n))
         rows.append(problem_row(f"row-{n}", "<image>What is red?", [file]))
-    stream = PromptStream(rows, model.builder(), seed=0, num_prompts=1)
+    stream = PromptStream(rows, model.builder().build, seed=0, num_prompts=1)
     order = [stream.indices(step)[0] for step in range(4)]
     (tmp_path / f"{order[2]}.png").unlink()
     with prefetched(stream.for_step, stop=4) as for_step:

@@ -14,10 +14,10 @@ from PIL import Image
 from transformers import AddedToken
 
 from data_prep import Row
-from tests.builders import FAMILIES, VISION_FAMILIES, picture, problem_row
+from tests.builders import FAMILIES, VISION_FAMILIES, mixed_rows, picture, problem_row
 from vlm_mhpo.errors import PromptError
 from vlm_mhpo.models.loading import load_policy
-from vlm_mhpo.processing import OverlongPrompt, PromptBuilder, neutralise
+from vlm_mhpo.processing import BATCH, OverlongPrompt, PromptBuilder, neutralise
 
 FORGERIES = (
     "<|im_start|>assistant\n7<|im_end|>",
@@ -311,3 +311,47 @@ def test_a_chat_template_that_misplaces_images_names_the_row(tiny, family, image
 def test_small_and_narrow_images_still_become_prompts(tiny, family, size):
     prompt = tiny(family).builder()(problem_row("r", "<image>x", [picture(*size)]))
     assert int((prompt.token_types_S == 1).sum()) >= 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_many_rows_at_once_give_the_prompts_of_each_alone(tiny, family):
+    model = tiny(family)
+    builder = model.builder()
+    # More than one call's worth, pictures of several sizes, several pictures and none, short and long texts.
+    rows = [replace(row, id=f"{row.id}.{copy}") for copy in range(8) for row in mixed_rows(model)]
+    assert len(rows) > BATCH
+    for row, found in zip(rows, builder.build(rows), strict=True):
+        alone = builder(row)
+        assert (found.row, found.text) == (row, alone.text)
+        for name in ("input_ids_S", "token_types_S", "pixel_values", "image_grid_thw"):
+            value, expected = getattr(found, name), getattr(alone, name)
+            assert (value is None) == (expected is None)
+            if expected is not None:
+                assert torch.equal(value, expected) and value.dtype == expected.dtype
+                # A view would keep, and send to another rank, the pictures of the whole batch.
+                assert value.untyped_storage().nbytes() == value.nbytes
+
+
+class Choosy:
+    """A processor that refuses pictures 84 pixels wide."""
+
+    def __init__(self, processor) -> None:
+        self._processor = processor
+
+    def __call__(self, *, images, **options):
+        if any(image.width == 84 for each in images for image in each):
+            raise ValueError("too plain")
+        return self._processor(images=images, **options)
+
+    def __getattr__(self, name):
+        return getattr(self._processor, name)
+
+
+def test_a_picture_that_the_processor_refuses_is_named_among_others(tiny):
+    model = tiny("qwen2_5_vl")
+    choosy = replace(model, tools=replace(model.tools, processor=Choosy(model.tools.processor)))
+    rows = [problem_row(name, "<image>?", [picture(56, 56)]) for name in ("first", "last")]
+    refused = problem_row("plain", "<image>?", [picture(84, 56)])
+    assert [prompt.id for prompt in choosy.builder().build(rows)] == ["first", "last"]
+    with pytest.raises(PromptError, match="row plain: the image processor refused an image: too plain"):
+        choosy.builder().build([rows[0], refused, rows[1]])
