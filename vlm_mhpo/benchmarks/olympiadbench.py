@@ -1,0 +1,249 @@
+"""OlympiadBench: the authors' judge of numbers, expressions, equations, tuples and intervals within a precision.
+
+Their judge parses LaTeX with sympy, without a time limit; here our own grammar parses it, and what that does not read
+goes to the worker of our verifier.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from data_prep import Row
+from rewards import exact, verify
+from rewards.evaluate import Undecided, same_value, symbols, to_ratio
+from rewards.grammar import Node
+from rewards.guard import TooLarge
+from rewards.response import find_boxes
+from vlm_mhpo.benchmarks.shared import pictured
+from vlm_mhpo.benchmarks.types import ALL, Benchmark, Official
+from vlm_mhpo.benchmarks.values import constant, plain_float, tree
+
+_KINDS = {"Numerical": "a numerical value", "Expression": "an expression", "Equation": "an equation",
+          "Interval": "an interval"}  # fmt: skip
+_REPLACED = {"\\left": "", "\\right": "", "∶": ":", "，": ",", "$": "", "\\approx": "=", "\\simeq": "=", "\\sim": "=",
+             "^\\prime": "'", "^{\\prime}": "'", "^\\circ": "", "%": ""}  # fmt: skip
+_STRIPPED = "\n$,.:;^_=+`!@#$%^&*~，。"
+_FONT = re.compile(r"\\(?:mathrm|mathbf)\{~?([^}]*)\}")
+_DOLLARS = re.compile(r"\$(.*?)\$")
+_CHINESE = re.compile(r"[\u4e00-\u9fff]+")
+_FINAL = {"English": "So the final answer is ", "Chinese": "所以最终答案是"}
+_PRECISION = 1e-8
+_SLACK = 1.01
+_MAX_CHARS = 20_000
+
+
+def official(row: Row, response: str) -> Official:
+    """The last "So the final answer is", else the whole response, judged with the row's allowed error."""
+    answer = final_answer(response, _is_chinese(row))
+    try:
+        correct = judge(row.answer, answer, _precisions(row))
+    except RecursionError:
+        correct = False
+    return Official(correct, _contents(answer) or None)
+
+
+def final_answer(response: str, is_chinese: bool = False) -> str:
+    """What stands behind the last announcement of a final answer in its line; else all of it."""
+    found = response.rfind(_FINAL["Chinese" if is_chinese else "English"])
+    if found < 0:
+        return response
+    return response[found:].split("\n")[0].removeprefix(_FINAL["Chinese" if is_chinese else "English"]).strip()
+
+
+def judge(gold: str, answer: str, precision: Sequence[float] = (_PRECISION,)) -> bool:
+    """Whether every part of the answer pairs with a part of the gold; `precision` is for all parts, or one each."""
+    right, other = _prepared(gold), _prepared(answer)
+    if right is None or other is None:
+        return False
+    if right == other:
+        return True
+    rights, others = _parts(_CHINESE.sub("", right)), _parts(_CHINESE.sub("", other))
+    if len(rights) != len(others):
+        return False
+    allowed = list(precision) if len(precision) > 1 else [*precision] * len(rights)
+    if len(allowed) != len(rights):
+        return False
+    for part, error in zip(rights, allowed, strict=True):
+        match = next((i for i, candidate in enumerate(others) if _is_equal(part, candidate, error)), None)
+        if match is None:
+            return False
+        del others[match]
+    return True
+
+
+def _prepared(text: str) -> str | None:
+    """Boxes (or the dollars of the last line) in plain notation; None if a box is left open or all is too long."""
+    contents = _contents(text)
+    if contents is None or len(contents) > _MAX_CHARS:
+        return None
+    if "\\in " in contents:
+        contents = contents.split("\\in ")[1]
+    for old, new in _REPLACED.items():
+        contents = contents.replace(old, new)
+    return _FONT.sub(r"\1", contents.strip(_STRIPPED))
+
+
+def _contents(text: str) -> str | None:
+    boxes, is_open = find_boxes(text)
+    if is_open:
+        return None
+    if boxes:
+        return "".join(f"{content}," for _, _, content in boxes)
+    lines = text.strip().split("\n")
+    quoted = _DOLLARS.findall(lines[-1])
+    return "".join(f"{content}," for content in quoted) if quoted else text
+
+
+def _parts(text: str) -> list[str]:
+    """Parts between the commas outside of brackets; one with a plus-minus sign is two."""
+    parts, depth, start = [], 0, 0
+    for index, char in enumerate(text):
+        depth += (char in "([") - (char in ")]")
+        if char == "," and depth == 0:
+            parts.append(text[start:index].strip())
+            start = index + 1
+    if start < len(text):
+        parts.append(text[start:].strip())
+    return [part.replace("\\pm", sign) for part in parts for sign in (("+", "-") if "\\pm" in part else ("",))]
+
+
+def _is_equal(right: str, answer: str, error: float) -> bool:
+    if right and right == answer:
+        return True
+    if _is_interval(right) and _is_interval(answer) and _same_intervals(right, answer, error):
+        return True
+    left, other = plain_float(right), plain_float(answer)
+    # A percentage may stand for its share.
+    scaled = () if left is None or other is None else (left / 100, left, left * 100)
+    if any(abs(value - other) <= error * _SLACK for value in scaled):
+        return True
+    if not ("=" in right and "=" in answer):
+        return _same_expression(right, answer, error)
+    return _same_equation(right, answer)
+
+
+def _is_interval(text: str) -> bool:
+    return text.startswith(("(", "[")) and text.endswith((")", "]"))
+
+
+def _same_intervals(right: str, answer: str, error: float) -> bool:
+    pairs = list(zip(right.split("\\cup"), answer.split("\\cup"), strict=False))
+    if right.count("\\cup") != answer.count("\\cup"):
+        return False
+    for left, other in pairs:
+        left, other = left.strip(), other.strip()
+        if not left or not other or left[0] != other[0] or left[-1] != other[-1]:
+            return False
+        ends = zip(left.strip("[]()").split(","), other.strip("[]()").split(","), strict=False)
+        if not all(_same_expression(a.strip(), b.strip(), error) for a, b in ends):
+            return False
+    return True
+
+
+def _same_expression(right: str, answer: str, error: float) -> bool:
+    """The sides behind the equals signs are equal: constants within the error, else as functions."""
+    right, answer = (text.split("=")[1].strip() if "=" in text else text.strip() for text in (right, answer))
+    if right == answer:
+        return bool(right)
+    left, other = tree(right), tree(answer)
+    if left is None or other is None:
+        return bool(right and answer) and verify(f"${answer}$", f"${right}$", template="bare", kind="math").correct
+    if bool(symbols(left)) != bool(symbols(other)):
+        return False
+    if not symbols(left):
+        values = constant(right), constant(answer)
+        return None not in values and abs(values[0] - values[1]) <= error * _SLACK
+    return _same_function(left, other)
+
+
+def _same_function(left: Node, other: Node) -> bool:
+    try:
+        return same_value(left, other)
+    except (Undecided, TooLarge):
+        return False
+
+
+def _same_equation(right: str, answer: str) -> bool:
+    """One equation is a whole multiple of the other."""
+    sides = [_difference(text) for text in (right, answer)]
+    if None in sides:
+        return False
+    factor = exact.proportional(*sides)
+    return factor is not None and 1 in (factor.numerator, -factor.numerator, factor.denominator)
+
+
+def _difference(equation: str) -> exact.Ratio | None:
+    sides = [tree(side) for side in equation.split("=")]
+    if len(sides) != 2 or None in sides:
+        return None
+    try:
+        left, right = (to_ratio(side) for side in sides)
+        return None if left is None or right is None else exact.add(left, exact.negate(right))
+    except (ZeroDivisionError, TooLarge):
+        return None
+
+
+def _is_chinese(row: Row) -> bool:
+    return "_zh_" in row.split or str(row.metadata.get("language", "")).lower().startswith("chin")
+
+
+def _precisions(row: Row) -> list[float]:
+    error = str(row.metadata.get("error") or "")
+    if not error or "Tuple" in str(row.metadata.get("answer_type", "")):
+        return [_PRECISION]
+    return [plain_float(part) or _PRECISION for part in error.split(",")]
+
+
+def prompt(row: Row) -> str:
+    """The authors' English wording; Chinese problems are asked in the same words."""
+    subject = "Physics" if "physics" in f"{row.split} {row.metadata.get('subject', '')}".lower() else "Math"
+    several = bool(row.metadata.get("is_multiple_answer"))
+    box = "\\boxed{multiple answers connected with commas}" if several else "\\boxed{answer}"
+    unit = ", note that the unit of the answer should not be included in \\boxed{}" if row.unit else ""
+    asked = (
+        f"The following is an open-ended problem from an International {subject} competition. "
+        f"{_answer_kind(row, several)}Please calculate the answer according to the "
+        "given requirements and the information provided. Please use LaTeX format to represent the variables and "
+        f'formulas used in the solution process and results. Please end your solution with "So the final answer is '
+        f'{box}{"(unit)" if row.unit else ""}." and give the result explicitly{unit}.'
+    )
+    return pictured(row, f"{asked}\n{row.problem}")
+
+
+def _answer_kind(row: Row, several: bool) -> str:
+    answer_type = str(row.metadata.get("answer_type", ""))
+    if not answer_type or "Tuple" in answer_type or "Need_human_evaluate" in answer_type:
+        return ""
+    kinds = [next((text for name, text in _KINDS.items() if name in part), "") for part in answer_type.split(",")]
+    if not all(kinds):
+        return ""
+    if not several:
+        return f"The answer of The problem should be {kinds[0]}. "
+    if len(set(kinds)) == 1:
+        return f"The problem has multiple answers, each of them should be {kinds[0]}. "
+    return f"The problem has multiple answers, with the answers in order being {', '.join(kinds)}. "
+
+
+def _categories(row: Row) -> dict[str, str]:
+    parts = row.split.split("_")
+    named = {"answer_type": str(row.metadata.get("answer_type", "")), "subfield": str(row.metadata.get("subfield", ""))}
+    if len(parts) == 5:  # such as OE_MM_maths_en_COMP
+        named |= {"modality": parts[1], "subject": parts[2], "language": parts[3], "level": parts[4]}
+    named |= {axis: str(row.metadata[axis]) for axis in ("modality", "subject", "language") if axis in row.metadata}
+    return named
+
+
+BENCHMARK = Benchmark(
+    name="olympiadbench",
+    title="OlympiadBench (open questions)",
+    citation="arXiv:2402.14008",
+    splits=(ALL,),
+    sources=("lmms-lab/OlympiadBench@test_en",),
+    download="clone github.com/OpenBMB/OlympiadBench and unpack its data to data/ and images/ in {folder}, or download "
+    "the data set lmms-lab/OlympiadBench",
+    prompt=prompt,
+    official=official,
+    deviation="expressions are compared by our own grammar instead of sympy; Chinese problems are asked in English",
+    categories=_categories,
+)
