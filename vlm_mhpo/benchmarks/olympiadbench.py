@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from data_prep import Row
 from rewards import exact, verify
 from rewards.evaluate import Undecided, same_value, symbols, to_ratio
-from rewards.grammar import Node
 from rewards.guard import TooLarge
 from rewards.response import find_boxes
 from vlm_mhpo.benchmarks.shared import pictured
@@ -120,7 +119,7 @@ def _is_equal(right: str, answer: str, error: float) -> bool:
         return True
     if not ("=" in right and "=" in answer):
         return _same_expression(right, answer, error)
-    return _same_equation(right, answer)
+    return _same_equation(right, answer, error)
 
 
 def _is_interval(text: str) -> bool:
@@ -144,33 +143,39 @@ def _same_intervals(right: str, answer: str, error: float) -> bool:
 def _same_expression(right: str, answer: str, error: float) -> bool:
     """The sides behind the equals signs are equal: constants within the error, else as functions."""
     right, answer = (text.split("=")[1].strip() if "=" in text else text.strip() for text in (right, answer))
-    if right == answer:
-        return bool(right)
+    if right == answer or not right or not answer:
+        return bool(right and answer)
     left, other = tree(right), tree(answer)
     if left is None or other is None:
-        return bool(right and answer) and verify(f"${answer}$", f"${right}$", template="bare", kind="math").correct
+        return _same_for_worker(right, answer)
     if bool(symbols(left)) != bool(symbols(other)):
         return False
     if not symbols(left):
         values = constant(right), constant(answer)
         return None not in values and abs(values[0] - values[1]) <= error * _SLACK
-    return _same_function(left, other)
-
-
-def _same_function(left: Node, other: Node) -> bool:
     try:
         return same_value(left, other)
-    except (Undecided, TooLarge):
+    except Undecided:
+        return _same_for_worker(right, answer)
+    except TooLarge:
         return False
 
 
-def _same_equation(right: str, answer: str) -> bool:
-    """One equation is a whole multiple of the other."""
+def _same_for_worker(right: str, answer: str) -> bool:
+    """What our verifier says, which may ask a symbolic engine in a process that can be killed."""
+    return verify(f"${answer}$", f"${right}$", template="bare", kind="math").correct
+
+
+def _same_equation(right: str, answer: str, error: float) -> bool:
+    """One equation is a whole multiple of the other, or both name the same thing and its values are equal."""
+    named, other_name = ("".join(text.split("=")[0].split()) for text in (right, answer))
+    if named == other_name and right.count("=") == answer.count("=") == 1:
+        return _same_expression(right, answer, error)
     sides = [_difference(text) for text in (right, answer)]
     if None in sides:
         return False
     factor = exact.proportional(*sides)
-    return factor is not None and 1 in (factor.numerator, -factor.numerator, factor.denominator)
+    return factor is not None and 1 in (abs(factor.numerator), factor.denominator)
 
 
 def _difference(equation: str) -> exact.Ratio | None:
