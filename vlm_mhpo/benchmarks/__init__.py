@@ -17,11 +17,11 @@ from vlm_mhpo.benchmarks import (
     text,
     we_math,
 )
-from vlm_mhpo.benchmarks.rows import asked, benchmark_rows
+from vlm_mhpo.benchmarks.rows import benchmark_rows
 from vlm_mhpo.benchmarks.types import Benchmark, Judged, Official
 from vlm_mhpo.errors import ConfigError
 
-__all__ = ["BENCHMARKS", "Benchmark", "Judged", "Official", "asked", "benchmark_rows", "find"]
+__all__ = ["BENCHMARKS", "Benchmark", "Judged", "Official", "benchmark_rows", "find"]
 
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark

@@ -14,22 +14,15 @@ from vlm_mhpo.benchmarks.types import ALL, Benchmark, Judged, Official
 from vlm_mhpo.benchmarks.values import plain_float
 
 _TOLERANCE = 0.001
-_GUIDE = """
-## Answer Instruction Please provide an answer to the question outlined above. Your response should adhere \
-
-to the following JSON format, which includes two keys: 'solution' and 'short answer'. The 'solution' key can contain \
-
-detailed steps needed to solve the question, and the 'short answer' key should provide a concise response. If the \
-problem is a multiple choice problem, just provide the corresponing choice option, \
-
-such as 'A', 'B', 'C', or 'D'. If the answer is a numerical value, format it as a three-digit floating-point number.
-
-Example of expected JSON response format:
-
-{
-    "solution": "[Detailed step-by-step explanation]",
-    "short answer": "[Concise Answer]"
-}"""
+_GUIDE = (
+    "\n## Answer Instruction Please provide an answer to the question outlined above. Your response should adhere \n"
+    "to the following JSON format, which includes two keys: 'solution' and 'short answer'. The 'solution' key can "
+    "contain \ndetailed steps needed to solve the question, and the 'short answer' key should provide a concise "
+    "response. If the problem is a multiple choice problem, just provide the corresponing choice option, \n"
+    "such as 'A', 'B', 'C', or 'D'. If the answer is a numerical value, format it as a three-digit floating-point "
+    "number.\n\nExample of expected JSON response format:\n\n"
+    '{\n    "solution": "[Detailed step-by-step explanation]",\n    "short answer": "[Concise Answer]"\n}'
+)
 
 
 def prompt(row: Row) -> str:

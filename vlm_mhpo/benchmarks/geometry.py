@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from data_prep import Row
 from vlm_mhpo.benchmarks.shared import BOXED, LETTERS, bare, by_verifier, choices, lettered, pictured
-from vlm_mhpo.benchmarks.types import Benchmark, Official
+from vlm_mhpo.benchmarks.types import ALL, Benchmark, Official
 
 _GEOQA = (
     "{question} Output the thinking process in <think> </think> and final answer (number) in <answer> </answer> tags."
@@ -78,7 +78,7 @@ GEOQA = Benchmark(
     name="geoqa",
     title="GeoQA test (R1-V)",
     citation="github.com/Deep-Agent/R1-V",
-    splits=("test",),
+    splits=(ALL,),
     sources=(),
     download="put geoqa_test_prompts.jsonl of github.com/Deep-Agent/R1-V and the pictures of Geo170K that it names "
     "into {folder}",

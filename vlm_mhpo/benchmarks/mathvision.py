@@ -9,6 +9,7 @@ import re
 from itertools import chain
 
 from data_prep import Row
+from rewards.guard import MAX_ANSWER_CHARS
 from vlm_mhpo.benchmarks.shared import LETTERS, axes, choices, gold, lettered, pictured, question
 from vlm_mhpo.benchmarks.types import Benchmark, Official
 from vlm_mhpo.benchmarks.values import constant, plain_float
@@ -100,7 +101,11 @@ def _is_equal(right: str, answer: str) -> bool:
     right, answer = right.lower(), answer.lower()
     if not right.replace(" ", "") or not answer.replace(" ", ""):
         return False
-    if right.strip() == answer.strip() or _rounded_items(right) == _rounded_items(answer):
+    if right.strip() == answer.strip():
+        return True
+    if len(answer) > MAX_ANSWER_CHARS:  # nothing so long is a value
+        return False
+    if _rounded_items(right) == _rounded_items(answer):
         return True
     left, other = _value(right), _value(answer)
     return left is not None and other is not None and round(left, _DECIMALS) == round(other, _DECIMALS)

@@ -29,6 +29,11 @@ _HINTS = {
 _BRACKETED = re.compile(r"\(([a-zA-Z])\)")
 _LETTER = re.compile(r"(?:option|choice)?\s*([A-Z])[.:)]*", re.IGNORECASE)
 _LIST = re.compile(r"\[[^\[\]]*\]")
+# "The answer is (B)", with markdown or not.
+_ANNOUNCED = re.compile(r"\banswer\b[^.\n()]{0,60}\(([A-Za-z])\)", re.IGNORECASE)
+_DENIED = re.compile(r"\b(?:is|are) not\b")
+_COUNTS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_WORDS = re.compile(rf"\b({'|'.join(_COUNTS)})\b", re.IGNORECASE)
 # Levenshtein costs the product of both lengths; a choice has fewer characters than this by far.
 _MAX_COMPARED = 2000
 
@@ -86,17 +91,31 @@ def edit_distance(a: str, b: str) -> int:
 
 def extraction_of(row: Row, response: str) -> str:
     """The answer in a response: the authors' short cuts, then rules in place of their language model."""
-    text = response.strip()
-    options = choices(row)
+    text, options = response.strip(), choices(row)
     if not text or text in options or (not options and plain_float(text) is not None):
         return text
     declared = extract(response).answer or ""
     if options:
-        return _named_choice(declared, options) or _named_choice(text, options) or text
+        return _choice_in(declared, text, options)
     if row.metadata.get("answer_type") == "list":
         return (_LIST.findall(declared) or _LIST.findall(text) or [declared])[-1]
-    found = numbers(declared) or numbers(text)
-    return found[-1] if found else ""
+    for part in (declared, text):
+        found = numbers(part) or _counted(part)
+        if found:
+            return found[-1]
+    return ""
+
+
+def _choice_in(declared: str, text: str, options: Sequence[str]) -> str:
+    """A letter or choice that the answer, else the whole text, names; else what the edit distance has to decide on."""
+    announced = [letter.upper() for letter in _ANNOUNCED.findall(text)]
+    for named in (_named_choice(declared, options), *announced[-1:], _named_choice(text, options)):
+        if named:
+            return named
+    if {option.lower() for option in options} == {"yes", "no"} and _DENIED.search(text):
+        return next(option for option in options if option.lower() == "no")
+    values = numbers(declared)
+    return values[-1] if values and all(plain_float(option) is not None for option in options) else declared or text
 
 
 def _named_choice(text: str, options: Sequence[str]) -> str:
@@ -108,6 +127,12 @@ def _named_choice(text: str, options: Sequence[str]) -> str:
         return bracketed.pop()
     named = [option for option in options if re.search(rf"(?<!\w){re.escape(option)}(?!\w)", text, re.IGNORECASE)]
     return named[0] if len(named) == 1 else ""
+
+
+def _counted(text: str) -> list[str]:
+    """The one number that a text spells out, such as 3 for "three"."""
+    words = {word.lower() for word in _WORDS.findall(text)}
+    return [str(_COUNTS.index(words.pop()))] if len(words) == 1 else []
 
 
 BENCHMARK = Benchmark(

@@ -15,9 +15,14 @@ from rewards.evaluate import Undecided, same_value, symbols, to_ratio
 from rewards.guard import TooLarge
 from rewards.response import find_boxes
 from vlm_mhpo.benchmarks.shared import pictured
-from vlm_mhpo.benchmarks.types import ALL, Benchmark, Official
+from vlm_mhpo.benchmarks.types import Benchmark, Official
 from vlm_mhpo.benchmarks.values import constant, plain_float, tree
 
+_PARTS = (
+    "OE_MM_maths_en_COMP", "OE_TO_maths_en_COMP", "OE_MM_physics_en_COMP", "OE_TO_physics_en_COMP",
+    "OE_MM_maths_zh_COMP", "OE_TO_maths_zh_COMP", "OE_MM_maths_zh_CEE", "OE_TO_maths_zh_CEE",
+    "OE_MM_physics_zh_CEE", "OE_TO_physics_zh_CEE",
+)  # fmt: skip
 _KINDS = {"Numerical": "a numerical value", "Expression": "an expression", "Equation": "an equation",
           "Interval": "an interval"}  # fmt: skip
 _REPLACED = {"\\left": "", "\\right": "", "∶": ":", "，": ",", "$": "", "\\approx": "=", "\\simeq": "=", "\\sim": "=",
@@ -243,10 +248,10 @@ BENCHMARK = Benchmark(
     name="olympiadbench",
     title="OlympiadBench (open questions)",
     citation="arXiv:2402.14008",
-    splits=(ALL,),
-    sources=("lmms-lab/OlympiadBench@test_en",),
-    download="clone github.com/OpenBMB/OlympiadBench and unpack its data to data/ and images/ in {folder}, or download "
-    "the data set lmms-lab/OlympiadBench",
+    splits=_PARTS,
+    sources=(f"Hothan/OlympiadBench:{_PARTS[0]}@train",),
+    download="download the data set Hothan/OlympiadBench, or clone github.com/OpenBMB/OlympiadBench and unpack its data "
+    "to data/ and images/ in {folder}",
     prompt=prompt,
     official=official,
     deviation="expressions are compared by our own grammar instead of sympy; Chinese problems are asked in English",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from data_prep import DataError, Row, load_rows
@@ -42,8 +41,3 @@ def benchmark_rows(
 
 def _to_download(benchmark: Benchmark, own: Path | None) -> str:
     return benchmark.download.format(folder=own if own is not None else "a folder and name it as the source")
-
-
-def asked(benchmark: Benchmark, row: Row) -> Row:
-    """The row as the model is asked: its problem is the benchmark's prompt, and its choices are not listed again."""
-    return replace(row, problem=benchmark.prompt(row), choices=None)
