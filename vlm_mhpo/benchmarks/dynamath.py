@@ -55,8 +55,8 @@ def short_answer(response: str) -> str:
             found = json.loads(response[start : end + 1].replace("\\", ""), strict=False)
         except (ValueError, RecursionError):
             found = None
-        if isinstance(found, dict) and found.get("short answer") is not None:
-            return str(found["short answer"]).strip()
+        if isinstance(found, dict):
+            return str(found.get("short answer", "")).strip()
     return (extract(response).answer or "").strip()
 
 

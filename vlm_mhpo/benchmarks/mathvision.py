@@ -19,7 +19,7 @@ _ASKED = (
     'question, only one letter is allowed in the "\\boxed{}".\n'
 )
 _FLAGS = ("the final answer is", "the answer is", "the correct answer is", "the answer should be")
-_LOST = (" ", "\\,", "\n", "\\text", "\\mbox", "\\left", "\\right", "^{\\circ}", "^\\circ", "{m}^3", "m^3", "{units}",
+_LOST = ("\\,", "\n", "\\text", "\\mbox", "\\left", "\\right", "^{\\circ}", "^\\circ", "{m}^3", "m^3", "{units}",
          "units", "{km}", "km")  # fmt: skip
 _LOST_LATER = ("\\!", "^{\\circ}", "^\\circ", "\\$", "$")
 _PLAIN_FRACTION = re.compile(r"(-?\d+)/(-?\d+)")
@@ -81,14 +81,15 @@ def _in_box(text: str) -> str:
 
 
 def _normalised(text: str) -> str:
-    text = text.split("=")[-1].split("\\approx")[-1].replace("∞", "\\infty").replace("+\\infty", "\\infty")
-    text = text.replace("\\\\", "\\").replace("bmatrix", "pmatrix")
+    text = text.split("=")[-1].split("\\approx")[-1].replace(" ", "").replace("∞", "\\infty")
+    # Lost spaces bring backslashes together, so they are halved after them.
+    text = text.replace("+\\infty", "\\infty").replace("\\\\", "\\").replace("bmatrix", "pmatrix")
     for lost in _LOST:
         text = text.replace(lost, "")
-    text = text.replace("tfrac", "frac").replace("dfrac", "frac")
+    text = text.replace("\\\\", "\\").replace("tfrac", "frac").replace("dfrac", "frac")
     for lost in _LOST_LATER:
         text = text.replace(lost, "")
-    text = text.split("\\text{ ")[0].replace("\\%", "").replace("%", "").replace("{.", "{0.")
+    text = text.replace("\\%", "").replace("{.", "{0.")
     if text.startswith("."):
         text = f"0{text}"
     if text == "0.5":

@@ -250,7 +250,7 @@ BENCHMARK = Benchmark(
     citation="arXiv:2402.14008",
     splits=_PARTS,
     sources=(f"Hothan/OlympiadBench:{_PARTS[0]}@train",),
-    download="download the data set Hothan/OlympiadBench, or clone github.com/OpenBMB/OlympiadBench and unpack its data "
+    download="download the data set Hothan/OlympiadBench, or clone github.com/OpenBMB/OlympiadBench and unpack it "
     "to data/ and images/ in {folder}",
     prompt=prompt,
     official=official,
