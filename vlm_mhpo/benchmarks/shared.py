@@ -41,8 +41,8 @@ def pictured(row: Row, text: str) -> str:
 
 
 def bare(text: str) -> str:
-    """A text without placeholders."""
-    return text.replace(IMAGE_PLACEHOLDER, "").strip()
+    """A text without placeholders, and nothing else taken off: the authors keep every line end."""
+    return text.replace(IMAGE_PLACEHOLDER, "")
 
 
 def by_verifier(row: Row, response: str) -> Official:
