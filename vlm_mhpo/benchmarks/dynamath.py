@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from data_prep import Row
 from rewards.response import extract
-from vlm_mhpo.benchmarks.shared import bare, gold, pictured
+from vlm_mhpo.benchmarks.shared import bare, gold, pictured, verdict
 from vlm_mhpo.benchmarks.types import ALL, Benchmark, Judged, Official
 from vlm_mhpo.benchmarks.values import plain_float
 
@@ -43,7 +43,7 @@ def official(row: Row, response: str) -> Official:
         correct = right in answer[:3]
     else:
         correct = right in answer
-    return Official(correct, answer or None)
+    return verdict(correct, answer)
 
 
 def short_answer(response: str) -> str:

@@ -10,7 +10,7 @@ from itertools import chain
 
 from data_prep import Row
 from rewards.guard import MAX_ANSWER_CHARS
-from vlm_mhpo.benchmarks.shared import LETTERS, axes, choices, gold, lettered, pictured, question
+from vlm_mhpo.benchmarks.shared import LETTERS, axes, choices, gold, lettered, pictured, question, verdict
 from vlm_mhpo.benchmarks.types import Benchmark, Official
 from vlm_mhpo.benchmarks.values import constant, plain_float
 
@@ -23,6 +23,7 @@ _LOST = ("\\,", "\n", "\\text", "\\mbox", "\\left", "\\right", "^{\\circ}", "^\\
          "units", "{km}", "km")  # fmt: skip
 _LOST_LATER = ("\\!", "^{\\circ}", "^\\circ", "\\$", "$")
 _PLAIN_FRACTION = re.compile(r"(-?\d+)/(-?\d+)")
+_UNREAD = re.compile(r"\\circ|°|(?<!\\)%")
 _DECIMALS = 2
 _DISPLAYED = "ABCDE"
 
@@ -40,7 +41,7 @@ def official(row: Row, response: str) -> Official:
     texts = [right]
     if options and right in list(LETTERS[: len(options)]):
         texts.append(options[LETTERS.index(right)])
-    return Official(any(_is_equal(text, answer) for text in texts), answer or None)
+    return verdict(any(_is_equal(text, answer) for text in texts), answer)
 
 
 def model_answer(response: str) -> str:
@@ -127,8 +128,14 @@ def _rounded_items(text: str) -> str:
 
 
 def _value(text: str) -> float | None:
-    # A lone letter is a choice's name there, also e.
-    return None if text.strip().isalpha() else constant(text)
+    # A lone letter is a choice's name there, also e; their parser reads no degrees and no bare percent sign.
+    if text.strip().isalpha() or _UNREAD.search(text):
+        return None
+    top, colon, bottom = text.replace("$", "").partition(":")
+    if not colon:
+        return constant(text)
+    left, right = constant(top), constant(bottom)  # a colon divides there
+    return left / right if left is not None and right else None
 
 
 BENCHMARK = Benchmark(

@@ -8,7 +8,7 @@ from data_prep import load_rows
 from tests.data_prep.benchmark_files import build
 from tests.vlm_mhpo.test_benchmarks.recorded import SHARED
 from tests.vlm_mhpo.test_benchmarks.rows import made
-from vlm_mhpo.benchmarks import find
+from vlm_mhpo.benchmarks import Judged, find
 from vlm_mhpo.benchmarks.mathvista import edit_distance, normalised
 
 MATHVISTA = find("mathvista")
@@ -67,6 +67,7 @@ def test_numbers_are_truncated_or_rounded_and_lists_stay(row, extraction, predic
         (number("1.45", "float", 2), "Luca needs $1.45 to buy it.", True),
         (number("1.45", "float", 2), "Luca needs $1.46 to buy it.", False),
         (number("[2007, 2008]", "list"), "The maximum lies in [2007, 2008].", True),
+        (number("[0, 2]", "list"), "\\boxed{[0,2]}", True),
         (number("7", "integer"), "I cannot tell.", False),
         (number("7", "integer"), "", False),
     ],
@@ -81,6 +82,12 @@ def test_responses_end_to_end(row, response, right):
 )
 def test_the_edit_distance_is_levenshteins(a, b, distance):
     assert edit_distance(a, b) == edit_distance(b, a) == distance
+
+
+def test_a_problem_counts_for_each_of_its_skills():
+    rows = [choice("a", ["a", "b"]), made("a", ["a", "b"], skills=["logic", "sums"]), made("1", skills=["sums"])]
+    judged = [Judged(row, right) for row, right in zip(rows, (True, True, False), strict=True)]
+    assert MATHVISTA.aggregate(judged) == {"skill: logic": 1.0, "skill: sums": 0.5}
 
 
 def test_the_query_names_hint_unit_and_choices(tmp_path):

@@ -37,6 +37,10 @@ FIVE = ["$2+4$", "$\\frac{1}{2}$", "12 cm", "$3\\sqrt{2}$", "0"]
         ("(2,3)", None, "\\boxed{(2, \\frac{6}{2})}", True),
         ("(2,3)", None, "\\boxed{(3,2)}", False),
         ("60", None, "", False),
+        ("C", ["1", "2", "$30^{\\circ}$"], "\\boxed{30}", False),  # their parser reads no degrees
+        ("C", ["1", "2", "$2: 3$"], "\\boxed{2:3}", True),
+        ("C", ["1", "2", "$2: 3$"], "\\boxed{4:6}", True),
+        ("C", ["1", "2", "$2: 3$"], "\\boxed{3:2}", False),
         ("e", None, "2.718", False),  # a lone letter is no number
     ],
 )
@@ -81,6 +85,11 @@ def test_mathvision_asks_for_a_box_and_lists_choices_unless_they_are_in_the_pict
         ("y=2x+1", "2y=4x+2", 1e-8, True),
         ("y=2x+1", "y=2x+2", 1e-8, False),
         ("x^2+y^2=4", "4-x^2=y^2", 1e-8, True),
+        ("\\frac{x^2}{4}+\\frac{y^2}{3}=1", "3x^2+4y^2=12", 1e-8, True),
+        ("2x=4", "3x=6", 1e-8, False),  # neither is a whole multiple of the other
+        ("\\frac{x}{2}=1", "\\frac{x}{3}=\\frac{2}{3}", 1e-8, False),
+        ("y=\\sin(x)", "\\sin(x)=y", 1e-8, True),
+        ("x>3", "3<x", 1e-8, True),
         ("5", "\\boxed{5", 1e-8, False),  # a box left open
         ("5", "so we get\nthe value $5$", 1e-8, True),  # the dollars of the last line
         ("5", "", 1e-8, False),
@@ -202,6 +211,7 @@ def test_competitions_with_whole_numbers(name):
     official = find(name).official
     assert official(made("025"), "\\boxed{25}").correct
     assert official(made("27.0"), "The answer is 27.").correct
+    assert official(made("336"), "\\boxed{336^\\circ}").correct
     assert not official(made("25"), "\\boxed{26}").correct
     assert not official(made("25"), "25 or 26, who knows").correct
 

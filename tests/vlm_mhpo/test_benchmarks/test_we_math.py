@@ -48,7 +48,8 @@ def test_the_four_way_score_by_hand():
         "insufficient_knowledge": 2 / 8, "inadequate_generalization": 1 / 8,
         "complete_mastery_strict": 2 / 8, "rote_memorization_strict": 3 / 5, "score_strict": (8 - 0.5 - 3 - 2) / 8,
         "complete_mastery_loose": 4 / 8, "rote_memorization_loose": 1 / 5, "score_loose": (8 - 0.5 - 1 - 2) / 8,
-        "accuracy_one_step": (2 + 1 + 0 + 2 + 1 + 3 + 2 + 1) / 19, "accuracy_2_step": 3 / 5, "accuracy_3_step": 2 / 3,
+        "accuracy_one_step": (2 + 1 + 0 + 2 + 1 + 3 + 2 + 1) / 19, "accuracy_two_step": 3 / 5,
+        "accuracy_three_step": 2 / 3,
     })  # fmt: skip
 
 
