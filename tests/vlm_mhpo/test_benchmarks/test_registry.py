@@ -169,3 +169,11 @@ def test_rows_of_the_shipped_geometry3k_folders_are_asked_with_and_without_choic
         assert choice.official(row, f"\\boxed{{{letter}}}").correct
         assert not free.official(row, f"\\boxed{{{letter}}}").correct
         assert not choice.official(row, f"\\boxed{{{'BCDA'['ABCD'.index(letter)]}}}").correct
+
+
+def test_the_document_names_every_benchmark_and_what_it_replaces():
+    text = (Path(__file__).parents[3] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    for name, benchmark in BENCHMARKS.items():
+        assert f"| {name} | {benchmark.title} ({benchmark.citation}) | {benchmark.splits[0]}" in text
+        assert f"| {name} | {benchmark.download.format(folder=f'`{name}/`')} |" in text
+        assert not benchmark.deviation or f"- {benchmark.title}: {benchmark.deviation}." in text
