@@ -212,7 +212,7 @@ def multiple_choice(problem: Any, choices: Iterable[Any], answer: Any, *, by_let
 
     Options that are themselves letters in another order (`A. C`, `B. A`) would make every answer ambiguous: they are
     written into the problem instead, the gold is the letter, and only a letter can answer; the benchmark's own
-    `choices` and `answer` go into the metadata.
+    question (`stem`), `choices` and `answer` go into the metadata.
 
     Args:
         by_letter: the gold is the letter of a choice; otherwise it is the text of one.
@@ -226,7 +226,7 @@ def multiple_choice(problem: Any, choices: Iterable[Any], answer: Any, *, by_let
     letter = _letter_of(row.answer, row.choices, by_letter)
     if not _letters_mislead(row.choices):
         return row
-    fields["metadata"] = {**row.metadata, "choices": row.choices, "answer": row.answer}
+    fields["metadata"] = {**row.metadata, "stem": problem, "choices": row.choices, "answer": row.answer}
     listed = "\n".join(f"({LETTERS[i]}) {choice}" for i, choice in enumerate(row.choices))
     return make_row(problem=f"{problem}\nChoices:\n{listed}", answer=letter, kind="choice", **fields)
 

@@ -1,0 +1,87 @@
+"""The nouns of the benchmarks: a benchmark, a verdict by its authors' rule, and a judged answer to aggregate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from data_prep import Row
+
+# The split of a source whose parts belong together, such as the variants of DynaMath.
+ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Official:
+    """Verdict by the authors' rule on one response, with the answer that the rule took from it (None: none)."""
+
+    correct: bool
+    extracted: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One answer under the authors' rule: `sample` counts the completions of a row from 0."""
+
+    row: Row
+    correct: bool
+    sample: int = 0
+
+
+def no_categories(row: Row) -> dict[str, str]:
+    """For a benchmark without categories."""
+    return {}
+
+
+def own_problem(row: Row) -> str:
+    """For a benchmark whose rows are independent problems."""
+    return row.id
+
+
+def no_scores(judged: Sequence[Judged]) -> dict[str, float]:
+    """For a benchmark whose only score is accuracy."""
+    return {}
+
+
+def all_rows(rows: list[Row]) -> list[Row]:
+    """For a benchmark that asks every row of its source."""
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """One benchmark with its protocol; every callable is pure and takes rows as `data_prep.load_rows` yields them.
+
+    Attributes:
+        name: how users call it, such as "mathvista".
+        title: how a table calls it, such as "MathVista testmini".
+        citation: arXiv id, or the address of the project.
+        splits: names that may be asked for, the default first; `ALL` for everything that a source holds.
+        sources: sources of the default split on the hub, as `data_prep.load_rows` takes them; another split's are the
+            same with its name in place of the default's; empty where the hub holds no table that we read.
+        download: what to download and where to put it: one sentence, with {folder} for the place.
+        prompt: row to the whole text of its question: the official wording, choices included, one <image> per
+            picture. Nothing but `instruction` is to be added.
+        instruction: how to answer, where the official question does not say so; "" elsewhere.
+        official: (row, text of a response) to the verdict under the authors' rule; never raises on a response.
+        deviation: what of the official protocol is replaced, in one sentence; "" for nothing.
+        categories: row to values by axis, such as {"task": "geometry problem solving"}.
+        problem: row to the id that variants of one problem share.
+        aggregate: scores beside accuracy, by name; shares between 0 and 1.
+        select: the rows of a source that the official protocol asks, in order.
+    """
+
+    name: str
+    title: str
+    citation: str
+    splits: tuple[str, ...]
+    sources: tuple[str, ...]
+    download: str
+    prompt: Callable[[Row], str]
+    official: Callable[[Row, str], Official]
+    instruction: str = ""
+    deviation: str = ""
+    categories: Callable[[Row], Mapping[str, str]] = no_categories
+    problem: Callable[[Row], str] = own_problem
+    aggregate: Callable[[Sequence[Judged]], Mapping[str, float]] = no_scores
+    select: Callable[[list[Row]], list[Row]] = all_rows
