@@ -31,8 +31,8 @@ SPREAD = 0.3
 def run_update(job: dict[str, Any]) -> None:
     """One job: {"config", "completions", "start", "weights": files, "max_tokens", "chunk_size", "packed"}.
 
-    The first job samples the completions and writes them and the weights before the update; later ones read them. `max_tokens` 0 = about two completions
-    beside their prompt.
+    The first job samples the completions and writes them, and the weights before the update; later ones read them.
+    `max_tokens` 0 = about two completions beside their prompt.
     """
     config = load_config(job["config"])
     zero = deepspeed_settings(config.deepspeed, dtype=config.model.dtype, max_grad_norm=config.train.max_grad_norm)
