@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,10 @@ import pytest
 import torch
 
 from tests.system.ranks import CLI, REPOSITORY
+from vlm_mhpo.checkpoint import folder_of
 from vlm_mhpo.checks.compare import first_difference
 from vlm_mhpo.checks.invariance import REFERENCE, Variant, check_invariance, compare_gradients
-from vlm_mhpo.checks.resume import check_resume
+from vlm_mhpo.checks.resume import check_resume, compare_runs, launch
 from vlm_mhpo.checks.shrink import shrink, tiny_family
 from vlm_mhpo.config import load_config
 from vlm_mhpo.doctor import Finding
@@ -121,15 +123,36 @@ def test_one_step_cannot_be_interrupted(tmp_path):
 # Full: the commands.
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory) -> tuple[Path, int, str]:
+    """Folder, exit code and output of check-resume on a shipped recipe."""
+    folder = tmp_path_factory.mktemp("check") / "runs"
+    recipe = "configs/tiny_geometry3k.yaml"
+    return folder, *command("check-resume", recipe, "--ranks", 1, "--steps", 2, "--keep", folder)
+
+
 @pytest.mark.full
 @pytest.mark.timeout(400)
-def test_a_stopped_run_of_a_shipped_recipe_is_the_undisturbed_one():
-    recipe = "configs/tiny_geometry3k.yaml"
-    code, printed = command("check-resume", recipe, "--ranks", 1, "--steps", 2)
+def test_a_stopped_run_of_a_shipped_recipe_is_the_undisturbed_one(kept):
+    _, code, printed = kept
     assert code == 0, printed
     assert "16 of tests/data/geometry3k_sample" in printed
     assert "ZeRO-2 on 1 rank(s), 2 steps, stopped after 2, resumed from the checkpoint after 1" in printed
     assert "shard(s)" in printed and "error" not in printed
+
+
+@pytest.mark.full
+@pytest.mark.timeout(400)
+def test_a_resume_that_forgets_the_optimizer_state_is_found(kept, monkeypatch):
+    folder, *_ = kept
+    straight, again = folder / "straight", folder / "again"
+    # Back to where the stop left it, and on with the fault.
+    shutil.rmtree(folder_of(again / "checkpoints", 2))
+    monkeypatch.setenv("PLANTED_FAULT", "forgotten moments")
+    launch(folder, "again", 1, FAULTY)
+    found = errors(compare_runs(straight, again, num_steps=2, saved=1))
+    assert {"weights", "optimizer state"} <= set(found) <= {"weights", "optimizer state", "metrics rows"}
+    assert "differs by up to" in found["optimizer state"]
 
 
 @pytest.mark.full
@@ -150,15 +173,6 @@ def test_a_denominator_of_each_rank_alone_is_found(tmp_path, monkeypatch):
     # Every rank divides by half as many: the gradient is twice as large, a relative difference of 1.
     assert list(errors(findings)) == ["shared"]
     assert errors(findings)["shared"].startswith("1.0e+00 in ")
-
-
-@pytest.mark.full
-@pytest.mark.timeout(400)
-def test_a_resume_that_forgets_the_optimizer_state_is_found(tmp_path, monkeypatch):
-    monkeypatch.setenv("PLANTED_FAULT", "forgotten moments")
-    findings = check_resume(load_config(BASE), tmp_path, num_ranks=1, num_steps=2, program=FAULTY)
-    assert {"weights", "optimizer state"} <= set(errors(findings)) <= {"weights", "optimizer state", "metrics rows"}
-    assert "differs by up to" in errors(findings)["optimizer state"]
 
 
 @pytest.mark.long
