@@ -109,7 +109,9 @@ def shards_verdict(straight: Path, again: Path) -> Finding:
     names = [sorted(str(file.relative_to(end)) for file in end.rglob("*.pt")) for end in (straight, again)]
     if not names[0] or names[0] != names[1]:
         return Finding("error", "optimizer state", f"shards {names[0]} and {names[1]}")
-    pairs = ((name, safe_load(str(straight / name)), safe_load(str(again / name))) for name in names[0])
+    # Shards of the optimizer before those of the weights, so that what is named is the former.
+    ordered = sorted(names[0], key=lambda name: "optim" not in name)
+    pairs = ((name, safe_load(str(straight / name)), safe_load(str(again / name))) for name in ordered)
     found = (first_difference(one, other, name) for name, one, other in pairs)
     difference = next((each for each in found if each), None)
     return verdict("optimizer state", difference, f"{len(names[0])} shard(s)")
