@@ -99,6 +99,7 @@ def roll_out(setup: Any, shape: Shape) -> list[Any]:
 
 def updates(setup: Any, scored: Sequence[Any], norms: dict[str, list[float]]) -> dict[str, Callable[[], None]]:
     """Calls that make all updates of the rollout batch; each leaves its gradient norms in `norms`."""
+    from vlm_mhpo.checks.updates import one_by_one
     from vlm_mhpo.minibatches import build_batches
     from vlm_mhpo.objectives import build_objective
     from vlm_mhpo.trainer import update_settings
@@ -115,21 +116,6 @@ def updates(setup: Any, scored: Sequence[Any], norms: dict[str, list[float]]) ->
         norms[name] += result.grad_norms
 
     return {name: lambda name=name: call(name) for name in batches}
-
-
-def one_by_one(groups: Sequence[Any]) -> list[Any]:
-    """Every completion as a group of its own, in the same order."""
-    return [
-        replace(
-            scored,
-            group=replace(scored.group, completions=(completion,)),
-            rewards=(scored.rewards[index],),
-            verdicts=scored.verdicts[index : index + 1],
-            extracted=scored.extracted[index : index + 1],
-        )
-        for scored in groups
-        for index, completion in enumerate(scored.group.completions)
-    ]
 
 
 def token_ratio(scored: Sequence[Any]) -> float:

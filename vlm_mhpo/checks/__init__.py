@@ -1,0 +1,1 @@
+"""Proofs with a tiny model on a user's configuration: exact resume, and gradients that batching does not change."""

@@ -1,0 +1,120 @@
+"""Commands that examine a configuration before it is trained: doctor, check-resume, check-invariance."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlm_mhpo.cli.arguments import ConfigPath, Overrides, say
+
+if TYPE_CHECKING:
+    from vlm_mhpo.doctor import Finding
+
+Family = Annotated[
+    str | None, typer.Option(help="Tiny model: qwen2_vl, qwen2_5_vl, qwen3_vl or qwen2; default: as model.path.")
+]
+Keep = Annotated[Path | None, typer.Option(help="New folder in which the runs are kept; default: removed.")]
+
+
+def doctor(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Read neither rows nor the processor.")] = False,
+    ranks: Annotated[int, typer.Option(min=1, help="Processes, one a GPU, that batches and memory are for.")] = 1,
+    gpu_memory: Annotated[float | None, typer.Option(min=0.1, help="Memory of a GPU, GiB; default: detected.")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of each source that are looked at.")] = 256,
+    parity: Annotated[bool, typer.Option("--parity", help="Load the model; compare sampler and trainer.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Picture of the objective's gradient multiplier beside GRPO's and SAPO's.")
+    ] = None,
+) -> None:
+    """Examine configuration, machine, rows, prompts, memory and disk; no weights are loaded without --parity."""
+    from vlm_mhpo.config import load_config
+    from vlm_mhpo.doctor import Options, examine, print_findings
+
+    name_accelerator()
+    parsed = load_config(config, overrides or [])
+    if plot:
+        from vlm_mhpo.multiplier_plot import plot_multipliers
+
+        say(f"gradient multiplier: {plot_multipliers(parsed, plot)}")
+    if not print_findings(examine(parsed, Options(quick, rows, ranks, gpu_memory, parity))):
+        raise typer.Exit(1)
+
+
+def check_resume(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    ranks: Annotated[int, typer.Option(min=1, help="Processes, on the CPU.")] = 2,
+    steps: Annotated[int, typer.Option(min=2, help="Training steps; the stop is behind the middle.")] = 4,
+    family: Family = None,
+    keep: Keep = None,
+) -> None:
+    """Prove with a tiny model that a stopped and resumed run of CONFIG is the undisturbed one, to the last bit."""
+    from vlm_mhpo.config import load_config
+
+    name_accelerator()
+    parsed = load_config(config, overrides or [])
+    from vlm_mhpo.checks.resume import check_resume as check
+
+    with folder_for(keep) as folder:
+        conclude(check(parsed, folder, num_ranks=ranks, num_steps=steps, family=family))
+
+
+def check_invariance(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    ranks: Annotated[int, typer.Option(min=1, help="Processes that share the batch, on the CPU.")] = 2,
+    family: Family = None,
+    keep: Keep = None,
+) -> None:
+    """Prove with a tiny model that CONFIG's gradient does not depend on micro-batches, packing, chunks, ranks, ZeRO."""
+    from vlm_mhpo.config import load_config
+
+    name_accelerator()
+    parsed = load_config(config, overrides or [])
+    from vlm_mhpo.checks.invariance import check_invariance as check
+
+    with folder_for(keep) as folder:
+        conclude(check(parsed, folder, num_ranks=ranks, family=family))
+
+
+def name_accelerator() -> None:
+    """Without a GPU DeepSpeed would search for accelerators and warn that it found none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+@contextmanager
+def folder_for(keep: Path | None) -> Iterator[Path]:
+    """The new folder that the user named, or one that is removed at the end."""
+    from vlm_mhpo.errors import ConfigError
+
+    if keep is None:
+        with tempfile.TemporaryDirectory(prefix="vlm_mhpo_check_") as folder:
+            yield Path(folder)
+        return
+    try:
+        keep.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"--keep {keep}: a new folder cannot be made there ({error})") from error
+    yield keep
+
+
+def conclude(findings: list[Finding]) -> None:
+    """Print the table; exit with 1 if there is an error in it."""
+    from vlm_mhpo.doctor import print_findings
+
+    if not print_findings(findings):
+        raise typer.Exit(1)
+
+
+COMMANDS = (doctor, check_resume, check_invariance)
