@@ -25,6 +25,8 @@ from tests.system.resume_cases import BASE, SMALL
 from vlm_mhpo import checkpoint, continuation, distributed, trainer
 from vlm_mhpo.checkpoint import Disk, newest_valid, steps_in
 from vlm_mhpo.config import load_config
+from vlm_mhpo.models.loading import load_policy
+from vlm_mhpo.models.tiny import resolve_model
 
 
 class StrikingDisk(Disk):
@@ -94,7 +96,7 @@ def run_rank(run_dir: Path, overrides: Sequence[str], rank: int, ids: Path, kill
     trainer.start_verifier = lambda config: nullcontext()
     code = 1
     try:
-        trainer.train(load_config(BASE, [*SMALL, *overrides, f"output_dir={run_dir}"]))
+        trainer.train(load_config(BASE, [*SMALL, *MODEL, *overrides, f"output_dir={run_dir}"]))
         distributed.leave()
         code = 0
     except BaseException:  # whatever it is, it must not reach the code of the process that was forked
@@ -167,13 +169,22 @@ def at_random_times(request: dict[str, Any]) -> dict[str, Any]:
 
 def main(requests: Path, answers: Path) -> None:
     """Run everything that the file asks for, one after the other."""
-    # What a rank would import at its first model.
-    import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl
-    import transformers.models.qwen2_5_vl.processing_qwen2_5_vl  # noqa: F401
-
+    warm_up(requests.with_name("model"))
     kinds = {"straight": straight, "named": at_named_point, "random": at_random_times}
     done = [kinds[request["kind"]](request) for request in json.loads(requests.read_text())]
     answers.write_text(json.dumps(done))
+
+
+def warm_up(folder: Path) -> None:
+    """Import and build, once for all ranks, what each would at its start; most of it is what DeepSpeed imports."""
+    import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+
+    MODEL.append(f"model.path={resolve_model('tiny:qwen2_5_vl', folder)}")
+    load_policy(MODEL[0].removeprefix("model.path="))
+
+
+# The override that names the model of all runs, once it is built.
+MODEL: list[str] = []
 
 
 def straight(request: dict[str, Any]) -> dict[str, Any]:
