@@ -29,7 +29,9 @@ def run_all(folder: Path, requests: Sequence[dict[str, Any]], num_ranks: int) ->
     folder.mkdir(parents=True, exist_ok=True)
     filled = [{"config": str(BASE), **each, "overrides": [*SMALL, *each["overrides"]]} for each in requests]
     (folder / "requests.json").write_text(json.dumps(filled))
-    ended = run_ranks(("-m", "tests.system.drive_resume", folder / "requests.json"), folder, num_ranks=num_ranks)
+    ended = run_ranks(
+        ("-m", "tests.system.drive_resume", folder / "requests.json"), folder, num_ranks=num_ranks, timeout_s=580
+    )
     assert [process.code for process in ended] == [0] * num_ranks, "\n".join(p.stderr[-3000:] for p in ended)
     return ended[0].stdout
 

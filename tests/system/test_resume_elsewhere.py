@@ -10,10 +10,10 @@ import torch
 
 from tests.system.resume_cases import rows_of, run_all
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
 # ZeRO stages on 1 rank, then on 2, then on 1 again.
-CHAINS = ((2, 2, 2), (1, 3, 1), (3, 3, 3), (0, 3, 2), (3, 2, 0))
+CHAINS = ((2, 2, 2), (3, 3, 1), (0, 3, 2), (1, 2, 0))
 AT = (2, 3, 4)
 
 
