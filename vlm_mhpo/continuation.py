@@ -97,25 +97,27 @@ def save_if_due(setup: Setup, step: int, metrics: Mapping[str, float] | None = N
     Raises:
         SaveError: the disk refused it, and the configuration says to stop or this was the last chance.
     """
-    config, last = setup.config.checkpoint, step == setup.config.train.max_steps
-    if not last and not (config.save_steps and step % config.save_steps == 0):
+    config, last = setup.config, step == setup.config.train.max_steps
+    if not last and not (config.checkpoint.save_steps and step % config.checkpoint.save_steps == 0):
         return
-    best = checkpoint.Best(config.keep_best, highest=config.best_is == "highest") if config.keep_best else None
-    scores = {name: value for name, value in (metrics or {}).items() if best and name == best.metric}
-    if best and not scores and distributed.is_main():
-        tqdm.write(f"WARNING: step {step} has no {best.metric}, so its checkpoint cannot be kept as the best")
+    best, scores = None, {}
+    if metric := config.checkpoint.keep_best:
+        best = checkpoint.Best(metric, highest=config.checkpoint.best_is == "highest")
+        scores = {name: value for name, value in (metrics or {}).items() if name == metric}
+        if not scores and distributed.is_main():
+            tqdm.write(f"WARNING: step {step} has no {metric}, so its checkpoint cannot be kept as the best")
     try:
         checkpoint.save(
             setup.engine,
             setup.run_dir / "checkpoints",
             step,
             fixed_values(setup) | {"scores": scores},
-            keep=config.save_total_limit,
+            keep=config.checkpoint.save_total_limit,
             extra=lambda folder, disk: save_policy(setup.engine, setup.tools, folder / "policy", disk),
             best=best,
         )
     except SaveError as problem:
-        if last or config.on_error == "stop":
+        if last or config.checkpoint.on_error == "stop":
             raise
         if distributed.is_main():
             tqdm.write(f"WARNING: {problem}; going on without it (checkpoint.on_error=continue)")

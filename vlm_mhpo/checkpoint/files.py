@@ -138,6 +138,9 @@ def only_writer(run_dir: Path) -> Iterator[None]:
             raise CheckpointError(
                 f"{run_dir} is being written by another run: wait until it has ended, or choose another output_dir"
             ) from busy
+        except OSError as problem:
+            # Some network file systems know no locks; the run is worth more than the guard.
+            print(f"WARNING: {run_dir} cannot be locked ({problem}): see to it that only one run writes it", flush=True)
         yield
     finally:
         os.close(handle)
