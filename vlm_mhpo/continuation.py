@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from vlm_mhpo import checkpoint, distributed
-from vlm_mhpo.errors import CheckpointError
+from vlm_mhpo.config import Config
+from vlm_mhpo.errors import CheckpointError, SaveError
 from vlm_mhpo.models.export import save_policy
 from vlm_mhpo.setup import Setup
 
@@ -24,6 +27,22 @@ FREE_KEYS = (
     "data.eval",
     "data.max_eval_rows",
 )
+# What may change because a checkpoint can be cut anew.
+LAYOUT_KEYS = ("world_size", "deepspeed.zero_stage")
+
+
+@contextmanager
+def only_writer(config: Config) -> Iterator[None]:
+    """Hold the run folder for this run; CheckpointError on every rank when another run holds it."""
+    with ExitStack() as stack:
+        error: CheckpointError | None = None
+        if distributed.is_main():
+            try:
+                stack.enter_context(checkpoint.only_writer(Path(config.output_dir)))
+            except CheckpointError as problem:
+                error = problem
+        distributed.raise_together(error)
+        yield
 
 
 def resume(setup: Setup) -> int:
@@ -33,24 +52,29 @@ def resume(setup: Setup) -> int:
         CheckpointError: the checkpoint is of another setting, all are damaged, or a run is there without any.
     """
     root = setup.run_dir / "checkpoints"
-    found, error = None, None
+    found, recut, error = None, [], None
     if distributed.is_main():
         try:
             found = checkpoint.newest_valid(root)
             if found:
-                checkpoint.check_state(found[1], fixed_values(setup), checkpoint.folder_of(root, found[0]))
+                folder = checkpoint.folder_of(root, found[0])
+                if not setup.config.checkpoint.trust_folder:
+                    checkpoint.refuse_strangers(folder)
+                recut = checkpoint.check_state(found[1], fixed_values(setup), folder, free=LAYOUT_KEYS)
             else:
                 refuse_silent_restart(setup.run_dir)
         except CheckpointError as problem:
             error = problem
     distributed.raise_together(error)
-    found = distributed.gather_objects(found)[0]
-    if not found:
+    step, recut = distributed.gather_objects((found and found[0], recut))[0]
+    if not step:
         return 0
-    checkpoint.load(setup.engine, checkpoint.folder_of(root, found[0]))
+    (checkpoint.load_resharded if recut else checkpoint.load)(setup.engine, checkpoint.folder_of(root, step))
     if distributed.is_main():
-        tqdm.write(f"continuing after step {found[0]} of {setup.config.train.max_steps}")
-    return found[0]
+        tqdm.write(f"continuing after step {step} of {setup.config.train.max_steps}")
+        if recut:
+            tqdm.write(f"resharded: {'; '.join(recut)}")
+    return step
 
 
 def refuse_silent_restart(run_dir: Path) -> None:
@@ -64,19 +88,39 @@ def refuse_silent_restart(run_dir: Path) -> None:
         )
 
 
-def save_if_due(setup: Setup, step: int) -> None:
-    """Write the checkpoint after `step` steps if it is time: shards for resuming, `policy/` for from_pretrained."""
-    every = setup.config.checkpoint.save_steps
-    if step != setup.config.train.max_steps and not (every and step % every == 0):
+def save_if_due(setup: Setup, step: int, metrics: Mapping[str, float] | None = None) -> None:
+    """Write the checkpoint after `step` steps if it is time: shards for resuming, `policy/` for from_pretrained.
+
+    Args:
+        metrics: row of the step, the same on all ranks; `checkpoint.keep_best` looks its metric up there.
+
+    Raises:
+        SaveError: the disk refused it, and the configuration says to stop or this was the last chance.
+    """
+    config, last = setup.config, step == setup.config.train.max_steps
+    if not last and not (config.checkpoint.save_steps and step % config.checkpoint.save_steps == 0):
         return
-    checkpoint.save(
-        setup.engine,
-        setup.run_dir / "checkpoints",
-        step,
-        fixed_values(setup),
-        keep=setup.config.checkpoint.save_total_limit,
-        extra=lambda folder: save_policy(setup.engine, setup.tools, folder / "policy"),
-    )
+    best, scores = None, {}
+    if metric := config.checkpoint.keep_best:
+        best = checkpoint.Best(metric, highest=config.checkpoint.best_is == "highest")
+        scores = {name: value for name, value in (metrics or {}).items() if name == metric}
+        if not scores and distributed.is_main():
+            tqdm.write(f"WARNING: step {step} has no {metric}, so its checkpoint cannot be kept as the best")
+    try:
+        checkpoint.save(
+            setup.engine,
+            setup.run_dir / "checkpoints",
+            step,
+            fixed_values(setup) | {"scores": scores},
+            keep=config.checkpoint.save_total_limit,
+            extra=lambda folder, disk: save_policy(setup.engine, setup.tools, folder / "policy", disk),
+            best=best,
+        )
+    except SaveError as problem:
+        if last or config.checkpoint.on_error == "stop":
+            raise
+        if distributed.is_main():
+            tqdm.write(f"WARNING: {problem}; going on without it (checkpoint.on_error=continue)")
 
 
 def fixed_values(setup: Setup) -> dict[str, Any]:
@@ -91,6 +135,8 @@ def fixed_values(setup: Setup) -> dict[str, Any]:
         values.pop("train.max_steps")
     identity = "\n".join(f"{row.id}\t{row.answer}" for row in setup.train_rows)
     return values | {
+        # A user's own DeepSpeed file may decide the stage.
+        "deepspeed.zero_stage": setup.engine.zero_stage,
         "world_size": distributed.world_size(),
         "training rows": f"{len(setup.train_rows)} rows, {hashlib.sha256(identity.encode()).hexdigest()[:16]}",
     }

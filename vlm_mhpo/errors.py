@@ -25,6 +25,12 @@ class CheckpointError(VlmMhpoError):
     exit_code = 3
 
 
+class SaveError(CheckpointError):
+    """A checkpoint could not be written; the older ones are intact."""
+
+    exit_code = 4
+
+
 class NonFiniteError(VlmMhpoError):
     """A loss or gradient was not finite; the weights were not touched."""
 

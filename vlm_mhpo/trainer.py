@@ -14,7 +14,7 @@ from tqdm import tqdm
 from rewards import Scorer, Verifier
 from vlm_mhpo import distributed
 from vlm_mhpo.config import Config, check_world_size
-from vlm_mhpo.continuation import resume, save_if_due
+from vlm_mhpo.continuation import only_writer, resume, save_if_due
 from vlm_mhpo.data import PromptStream
 from vlm_mhpo.diagnostics import on_policy_multiplier
 from vlm_mhpo.dynamic_sampling import refill
@@ -46,6 +46,7 @@ def train(config: Config) -> dict[str, Any]:
         # First, because a reward that does not exist should not wait for the model, and workers load meanwhile.
         start_scorer(config.rewards, max_completion_length=config.rollout.max_completion_length) as scorer,
         start_verifier(config.rewards) as verifier,
+        only_writer(config),
     ):
         objective = build_objective(config.objective, config.rollout.max_completion_length)
         setup = build_setup(config)
@@ -117,7 +118,7 @@ def loop(
             if recorder:
                 recorder.write(step + 1, metrics | watch.metrics(), update, scored)
             # After the records: a run that dies in between continues from the checkpoint before and writes them again.
-            save_if_due(setup, step + 1)
+            save_if_due(setup, step + 1, metrics)
             bar.advance(metrics)
             # Their pixels and image features go before those of the next step come.
             del prompts, scored, batches

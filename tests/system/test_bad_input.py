@@ -346,16 +346,3 @@ def test_a_run_that_cannot_go_on_is_refused_in_one_sentence_and_left_alone(name,
 def test_resuming_runs_no_program_of_a_checkpoint(refused):
     _, _, run_dir = refused["program"]
     assert not (run_dir.parent / "canary").exists()
-
-
-@pytest.mark.full
-@pytest.mark.timeout(120)
-def test_a_checkpoint_of_another_number_of_ranks_is_refused_on_both(finished, tmp_path):
-    run_dir = Path(shutil.copytree(finished, tmp_path / "run"))
-    arguments = ["train", BASE, f"output_dir={run_dir}", "checkpoint.save_steps=1", "train.max_steps=3"]
-    ended = run_ranks([*CLI, *arguments], tmp_path / "ranks", num_ranks=2)
-    for rank, process in enumerate(ended):
-        named = "rank 0: " if rank else ""
-        sentence = f"{named}.*/step_000002 belongs to another setting: world_size was 1 and is now 2. Use .*"
-        assert_one_sentence(process.code, process.stderr, sentence)
-        assert process.code == 3

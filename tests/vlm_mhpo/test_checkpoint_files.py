@@ -12,34 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.vlm_mhpo.checkpoint_cases import DATA_FILES, save
 from vlm_mhpo import checkpoint
-from vlm_mhpo.errors import CheckpointError
-
-DATA_FILES = ("state.json", "engine/mp_rank_00_model_states.pt", "engine/zero_pp_rank_0.pt", "policy/config.json")
-
-
-class FakeDeepSpeed:
-    """Writes shards as DeepSpeed does; the content says which step it is of."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def save_checkpoint(self, folder: str, *, tag: str, save_latest: bool) -> None:
-        assert not save_latest
-        shards = Path(folder) / tag
-        shards.mkdir()
-        torch.save({"module": torch.full((4,), float(self.step))}, shards / "mp_rank_00_model_states.pt")
-        torch.save({"optimizer": torch.arange(4.0) * self.step}, shards / "zero_pp_rank_0.pt")
-        (Path(folder) / "zero_to_fp32.py").write_text("print('a program')")
-
-
-def save(root: Path, step: int, *, keep: int = 2, extra=None, **state) -> Path:
-    def policy(folder: Path) -> None:
-        (folder / "policy").mkdir()
-        (folder / "policy" / "config.json").write_text("{}")
-
-    engine = SimpleNamespace(deepspeed=FakeDeepSpeed(step))
-    return checkpoint.save(engine, root, step, {"seed": 3, **state}, keep=keep, extra=extra or policy)
+from vlm_mhpo.errors import CheckpointError, SaveError
 
 
 def damaged(file: Path, kind: str) -> None:
@@ -136,13 +111,11 @@ def test_what_a_killed_save_left_behind_does_not_stop_the_next(tmp_path):
 def test_a_write_that_fails_leaves_the_older_one_and_says_so(tmp_path):
     save(tmp_path, 2)
 
-    def full_disk(folder: Path) -> None:
+    def full_disk(folder: Path, disk: checkpoint.Disk) -> None:
         (folder / "policy").mkdir()
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(
-        CheckpointError, match=r"step 4 could not be saved: .*No space left.*older checkpoints are intact"
-    ):
+    with pytest.raises(SaveError, match=r"step 4 could not be saved: .*No space left.*older checkpoints are intact"):
         save(tmp_path, 4, extra=full_disk)
     assert checkpoint.newest_valid(tmp_path)[0] == 2
     save(tmp_path, 4)

@@ -247,11 +247,16 @@ def report(
 def export(
     source: Annotated[str, typer.Argument(help="Run folder or checkpoint.")],
     out: Annotated[Path, typer.Option(help="New folder that from_pretrained loads.")],
+    which: Annotated[
+        str, typer.Option(help="Checkpoint of a run, newest or best; best needs checkpoint.keep_best.")
+    ] = "newest",
 ) -> None:
     """Copy the trained policy (safetensors and processor) out of a run."""
+    if which not in ("newest", "best"):
+        raise typer.BadParameter(f"--which {which}: newest or best")
     from vlm_mhpo.models.export import export as copy
 
-    typer.echo(copy(source, out))
+    typer.echo(copy(source, out, which))
 
 
 @app.command()

@@ -198,7 +198,17 @@ class CheckpointConfig(Section):
     """What is saved, when."""
 
     save_steps: int = Field(50, ge=0, description="Training steps between checkpoints; 0 = only at the end.")
-    save_total_limit: PositiveInt = Field(2, description="Checkpoints kept.")
+    save_total_limit: PositiveInt = Field(2, description="Newest checkpoints kept.")
+    keep_best: str | None = Field(
+        None, description="Metric, for example eval/accuracy, whose best checkpoint is kept as well; null = none."
+    )
+    best_is: Literal["highest", "lowest"] = Field("highest", description="Which value of that metric is the best.")
+    on_error: Literal["stop", "continue"] = Field(
+        "stop", description="A checkpoint that the disk refuses ends the run, or is left out unless it is the last."
+    )
+    trust_folder: bool = Field(
+        False, description="Continue from checkpoints that another user owns or that everybody can write."
+    )
 
 
 class LoggingConfig(Section):

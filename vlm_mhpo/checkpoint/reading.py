@@ -1,0 +1,137 @@
+"""Read checkpoints as untrusted input: every file is checked against the manifest, and loading runs no code."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import stat
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlm_mhpo import distributed
+from vlm_mhpo.checkpoint.files import files_of, sha256
+from vlm_mhpo.checkpoint.names import ENGINE_TAG, FORMAT_VERSION, MANIFEST, STATE, folder_of, steps_in
+from vlm_mhpo.engine import Engine
+from vlm_mhpo.errors import CheckpointError
+
+
+def newest_valid(root: Path) -> tuple[int, dict[str, Any]] | None:
+    """Step and state of the newest checkpoint whose files are what the manifest says; None when there never was one.
+
+    Raises:
+        CheckpointError: checkpoints exist and all are damaged.
+    """
+    problems: list[str] = []
+    for step in reversed(steps_in(root)):
+        try:
+            return step, read_state(folder_of(root, step))
+        except CheckpointError as error:
+            problems.append(str(error))
+            if distributed.is_main():
+                print(f"ERROR: {error}; trying the one before", flush=True)
+    if problems:
+        raise CheckpointError(f"every checkpoint in {root} is damaged: move the folder away to start over")
+    return None
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The state of a checkpoint after checking every file against the manifest."""
+    refuse_links(folder)
+    try:
+        entries = json.loads((folder / MANIFEST).read_text())["files"].items()
+        listing = {name: (entry["bytes"], entry["sha256"]) for name, entry in entries}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder}: unreadable manifest ({error})") from error
+    present = {str(file.relative_to(folder)) for file in files_of(folder)} - {MANIFEST}
+    if extra := sorted(present - set(listing)):
+        raise CheckpointError(f"{folder}: {extra[0]} is not in the manifest")
+    if STATE not in listing:
+        raise CheckpointError(f"{folder}: {STATE} is not in the manifest")
+    for name, (num_bytes, digest) in listing.items():
+        # Not the disk's own answer: a listed `../name` may exist, but not in here.
+        if name not in present:
+            raise CheckpointError(f"{folder}: {name} is missing")
+        file = folder / name
+        if file.stat().st_size != num_bytes or sha256(file) != digest:
+            raise CheckpointError(f"{folder}: {name} differs from the manifest")
+    state = json.loads((folder / STATE).read_text())
+    if state["format_version"] != FORMAT_VERSION:
+        raise CheckpointError(f"{folder}: format {state['format_version']}, this program reads {FORMAT_VERSION}")
+    return state
+
+
+def refuse_links(folder: Path) -> None:
+    """CheckpointError for a checkpoint that is, or holds, anything but files and folders of its own."""
+    for path in (folder, *sorted(folder.rglob("*"))):
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            kind = "a link" if stat.S_ISLNK(mode) else "neither a file nor a folder"
+            raise CheckpointError(f"{folder}: {path.relative_to(folder)} is {kind}")
+
+
+def refuse_strangers(folder: Path) -> None:
+    """CheckpointError when somebody else may have written a checkpoint, or the folder that holds it.
+
+    An optimizer state from a stranger runs no code, but it can train what the stranger wants.
+    """
+    for path in (folder.parent, folder, *sorted(folder.rglob("*"))):
+        found = path.stat()
+        if found.st_uid != os.geteuid():
+            problem = f"belongs to user {found.st_uid}, and this process is user {os.geteuid()}"
+        elif found.st_mode & stat.S_IWOTH:
+            problem = f"can be written by everybody (chmod -R o-w {folder.parent})"
+        else:
+            continue
+        raise CheckpointError(f"{path} {problem}: set checkpoint.trust_folder=true if you trust what is in it")
+
+
+def check_state(
+    state: dict[str, Any], expected: dict[str, Any], folder: Path, *, free: tuple[str, ...] = ()
+) -> list[str]:
+    """Refuse a checkpoint of another setting, naming every value that differs.
+
+    Returns:
+        What differs among the keys in `free`, one phrase each.
+
+    Raises:
+        CheckpointError: another key differs.
+    """
+    phrases = {
+        key: f"{key} was {state.get(key)!r} and is now {value!r}"
+        for key, value in expected.items()
+        if state.get(key) != value
+    }
+    if different := [phrase for key, phrase in phrases.items() if key not in free]:
+        raise CheckpointError(
+            f"{folder} belongs to another setting: {'; '.join(different)}. Use the same values, or another output_dir"
+        )
+    return list(phrases.values())
+
+
+def load(engine: Engine, folder: Path) -> None:
+    """Put a checkpoint's weights and optimizer state into the engine; no pickle but DeepSpeed's own is read."""
+    engine.deepspeed.checkpoint_engine.load = safe_load
+    try:
+        path, _ = engine.deepspeed.load_checkpoint(str(folder), tag=ENGINE_TAG, load_lr_scheduler_states=False)
+    except pickle.UnpicklingError as error:
+        raise not_plain(folder) from error
+    if path is None:
+        raise CheckpointError(f"{folder}: DeepSpeed found nothing to load")
+
+
+def not_plain(folder: Path) -> CheckpointError:
+    """The error of a shard that might run code."""
+    return CheckpointError(f"{folder}: a shard holds more than tensors and plain values, and is not read")
+
+
+def safe_load(path: str, map_location: Any = None, *, mmap: bool = False) -> Any:
+    """torch.load that runs no code: tensors, plain values, and three classes of DeepSpeed's shards."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
