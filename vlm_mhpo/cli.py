@@ -281,6 +281,23 @@ def doctor(
 
 
 @app.command()
+def replay(
+    dump: Annotated[Path, typer.Argument(help="Folder of a bad step, RUN/dumps/step_N.")],
+    model: Annotated[
+        str | None, typer.Option(help="Run folder, checkpoint or model; default: the policy of the dump.")
+    ] = None,
+) -> None:
+    """Repeat a bad step on one process and name the completions that are not finite; exit 1 if there are any."""
+    from vlm_mhpo.replay import as_text, changed_rewards
+    from vlm_mhpo.replay import replay as repeat
+
+    dumps, found = repeat(dump, model)
+    typer.echo(as_text(dumps, found, changed_rewards(dumps)))
+    if not all(one.is_finite for one in found):
+        raise typer.Exit(1)
+
+
+@app.command()
 def profile(
     config: ConfigPath,
     overrides: Overrides = None,
@@ -357,19 +374,21 @@ def main() -> None:
     """Entry point: known errors become one sentence; anything else keeps its traceback."""
     from data_prep import DataError
     from rewards import RewardError, VerifierError
-    from vlm_mhpo.errors import VlmMhpoError
+    from vlm_mhpo.errors import Stopped, VlmMhpoError
 
     try:
         app()
+    except Stopped as stop:
+        fail(stop, stop.exit_code, label="stopped")
     except VlmMhpoError as error:
         fail(error, error.exit_code)
     except (DataError, RewardError, VerifierError) as error:
         fail(error, 2)
 
 
-def fail(error: Exception, code: int) -> None:
+def fail(error: Exception, code: int, label: str = "error") -> None:
     """Say what was wrong and end the process; other ranks are told by their launcher."""
-    typer.echo(f"error: {error}", err=True)
+    typer.echo(f"{label}: {error}", err=True)
     # Torch is loaded only where ranks can exist.
     if "torch" in sys.modules:
         from vlm_mhpo import distributed
