@@ -283,18 +283,14 @@ def doctor(
 @app.command()
 def replay(
     dump: Annotated[Path, typer.Argument(help="Folder of a bad step, RUN/dumps/step_N.")],
-    model: Annotated[
-        str | None, typer.Option(help="Run folder, checkpoint or model; default: the policy of the dump.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="Run, checkpoint or model; default: the dump's.")] = None,
 ) -> None:
     """Repeat a bad step on one process and name the completions that are not finite; exit 1 if there are any."""
-    from vlm_mhpo.replay import as_text, changed_rewards
-    from vlm_mhpo.replay import replay as repeat
+    from vlm_mhpo.replay import report
 
-    dumps, found = repeat(dump, model)
-    typer.echo(as_text(dumps, found, changed_rewards(dumps)))
-    if not all(one.is_finite for one in found):
-        raise typer.Exit(1)
+    text, is_finite = report(dump, model)
+    typer.echo(text)
+    raise typer.Exit(0 if is_finite else 1)
 
 
 @app.command()
@@ -378,10 +374,8 @@ def main() -> None:
 
     try:
         app()
-    except Stopped as stop:
-        fail(stop, stop.exit_code, label="stopped")
     except VlmMhpoError as error:
-        fail(error, error.exit_code)
+        fail(error, error.exit_code, "stopped" if isinstance(error, Stopped) else "error")
     except (DataError, RewardError, VerifierError) as error:
         fail(error, 2)
 

@@ -5,6 +5,7 @@ A pure function of the rows so far, so that a resumed run judges as the undistur
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -15,8 +16,8 @@ from vlm_mhpo.config import Config
 MIN_VERIFIED = 64
 # Steps before a streak of zeros whose mean accuracy says what chance would do.
 ACCURACY_WINDOW = 20
-# Zeros that chance brings more often than this are left alone.
-MAX_CHANCE = 1e-4
+# Zeros that chance brings more often than this are left alone; a long run looks at its streak thousands of times.
+MAX_CHANCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +116,21 @@ def timeout_share(history: Sequence[Vitals], num_completions: int) -> float | No
 
 
 def chance_of_zeros(history: Sequence[Vitals], zeros: int, num_prompts: int) -> float:
-    """An upper bound of the chance that `zeros` steps without a correct completion follow on what was before.
+    """The chance that `zeros` steps without a correct completion follow on what was before; 1 when nothing was right.
 
-    The completions of a prompt may all fail together, so each prompt counts as one try. 1 when nothing was right.
+    The completions of a prompt may all fail together, so each prompt counts as one try. Few tries before the streak
+    tell little about their rate: it is integrated out (uniform prior), chance = B(k + 1, n - k + m + 1) /
+    B(k + 1, n - k + 1) for k successes in n tries and m failures after them.
     """
     before = history[: len(history) - zeros][-ACCURACY_WINDOW:]
     known = [vitals.accuracy for vitals in before if vitals.accuracy is not None]
-    if not known:
+    if not any(known):
         return 1.0
-    return (1.0 - sum(known) / len(known)) ** (zeros * num_prompts)
+    right, tries, failures = sum(known) * num_prompts, len(known) * num_prompts, zeros * num_prompts
+    wrong = tries - right
+    return math.exp(
+        math.lgamma(wrong + failures + 1)
+        - math.lgamma(tries + failures + 2)
+        - math.lgamma(wrong + 1)
+        + math.lgamma(tries + 2)
+    )

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rewards import RewardError, VerifierError
 from vlm_mhpo import distributed
 from vlm_mhpo.batch import micro_batches
 from vlm_mhpo.config import Config
@@ -65,6 +66,16 @@ class Replayed:
             f"{self.loss:.4g}, gradient norm {self.grad_norm:.4g}"
         )
         return f"{text}; refused: {self.refusal}" if self.refusal else text
+
+
+def report(folder: Path, model: str | None = None) -> tuple[str, bool]:
+    """What a replay of a dump finds, for a terminal, and whether everything was finite; arguments as in `replay`."""
+    dumps, found = replay(folder, model)
+    try:
+        rewards = changed_rewards(dumps)
+    except (RewardError, VerifierError) as problem:
+        rewards = [f"scoring fails: {problem}"]
+    return as_text(dumps, found, rewards), all(one.is_finite for one in found)
 
 
 def replay(folder: Path, model: str | None = None) -> tuple[list[Dump], list[Replayed]]:
@@ -174,7 +185,7 @@ def changed_rewards(dumps: Sequence[Dump]) -> list[str]:
     """Score the dumped completions again; one line for each whose rewards are now others.
 
     Raises:
-        rewards.RewardError, rewards.VerifierError: what stopped the run, if that was it.
+        RewardError, VerifierError: what stopped the run, if that was it.
     """
     config = dumps[0].config
     lines = []

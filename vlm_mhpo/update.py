@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -181,9 +182,7 @@ def update_on(
             result = engine.update(learning_rate)
             if not result.applied:
                 # Its sums may lack names on the rank that failed, so no rank adds them.
-                message = bad_update(bad_prompts, step)
-                on_bad(batch, message)
-                stop_or_warn(message, settings)
+                report_bad_update(bad_prompts, partial(on_bad, batch), settings, step)
                 continue
             norms.append(result.grad_norm)
             minibatches.append(distributed.reduce_metrics(pick(own, DRIFT), own.num_tokens))
@@ -326,17 +325,16 @@ def named(groups: Sequence[ScoredGroup], micro_batch: MicroBatch) -> Iterator[No
         raise TrainingError(f"the model cannot read a completion of prompts {prompts} ({problem})") from problem
 
 
-def bad_update(bad_prompts: list[str], step: int) -> str:
-    """One sentence with the ranks and prompts of a non-finite loss or gradient; called by all ranks."""
+def report_bad_update(bad_prompts: list[str], keep: Callable[[str], None], settings: UpdateSettings, step: int) -> None:
+    """Keep the minibatch, then stop, or print, with the ranks and prompts of a non-finite loss or gradient."""
     by_rank = distributed.gather_objects(bad_prompts)
     culprits = "; ".join(
         f"rank {index}: prompts {', '.join(sorted(set(ids)))}" for index, ids in enumerate(by_rank) if ids
     )
-    return f"step {step}: the loss or gradient was not finite ({culprits or 'overflow in backward'}); weights untouched"
-
-
-def stop_or_warn(message: str, settings: UpdateSettings) -> None:
-    """NonFiniteError, or a line when bad updates are to be skipped."""
+    message = (
+        f"step {step}: the loss or gradient was not finite ({culprits or 'overflow in backward'}); weights untouched"
+    )
+    keep(message)
     if settings.on_nonfinite == "stop":
         raise NonFiniteError(f"{message}. Lower train.learning_rate, or set train.on_nonfinite=skip to go on")
     if distributed.is_main():
