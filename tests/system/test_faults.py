@@ -144,14 +144,14 @@ def died(tmp_path_factory):
 
 @pytest.mark.parametrize("case", DEATHS, ids=death_name)
 def test_a_rank_that_dies_or_freezes_ends_the_other_which_names_rank_and_phase(died, case):
-    signum, phase, rank = case
+    _, phase, rank = case
     answer = died[1][death_name(case)]
     assert answer["codes"][1 - rank] == 5, answer["stderr"]
     assert answer["seconds"] <= PROMISED_S and answer["left"] == []
     sentence = (
         rf"error: rank {rank} is gone or frozen: .* last seen in phase {phase} of step 1 \(this is rank {1 - rank}"
     )
-    assert re.search(sentence, answer["stderr"][1 - rank]), answer["stderr"][1 - rank][-3000:]
+    assert re.search(told, answer["stderr"][1 - rank]), answer["stderr"][1 - rank][-3000:]
 
 
 def test_an_exception_on_one_rank_is_quoted_by_the_other(died):
