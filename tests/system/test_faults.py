@@ -148,9 +148,7 @@ def test_a_rank_that_dies_or_freezes_ends_the_other_which_names_rank_and_phase(d
     answer = died[1][death_name(case)]
     assert answer["codes"][1 - rank] == 5, answer["stderr"]
     assert answer["seconds"] <= PROMISED_S and answer["left"] == []
-    sentence = (
-        rf"error: rank {rank} is gone or frozen: .* last seen in phase {phase} of step 1 \(this is rank {1 - rank}"
-    )
+    told = rf"error: rank {rank} is gone or frozen: .* last seen in phase {phase} of step 1 \(this is rank {1 - rank}"
     assert re.search(told, answer["stderr"][1 - rank]), answer["stderr"][1 - rank][-3000:]
 
 
