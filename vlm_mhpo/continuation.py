@@ -23,7 +23,10 @@ FREE_KEYS = (
     "logging.",
     "checkpoint.",
     "eval.",
+    "faults.",
     "rewards.num_workers",
+    "rewards.max_timeout_share",
+    "rewards.max_zero_accuracy_steps",
     "data.eval",
     "data.max_eval_rows",
 )
@@ -88,17 +91,24 @@ def refuse_silent_restart(run_dir: Path) -> None:
         )
 
 
-def save_if_due(setup: Setup, step: int, metrics: Mapping[str, float] | None = None) -> None:
+def is_due(config: Config, step: int) -> bool:
+    """Whether the configuration asks for a checkpoint after `step` steps."""
+    every = config.checkpoint.save_steps
+    return step == config.train.max_steps or bool(every and step % every == 0)
+
+
+def save_if_due(setup: Setup, step: int, metrics: Mapping[str, float] | None = None, *, asked: bool = False) -> None:
     """Write the checkpoint after `step` steps if it is time: shards for resuming, `policy/` for from_pretrained.
 
     Args:
         metrics: row of the step, the same on all ranks; `checkpoint.keep_best` looks its metric up there.
+        asked: write it whatever the configuration says, because the run stops here.
 
     Raises:
         SaveError: the disk refused it, and the configuration says to stop or this was the last chance.
     """
-    config, last = setup.config, step == setup.config.train.max_steps
-    if not last and not (config.checkpoint.save_steps and step % config.checkpoint.save_steps == 0):
+    config, last = setup.config, asked or step == setup.config.train.max_steps
+    if not (asked or is_due(config, step)):
         return
     best, scores = None, {}
     if metric := config.checkpoint.keep_best:

@@ -121,8 +121,15 @@ class Engine:
 
         # Not GatheredParameters alone: DeepSpeed's hooks would release and gather again around every module that runs
         # inside, and ranks whose completions end at different times run different numbers of them.
+        problem: BaseException | None = None
         with unwrap_model_for_generation(self.deepspeed):
-            yield
+            try:
+                yield
+            # Whatever it is goes on, but not through DeepSpeed's context, which would not put its hooks back.
+            except BaseException as error:
+                problem = error
+        if problem is not None:
+            raise problem
 
 
 def build_optimizer(

@@ -39,3 +39,17 @@ class NonFiniteError(VlmMhpoError):
 
 class TrainingError(VlmMhpoError):
     """Training cannot go on (a rank failed, no rows are left, verifiers fail)."""
+
+
+class RankError(VlmMhpoError):
+    """Another rank died, failed or stands still; this one cannot go on without it."""
+
+    exit_code = 5
+
+
+class Stopped(VlmMhpoError):
+    """The run was asked to stop by a signal, and what it had learnt is saved."""
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

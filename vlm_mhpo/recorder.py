@@ -39,7 +39,8 @@ class Recorder:
         self.metrics_file = run_dir / "metrics.jsonl"
         self.updates_file = run_dir / "updates.jsonl"
         for file in (self.metrics_file, self.updates_file):
-            keep_rows(file, start_step)
+            # A run without a finished step evaluates again before the first: row 0 would be there twice.
+            keep_rows(file, start_step or -1)
         self._norms = NormHistory(norms_in(self.updates_file))
         self._tensorboard = None
         if logging.tensorboard:
@@ -65,6 +66,23 @@ class Recorder:
                 self._tensorboard.add_scalar(name, value, step)
         if self._wandb:
             self._wandb.log(metrics, step=step)
+
+    def lacks(self, step: int, name: str) -> bool:
+        """Whether the last row is that of training step `step` and has no metric `name`."""
+        lines = self.metrics_file.read_text().splitlines() if self.metrics_file.exists() else []
+        row = json.loads(lines[-1]) if lines else {}
+        return row.get("step") == step and name not in row
+
+    def amend(self, step: int, metrics: dict[str, float]) -> None:
+        """Add metrics to the last row, which is that of `step`."""
+        *rows, last = self.metrics_file.read_text().splitlines()
+        row = json.loads(last)
+        if row["step"] != step:
+            raise ValueError(f"{self.metrics_file}: the last row is of step {row['step']}, not {step}")
+        replacement = self.metrics_file.with_suffix(".tmp")
+        replacement.write_text("".join(line + "\n" for line in rows))
+        replacement.replace(self.metrics_file)
+        self.write_metrics(step, {name: value for name, value in row.items() if name != "step"} | metrics)
 
     def write_update(self, step: int, update: StepUpdate) -> None:
         """Append what each update of the step did, and its histograms, to updates.jsonl."""

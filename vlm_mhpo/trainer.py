@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -13,14 +13,25 @@ from tqdm import tqdm
 
 from rewards import Scorer, Verifier
 from vlm_mhpo import distributed
+from vlm_mhpo.agreement import check_same_rows, check_same_setting
 from vlm_mhpo.config import Config, check_world_size
 from vlm_mhpo.continuation import only_writer, resume, save_if_due
 from vlm_mhpo.data import PromptStream
 from vlm_mhpo.diagnostics import on_policy_multiplier
+from vlm_mhpo.dump import unscored, whole_step
 from vlm_mhpo.dynamic_sampling import refill
 from vlm_mhpo.engine import learning_rate_at
 from vlm_mhpo.evaluation.evaluate import evaluate, summarise, write_evaluation
 from vlm_mhpo.evaluation.standalone import evaluation_params
+from vlm_mhpo.guard import (
+    Guard,
+    dump_bad_update,
+    dumping,
+    examine,
+    leave_before,
+    score_together,
+    stop_if_asked,
+)
 from vlm_mhpo.minibatches import build_batches
 from vlm_mhpo.models.loading import Tools
 from vlm_mhpo.models.reference import Reference
@@ -30,40 +41,45 @@ from vlm_mhpo.recorder import Recorder
 from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.scoring import early_verdicts, reward_metrics, score_groups, start_scorer, start_verifier
 from vlm_mhpo.setup import Setup, build_setup, record_setup
+from vlm_mhpo.stopping import Interrupted, StopRequest
 from vlm_mhpo.types import Prompt, ScoredGroup
-from vlm_mhpo.update import UpdateSettings, update_on
+from vlm_mhpo.update import Batch, UpdateSettings, update_on
+from vlm_mhpo.watchdog import Watchdog
 
 
 def train(config: Config) -> dict[str, Any]:
     """Run or continue the RL training of `config`; returns the last evaluation record, or {} without held-out rows.
 
     Raises:
-        VlmMhpoError: anything a user can mend, in one sentence.
+        VlmMhpoError: anything a user can mend, in one sentence; Stopped: a signal asked for it.
     """
     distributed.start(config.num_threads)
     check_world_size(config, distributed.world_size())
+    check_same_setting(config)
     with (
-        # First, because a reward that does not exist should not wait for the model, and workers load meanwhile.
+        StopRequest() as stop,
+        Watchdog(config.faults, stop) as watchdog,
+        # Early, because a reward that does not exist should not wait for the model, and workers load meanwhile.
         start_scorer(config.rewards, max_completion_length=config.rollout.max_completion_length) as scorer,
         start_verifier(config.rewards) as verifier,
         only_writer(config),
     ):
+        guard = Guard(stop, watchdog)
         objective = build_objective(config.objective, config.rollout.max_completion_length)
         setup = build_setup(config)
+        check_same_rows(setup.train_rows)
+        setup.sampler.on_token = guard.on_token
         start = resume(setup)
         record_setup(setup)
         reference = Reference.load(config) if config.objective.beta else None
         with recording(setup, start) as recorder:
-            if start == 0 and config.eval.before:
-                record = run_evaluation(setup, verifier, name="before", step=0)
-                if recorder and record:
-                    recorder.write_metrics(0, evaluation_metrics(record))
-            loop(setup, objective, reference, scorer, verifier, recorder, start)
-    if config.logging.report and distributed.is_main():
-        from vlm_mhpo.report import write_report
+            guard.remember(setup.run_dir / "metrics.jsonl", start)
+            evaluate_at_start(setup, guard, verifier, recorder, start)
+            loop(setup, objective, reference, scorer, verifier, recorder, start, guard)
+        if config.logging.report and distributed.is_main():
+            from vlm_mhpo.report import write_report
 
-        write_report(setup.run_dir)
-    distributed.barrier()
+            write_report(setup.run_dir)
     after = setup.run_dir / "eval" / "after.json"
     return json.loads(after.read_text()) if after.is_file() else {}
 
@@ -76,6 +92,7 @@ def loop(
     verifier: Verifier,
     recorder: Recorder | None,
     start: int,
+    guard: Guard,
 ) -> None:
     """Steps `start` to `max_steps`."""
     config = setup.config
@@ -86,70 +103,137 @@ def loop(
         num_prompts=config.train.num_prompts_per_step,
         num_minibatches=config.train.num_minibatches,
     )
-    params = SamplingParams(
-        config.rollout.num_generations,
-        config.rollout.max_completion_length,
-        config.rollout.temperature,
-        config.rollout.top_p,
-        config.rollout.top_k,
-    )
     settings = update_settings(config, setup.tools, objective)
     stop, for_step = config.train.max_steps, stream.for_step
     ahead = prefetched(for_step, stop=stop) if config.data.prefetch else nullcontext(for_step)
     with ProgressBar(config, start) as bar, ahead as prompts_of:
         for step in range(start, stop):
-            watch = Stopwatch()
-            roll_out = partial(sample_and_score, setup, scorer, params, watch, step)
-            with watch("prompts"):
-                prompts = prompts_of(step)
-            scored, metrics = roll_out(prompts), {}
-            if config.rollout.dynamic_sampling:
-                scored, metrics = refill(
-                    scored, stream, step, roll_out, max_resample_times=config.rollout.max_resample_times
+            watch = Stopwatch(guard, step + 1)
+            try:
+                scored, metrics = roll_out(setup, guard, scorer, stream, prompts_of, watch, step)
+                batches, mismatch = prepare(setup, guard, reference, scored, settings, watch, step)
+            except Interrupted:
+                leave_before(setup, guard, step, start)
+            with watch("update"), dumping(setup, step + 1, partial(whole_step, batches)):
+                rate, on_bad = learning_rate_at(step, config.train, stop), dump_bad_update(setup, step + 1)
+                update = update_on(
+                    setup.engine, objective, batches, settings, learning_rate=rate, step=step + 1, on_bad=on_bad
                 )
-            with watch("log_probs"):
-                batches, mismatch = build_batches(setup, reference, scored, settings)
-            with watch("update"):
-                rate = learning_rate_at(step, config.train, stop)
-                update = update_on(setup.engine, objective, batches, settings, learning_rate=rate, step=step + 1)
             with watch("evaluate"):
-                record = evaluate_if_due(setup, verifier, step + 1)
+                record = evaluate_if_due(setup, guard, verifier, step + 1)
             metrics |= mismatch | update.metrics | reward_metrics(scored) | evaluation_metrics(record)
+            found = examine(setup, guard, metrics, batches, step + 1)
             if recorder:
                 recorder.write(step + 1, metrics | watch.metrics(), update, scored)
+            asked = guard.stop.agreed()
+            guard.watchdog.enter("checkpoint", step + 1)
             # After the records: a run that dies in between continues from the checkpoint before and writes them again.
-            save_if_due(setup, step + 1, metrics)
+            save_if_due(setup, step + 1, metrics, asked=asked or any(finding.stops for finding in found))
             bar.advance(metrics)
+            stop_if_asked(setup, guard, found, asked, step + 1)
             # Their pixels and image features go before those of the next step come.
-            del prompts, scored, batches
+            del scored, batches
+
+
+def roll_out(
+    setup: Setup,
+    guard: Guard,
+    scorer: Scorer,
+    stream: PromptStream,
+    prompts_of: Callable[[int], list[Prompt]],
+    watch: Stopwatch,
+    step: int,
+) -> tuple[list[ScoredGroup], dict[str, float]]:
+    """This rank's scored groups of `step` (0-based), refilled if so configured, and the metrics of the refilling."""
+    rollout = setup.config.rollout
+    sample = partial(sample_and_score, setup, guard, scorer, watch, step)
+    with watch("prompts"):
+        prompts = prompts_of(step)
+    scored = sample(prompts)
+    if not rollout.dynamic_sampling:
+        return scored, {}
+    return refill(scored, stream, step, sample, max_resample_times=rollout.max_resample_times)
+
+
+def prepare(
+    setup: Setup,
+    guard: Guard,
+    reference: Reference | None,
+    scored: Sequence[ScoredGroup],
+    settings: UpdateSettings,
+    watch: Stopwatch,
+    step: int,
+) -> tuple[list[Batch], dict[str, float]]:
+    """The minibatches of `step` (0-based); the last place where the step can still be given up."""
+    with watch("log_probs"):
+        with dumping(setup, step + 1, partial(unscored, [one.group for one in scored])):
+            batches, mismatch = build_batches(setup, reference, scored, settings)
+        guard.stop.check()
+    return batches, mismatch
 
 
 def sample_and_score(
     setup: Setup,
+    guard: Guard,
     scorer: Scorer,
-    params: SamplingParams,
     watch: Stopwatch,
     step: int,
     prompts: Sequence[Prompt],
     attempt: int = 0,
 ) -> list[ScoredGroup]:
     """Roll the policy out on prompts and verify what comes back; `attempt` > 0 are the tries of dynamic sampling."""
-    template = setup.config.data.template
+    template, params = setup.config.data.template, sampling_params(setup.config)
     purpose = ("rollout", step) if attempt == 0 else ("resample", step, attempt)
     with early_verdicts(scorer, template) as early:
         with watch("sample"):
-            groups = setup.sampler.sample(prompts, params, (setup.config.seed, *purpose), early.begin)
+            seeds = (setup.config.seed, *purpose)
+            groups = guard.stop.sample(partial(setup.sampler.sample, prompts, params, seeds, early.begin))
         with watch("verify"):
-            return score_groups(scorer, groups, template, early)
+            return score_together(setup, partial(score_groups, scorer, groups, template, early), groups, step + 1)
 
 
-def evaluate_if_due(setup: Setup, verifier: Verifier, step: int) -> dict[str, Any]:
-    """The evaluation after `step`, {} when none is due; the one after the last step is kept as eval/after.json."""
+def sampling_params(config: Config) -> SamplingParams:
+    """How rollouts are drawn."""
+    rollout = config.rollout
+    return SamplingParams(
+        rollout.num_generations, rollout.max_completion_length, rollout.temperature, rollout.top_p, rollout.top_k
+    )
+
+
+def evaluate_at_start(setup: Setup, guard: Guard, verifier: Verifier, recorder: Recorder | None, start: int) -> None:
+    """The evaluation before the first step, or the one after step `start` if a stop cut it off."""
+    if start == 0:
+        if not setup.config.eval.before:
+            return
+        guard.watchdog.enter("evaluate", 0)
+        try:
+            record = run_evaluation(setup, guard, verifier, name="before", step=0)
+        except Interrupted:
+            leave_before(setup, guard, 0, 0)
+        if recorder and record:
+            recorder.write_metrics(0, evaluation_metrics(record))
+        return
+    # Only the main rank reads the records.
+    if distributed.largest(int(recorder is not None and recorder.lacks(start, "eval/accuracy"))):
+        record = evaluate_if_due(setup, guard, verifier, start)
+        if recorder and record:
+            recorder.amend(start, evaluation_metrics(record))
+
+
+def evaluate_if_due(setup: Setup, guard: Guard, verifier: Verifier, step: int) -> dict[str, Any]:
+    """The evaluation after `step`; the one after the last step is kept as eval/after.json.
+
+    {} when none is due, or when it was given up because of a stop: the run makes up for it when it continues.
+    """
     config = setup.config
-    if step == config.train.max_steps:
-        return run_evaluation(setup, verifier, name="after", step=step)
-    if config.eval.every and step % config.eval.every == 0:
-        return run_evaluation(setup, verifier, name=f"step_{step}", step=step, keep=False)
+    guard.watchdog.enter("evaluate", step)
+    try:
+        if step == config.train.max_steps:
+            return run_evaluation(setup, guard, verifier, name="after", step=step)
+        if config.eval.every and step % config.eval.every == 0:
+            return run_evaluation(setup, guard, verifier, name=f"step_{step}", step=step, keep=False)
+    except Interrupted:
+        pass
     return {}
 
 
@@ -169,8 +253,14 @@ def update_settings(config: Config, tools: Tools, objective: Objective) -> Updat
     )
 
 
-def run_evaluation(setup: Setup, verifier: Verifier, *, name: str, step: int, keep: bool = True) -> dict[str, Any]:
-    """Evaluate the policy on the held-out rows; with `keep`, write eval/NAME.json and .md. {} without such rows."""
+def run_evaluation(
+    setup: Setup, guard: Guard, verifier: Verifier, *, name: str, step: int, keep: bool = True
+) -> dict[str, Any]:
+    """Evaluate the policy on the held-out rows; with `keep`, write eval/NAME.json and .md. {} without such rows.
+
+    Raises:
+        Interrupted: on all ranks, when one was asked to stop.
+    """
     if not setup.eval_rows:
         return {}
     config = setup.config
@@ -185,6 +275,7 @@ def run_evaluation(setup: Setup, verifier: Verifier, *, name: str, step: int, ke
         seed=config.seed,
         image_dir=setup.run_dir if keep else None,
         gallery=config.eval.gallery,
+        together=guard.stop.sample,
     )
     record = summarise(items, name=name, step=step, params=params)
     if keep and distributed.is_main():
@@ -244,15 +335,17 @@ class ProgressBar:
 
 
 class Stopwatch:
-    """Seconds spent in the named parts of a step."""
+    """Seconds spent in the named parts of step `step` (1-based), each of which the watchdog is told of."""
 
-    def __init__(self) -> None:
+    def __init__(self, guard: Guard, step: int) -> None:
+        self._guard, self._step = guard, step
         self._started = time.perf_counter()
         self._parts: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Time a block."""
+        self._guard.watchdog.enter(name, self._step)
         begun = time.perf_counter()
         yield
         self._parts[name] = self._parts.get(name, 0.0) + time.perf_counter() - begun

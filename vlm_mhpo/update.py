@@ -6,7 +6,9 @@ Shape suffixes: B completions, T completion tokens, N valid completion tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,7 +27,7 @@ from vlm_mhpo.diagnostics import (
     token_quantities,
 )
 from vlm_mhpo.engine import Engine
-from vlm_mhpo.errors import NonFiniteError
+from vlm_mhpo.errors import NonFiniteError, TrainingError
 from vlm_mhpo.histograms import NUM_BINS, SIGNS
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.objectives import Objective
@@ -120,7 +122,10 @@ def log_probs_of(
     values: list[list[float]] = [[0.0] * len(c.token_ids) for c in completions]
     with torch.no_grad():
         for micro_batch in batches_of(policy, groups, settings):
-            log_probs_N, _ = forward(micro_batch.rows, temperature=settings.temperature, chunk_size=settings.chunk_size)
+            with named(groups, micro_batch):
+                log_probs_N, _ = forward(
+                    micro_batch.rows, temperature=settings.temperature, chunk_size=settings.chunk_size
+                )
             if micro_batch.is_padding:
                 continue
             where = zip(micro_batch.rows.completion_N.tolist(), micro_batch.rows.time_N.tolist(), strict=True)
@@ -148,6 +153,7 @@ def update_on(
     *,
     learning_rate: float,
     step: int,
+    on_bad: Callable[[Batch, str], None] = lambda batch, message: None,
 ) -> StepUpdate:
     """All updates of one rollout batch.
 
@@ -158,6 +164,7 @@ def update_on(
         settings: see `UpdateSettings`.
         learning_rate: of every update.
         step: for messages.
+        on_bad: called on all ranks with this rank's share of a minibatch that was not applied, and why.
 
     Returns:
         Global figures: losses and gradient norms are means over updates, token statistics run over all updates.
@@ -175,7 +182,7 @@ def update_on(
             result = engine.update(learning_rate)
             if not result.applied:
                 # Its sums may lack names on the rank that failed, so no rank adds them.
-                report_bad_update(bad_prompts, settings, step)
+                report_bad_update(bad_prompts, partial(on_bad, batch), settings, step)
                 continue
             norms.append(result.grad_norm)
             minibatches.append(distributed.reduce_metrics(pick(own, DRIFT), own.num_tokens))
@@ -229,9 +236,10 @@ def accumulate(
     counts = global_counts(batch)
     bad_prompts: list[str] = []
     for micro_batch in batches_of(engine.policy, batch.groups, settings):
-        log_probs_N, entropy_N = engine(
-            micro_batch.rows, temperature=settings.temperature, chunk_size=settings.chunk_size
-        )
+        with named(batch.groups, micro_batch):
+            log_probs_N, entropy_N = engine(
+                micro_batch.rows, temperature=settings.temperature, chunk_size=settings.chunk_size
+            )
         log_probs_BT, mask_BT = micro_batch.scatter(log_probs_N)
         entropy_BT, _ = micro_batch.scatter(entropy_N)
         masked = [row for row, flat in enumerate(micro_batch.completion_indices) if flat in batch.masked]
@@ -243,7 +251,7 @@ def accumulate(
         except NonFiniteInput:
             # Stopping here would leave the other ranks waiting, so the NaN goes on into the gradient, where
             # all ranks see it before the weights move.
-            bad_prompts += sorted({prompt_of(batch, flat) for flat in micro_batch.completion_indices})
+            bad_prompts += prompts_in(batch.groups, micro_batch)
             engine.backward(log_probs_N.sum() * torch.nan)
             continue
         totals.add(measure(objective, loss, log_probs_BT, old_BT, advantages_B, mask_BT, counts, settings.on_policy))
@@ -301,14 +309,24 @@ def constants_like(like_BT: Tensor, rows: Sequence[Sequence[float]], micro_batch
     return like_BT.new_tensor(padded)
 
 
-def prompt_of(batch: Batch, flat: int) -> str:
-    """The id of the prompt of a completion."""
-    size = len(batch.advantages) // len(batch.groups)
-    return batch.groups[flat // size].group.prompt.id
+def prompts_in(groups: Sequence[ScoredGroup], micro_batch: MicroBatch) -> list[str]:
+    """Ids of the prompts whose completions are in a micro-batch."""
+    owners = [scored.group.prompt.id for scored in groups for _ in scored.group.completions]
+    return sorted({owners[flat] for flat in micro_batch.completion_indices})
 
 
-def report_bad_update(bad_prompts: list[str], settings: UpdateSettings, step: int) -> None:
-    """Stop, or print, with the ranks and prompts of a non-finite loss or gradient."""
+@contextmanager
+def named(groups: Sequence[ScoredGroup], micro_batch: MicroBatch) -> Iterator[None]:
+    """TrainingError with the prompts of a micro-batch whose tokens the model cannot read."""
+    try:
+        yield
+    except (ValueError, IndexError) as problem:
+        prompts = ", ".join(prompts_in(groups, micro_batch))
+        raise TrainingError(f"the model cannot read a completion of prompts {prompts} ({problem})") from problem
+
+
+def report_bad_update(bad_prompts: list[str], keep: Callable[[str], None], settings: UpdateSettings, step: int) -> None:
+    """Keep the minibatch, then stop, or print, with the ranks and prompts of a non-finite loss or gradient."""
     by_rank = distributed.gather_objects(bad_prompts)
     culprits = "; ".join(
         f"rank {index}: prompts {', '.join(sorted(set(ids)))}" for index, ids in enumerate(by_rank) if ids
@@ -316,6 +334,7 @@ def report_bad_update(bad_prompts: list[str], settings: UpdateSettings, step: in
     message = (
         f"step {step}: the loss or gradient was not finite ({culprits or 'overflow in backward'}); weights untouched"
     )
+    keep(message)
     if settings.on_nonfinite == "stop":
         raise NonFiniteError(f"{message}. Lower train.learning_rate, or set train.on_nonfinite=skip to go on")
     if distributed.is_main():

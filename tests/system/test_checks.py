@@ -23,7 +23,7 @@ from vlm_mhpo.doctor import Finding
 from vlm_mhpo.errors import ConfigError, ModelError, TrainingError
 
 BASE = Path(__file__).with_name("base.yaml")
-FAULTY = "tests.system.drive_faults"
+FAULTY = "tests.system.drive_planted"
 
 
 def command(*arguments: object) -> tuple[int, str]:

@@ -27,6 +27,16 @@ def raises_on_the_second_rank(completions: list[str], **_) -> list[float]:
     return [0.0] * len(completions)
 
 
+def flat(completions: list[str], **_) -> list[float]:
+    """Nothing to learn anywhere."""
+    return [1.0] * len(completions)
+
+
+def flat_on_the_second_rank(completion_ids: list[list[int]], **_) -> list[float]:
+    """Nothing to learn on one rank."""
+    return [1.0] * len(completion_ids) if os.environ.get("RANK") == "1" else even_tokens(completion_ids)
+
+
 def one_too_few(completions: list[str], **_) -> list[float]:
     """The wrong number of values."""
     return [0.0] * (len(completions) - 1)

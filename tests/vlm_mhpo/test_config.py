@@ -296,7 +296,7 @@ def leaves() -> list[tuple[str, str]]:
 
 def test_known_keys_are_the_whole_schema():
     expected = {f"{section}.{key}" if section else key for section, key in leaves()} | set(SECTIONS) | {"objective"}
-    assert len(SECTIONS) == 10
+    assert len(SECTIONS) == 11
     keys = set(known_keys())
     assert expected <= keys
     assert len(known_keys()) == len(keys)
@@ -343,6 +343,7 @@ HOLDERS = {
     "rewards": ("rewards", "config"),
     "deepspeed": ("deepspeed", "config"),
     "logging": ("logging",),
+    "faults": ("faults", "config"),
 }
 
 

@@ -44,8 +44,22 @@ def test_continuing_leaves_neither_a_gap_nor_a_double_row(tmp_path, start):
         again.write_metrics(step, {"reward": 10.0 + step})
     rows = rows_of(tmp_path)
     kept = min(start, 4)
-    assert [row["step"] for row in rows] == [*range(kept + 1), *range(start + 1, 8)]
+    # Row 0 is the evaluation before the first step, which a run that starts over makes again.
+    first_rows = range(kept + 1) if start else ()
+    assert [row["step"] for row in rows] == [*first_rows, *range(start + 1, 8)]
     assert all(row["reward"] == (row["step"] if row["step"] <= kept else 10.0 + row["step"]) for row in rows)
+
+
+def test_a_missing_metric_is_seen_and_added_to_the_last_row(tmp_path):
+    recorder = Recorder(tmp_path, QUIET, start_step=0)
+    recorder.write_metrics(1, {"reward": 0.5})
+    recorder.write_metrics(2, {"reward": 1.0})
+    assert recorder.lacks(2, "eval/accuracy") and not recorder.lacks(2, "reward")
+    assert not recorder.lacks(1, "eval/accuracy")  # not the last row
+    recorder.amend(2, {"eval/accuracy": 0.25})
+    assert rows_of(tmp_path) == [{"step": 1, "reward": 0.5}, {"step": 2, "reward": 1.0, "eval/accuracy": 0.25}]
+    with pytest.raises(ValueError, match="the last row is of step 2, not 3"):
+        recorder.amend(3, {"eval/accuracy": 0.25})
 
 
 LINES = '{"step": 1, "a": 1}\n{"step": 2, "a": 2}\n'

@@ -52,9 +52,9 @@ def train(asked: dict[str, Any]) -> None:
 def stopping(save_if_due: Callable[..., None], asked: dict[str, Any]) -> Callable[..., None]:
     """The saving of checkpoints, but after a step: the end, with nothing closed and nothing flushed."""
 
-    def save_or_stop(setup: Any, step: int) -> None:
+    def save_or_stop(setup: Any, step: int, *args: Any, **options: Any) -> None:
         if step < asked["stop_after"]:
-            save_if_due(setup, step)
+            save_if_due(setup, step, *args, **options)
             return
         # No rank is ended by the launcher before its own row is written.
         distributed.barrier()

@@ -260,6 +260,19 @@ def export(
 
 
 @app.command()
+def replay(
+    dump: Annotated[Path, typer.Argument(help="Folder of a bad step, RUN/dumps/step_N.")],
+    model: Annotated[str | None, typer.Option(help="Run, checkpoint or model; default: the dump's.")] = None,
+) -> None:
+    """Repeat a bad step on one process and name the completions that are not finite; exit 1 if there are any."""
+    from vlm_mhpo.replay import report
+
+    text, is_finite = report(dump, model)
+    typer.echo(text)
+    raise typer.Exit(0 if is_finite else 1)
+
+
+@app.command()
 def profile(
     config: ConfigPath,
     overrides: Overrides = None,
@@ -332,19 +345,19 @@ def main() -> None:
     """Entry point: known errors become one sentence; anything else keeps its traceback."""
     from data_prep import DataError
     from rewards import RewardError, VerifierError
-    from vlm_mhpo.errors import VlmMhpoError
+    from vlm_mhpo.errors import Stopped, VlmMhpoError
 
     try:
         app()
     except VlmMhpoError as error:
-        fail(error, error.exit_code)
+        fail(error, error.exit_code, "stopped" if isinstance(error, Stopped) else "error")
     except (DataError, RewardError, VerifierError) as error:
         fail(error, 2)
 
 
-def fail(error: Exception, code: int) -> None:
+def fail(error: Exception, code: int, label: str = "error") -> None:
     """Say what was wrong and end the process; other ranks are told by their launcher."""
-    typer.echo(f"error: {error}", err=True)
+    typer.echo(f"{label}: {error}", err=True)
     # Torch is loaded only where ranks can exist.
     if "torch" in sys.modules:
         from vlm_mhpo import distributed

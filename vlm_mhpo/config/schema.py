@@ -104,6 +104,15 @@ class RewardsConfig(Section):
     num_workers: PositiveInt = Field(2, description="Killable verifier processes a rank.")
     timeout_s: PositiveFloat = Field(1.0, description="Seconds after which a verification is killed and counted.")
     memory_limit_mib: PositiveInt = Field(1024, description="Address space of a verifier process, MiB.")
+    max_timeout_share: float = Field(
+        0.2, gt=0, le=1, description="A larger share of timed-out verifications stops the run; 1 = never."
+    )
+    max_zero_accuracy_steps: int = Field(
+        3,
+        ge=0,
+        description="Steps in a row without a correct answer, after there were some, that stop the run once chance "
+        "cannot explain them; 0 = never.",
+    )
 
     @model_validator(mode="after")
     def _names_differ(self) -> RewardsConfig:
@@ -211,6 +220,28 @@ class CheckpointConfig(Section):
     )
 
 
+class FaultsConfig(Section):
+    """What happens when ranks, steps or batches go wrong."""
+
+    silence_s: float = Field(
+        45.0, ge=0, description="Seconds without a sign of life after which a rank counts as dead; 0 = no watchdog."
+    )
+    hang_s: PositiveFloat = Field(
+        1800.0, description="Seconds in which no rank gets on, after which all end; above the longest save or sample."
+    )
+    dump_weights: bool = Field(
+        True, description="Put the policy beside the batch that stopped the run, so that replay repeats it exactly."
+    )
+    max_idle_steps: int = Field(
+        10, ge=0, description="Steps in a row in which every group has equal rewards before on_idle; 0 = never."
+    )
+    on_idle: Literal["stop", "warn"] = Field("warn", description="What that many idle steps do.")
+    max_truncated_steps: int = Field(
+        10, ge=0, description="Steps in a row with every completion cut at its budget before on_truncated; 0 = never."
+    )
+    on_truncated: Literal["stop", "warn"] = Field("warn", description="What that many truncated steps do.")
+
+
 class LoggingConfig(Section):
     """What is written beside metrics.jsonl."""
 
@@ -237,6 +268,7 @@ class Config(Section):
     deepspeed: DeepSpeedConfig = Field(default_factory=DeepSpeedConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    faults: FaultsConfig = Field(default_factory=FaultsConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
 
     @model_validator(mode="before")

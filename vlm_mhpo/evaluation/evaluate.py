@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -70,6 +71,7 @@ def evaluate(
     seed: int,
     image_dir: Path | None = None,
     gallery: int = 0,
+    together: Callable[[Callable[[], list[Group]]], list[Group]] = lambda sample: sample(),
 ) -> list[JudgedItem]:
     """Judge `params.num_samples` completions of every row; the same list, in row order, on all ranks.
 
@@ -81,6 +83,7 @@ def evaluate(
         seed: of the sampling, when it is not greedy.
         image_dir: run folder that pictures of the first `gallery` rows are stored under; None = none.
         gallery: number of such rows.
+        together: calls what it is given, which samples; all ranks get here equally often.
     """
     rank, world = distributed.rank(), distributed.world_size()
     mine = list(range(rank, len(rows), world))
@@ -90,7 +93,8 @@ def evaluate(
         for start in range(0, -(-len(rows) // world), CHUNK):
             indices = mine[start : start + CHUNK]
             prompts = [builder(rows[index]) for index in indices]
-            groups = sampler.sample(prompts, params, (seed, "eval"), lambda done: advance(len(done) * world, None))
+            report = partial(count_rows, advance, world)
+            groups = together(partial(sampler.sample, prompts, params, (seed, "eval"), report))
             for index, item in zip(indices, judge(groups, verifier, template), strict=True):
                 judged.append((index, item))
             advance(0, [item.accuracy for _, item in judged])
@@ -100,6 +104,11 @@ def evaluate(
     if image_dir is None or not distributed.is_main():
         return [item for _, item in everything]
     return [with_images(item, rows[index], image_dir) if index < gallery else item for index, item in everything]
+
+
+def count_rows(advance: Callable[[int, list[float] | None], None], world: int, done: Sequence[Group]) -> None:
+    """Move the bar by groups of this rank, as if all ranks were as far."""
+    advance(len(done) * world, None)
 
 
 @contextmanager

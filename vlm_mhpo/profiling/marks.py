@@ -112,7 +112,7 @@ def marked(clock: Clock, tally: Tally, end_of_step: Callable[[], None]) -> Itera
         put("vlm_mhpo.trainer", "Stopwatch.__call__", lambda original: as_phases(clock, original))
         for module, path, phase, group in MARKS + (RANK_MARKS if distributed.world_size() > 1 else ()):
             put(module, path, functools.partial(timed, clock, phase, group))
-        put("vlm_mhpo.trainer", "save_if_due", lambda _: lambda *_: end_of_step())
+        put("vlm_mhpo.trainer", "save_if_due", lambda _: lambda *_, **__: end_of_step())
         put("vlm_mhpo.trainer", "build_setup", lambda original: hooking(stack, clock, tally, original))
         put("vlm_mhpo.trainer", "sample_and_score", lambda original: counting_samples(tally, original))
         put("vlm_mhpo.trainer", "build_batches", lambda original: counting_log_probs(tally, original))

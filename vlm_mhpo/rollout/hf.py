@@ -34,6 +34,9 @@ class HfSampler:
         max_batch_tokens: prompt plus budget tokens decoded together.
         whole_weights: context in which the weights are whole (ZeRO-3 gathers them); entered once a call.
         padding_side: where shorter prompts are padded; both give the same completions (left without shared prompts).
+
+    Attributes:
+        on_token: called before each token is drawn; what it raises ends the sampling.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class HfSampler:
         self.max_batch_tokens = max_batch_tokens
         self.whole_weights = whole_weights
         self.padding_side = padding_side
+        self.on_token: Callable[[], None] = lambda: None
 
     def sample(
         self,
@@ -62,13 +66,15 @@ class HfSampler:
         groups: dict[int, Group] = {}
         was_training = self.policy.training
         self.policy.eval()
-        with torch.no_grad(), self.whole_weights():
-            for indices in self._batches(prompts, params):
-                finished = self._sample_batch([prompts[index] for index in indices], params, seed_parts)
-                groups |= zip(indices, finished, strict=True)
-                if on_groups:
-                    on_groups(finished)
-        self.policy.train(was_training)
+        try:
+            with torch.no_grad(), self.whole_weights():
+                for indices in self._batches(prompts, params):
+                    finished = self._sample_batch([prompts[index] for index in indices], params, seed_parts)
+                    groups |= zip(indices, finished, strict=True)
+                    if on_groups:
+                        on_groups(finished)
+        finally:
+            self.policy.train(was_training)
         return [groups[index] for index in range(len(prompts))]
 
     def _batches(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[list[int]]:
@@ -112,6 +118,7 @@ class HfSampler:
         log_probs_BT = torch.zeros((num_rows, params.max_tokens), device=device)
         lengths_B = torch.full((num_rows,), params.max_tokens, device=device)
         for time in range(params.max_tokens):
+            self.on_token()
             logits_BV = scaled_logits(state.logits_BV, banned_V, params.temperature or 1.0)
             token_B = choose_tokens(logits_BV, draws_BT[state.rows_B, time], params)
             chosen_B = logits_BV.gather(-1, token_B[:, None]).squeeze(-1) - logits_BV.logsumexp(dim=-1)

@@ -1,0 +1,138 @@
+"""A run that learns nothing is noticed; one that has bad luck is left alone."""
+
+import json
+import random
+
+import pytest
+
+from tests.vlm_mhpo.config_cases import minimal, with_values
+from vlm_mhpo.config import parse_config
+from vlm_mhpo.guard import read_history
+from vlm_mhpo.health import Vitals, findings, vitals_of
+
+GOOD = Vitals(idle=False, truncated=False, timeouts=0.0, accuracy=0.5)
+IDLE = Vitals(idle=True, truncated=False, timeouts=0.0, accuracy=0.5)
+CUT = Vitals(idle=False, truncated=True, timeouts=0.0, accuracy=0.5)
+
+
+def config_of(prompts=16, generations=4, **changes):
+    sizes = {"train.num_prompts_per_step": prompts, "train.num_minibatches": 1}
+    return parse_config(with_values(minimal(), sizes | {"rollout.num_generations": generations} | changes))
+
+
+def of(timeouts=0.0, accuracy=0.5):
+    return Vitals(idle=False, truncated=False, timeouts=timeouts, accuracy=accuracy)
+
+
+def row(**more):
+    return {"step": 1, "reward": 0.5, "frac_reward_zero_std": 0.0, "completions/clipped_ratio": 0.0, **more}
+
+
+def test_vitals_are_read_from_a_row_of_metrics():
+    assert vitals_of(row(**{"verdicts/correct": 0.25, "verdicts/timeout": 0.1, "frac_reward_zero_std": 1.0})) == Vitals(
+        idle=True, truncated=False, timeouts=0.1, accuracy=0.25
+    )
+    assert vitals_of(row(**{"verdicts/wrong": 1.0, "completions/clipped_ratio": 1.0})) == Vitals(
+        idle=False, truncated=True, timeouts=0.0, accuracy=0.0
+    )
+    # Without an accuracy reward nothing is verified: that is not an accuracy of 0.
+    assert vitals_of(row(**{"verdicts/not_verified": 1.0})).accuracy is None
+    assert vitals_of(row(**{"verdicts/not_verified": 1.0})).timeouts is None
+
+
+@pytest.mark.parametrize(("bad", "key"), [(IDLE, "idle"), (CUT, "truncated")])
+@pytest.mark.parametrize("action", ["warn", "stop"])
+def test_a_streak_is_told_once_when_it_reaches_its_limit(bad, key, action):
+    config = config_of(**{f"faults.max_{key}_steps": 3, f"faults.on_{key}": action})
+    told = [findings([GOOD, *[bad] * count], config) for count in range(6)]
+    assert [len(found) for found in told] == [0, 0, 0, 1, 0, 0]
+    assert told[3][0].stops == (action == "stop")
+    assert told[3][0].message.startswith("3 steps in a row every ")
+    # A good step in between starts the count again.
+    assert findings([bad, bad, GOOD, bad, bad], config) == []
+    assert findings([bad] * 3, config_of(**{f"faults.max_{key}_steps": 0})) == []
+
+
+def test_truncation_names_the_budget_to_raise():
+    found = findings([CUT] * 2, config_of(**{"faults.max_truncated_steps": 2, "rollout.max_completion_length": 77}))
+    assert "rollout.max_completion_length=77: raise it" in found[0].message
+
+
+@pytest.mark.parametrize(
+    ("generations", "shares", "stops"),
+    [
+        (4, [0.2], False),
+        (4, [0.21], True),
+        # 16 x 2 = 32 verifications are too few to judge alone: with the step before they are 64.
+        (2, [1.0], False),
+        (2, [0.0, 0.4], False),
+        (2, [0.0, 0.5], True),
+        (2, [1.0, 0.0, 0.3], False),
+        (8, [1.0, 0.0], False),
+    ],
+)
+def test_more_than_a_fifth_of_timeouts_stops_the_run(generations, shares, stops):
+    history = [of(timeouts=share) for share in shares]
+    found = findings(history, config_of(generations=generations))
+    assert [finding.stops for finding in found] == ([True] if stops else [])
+    assert findings(history, config_of(generations=generations, **{"rewards.max_timeout_share": 1.0})) == []
+    if stops:
+        assert "raise rewards.timeout_s" in found[0].message
+
+
+def test_three_steps_without_a_correct_answer_after_good_ones_stop_the_run():
+    zero, good = of(accuracy=0.0), [of(accuracy=0.3)] * 10
+    assert findings([*good, zero, zero], config_of()) == []
+    (found,) = findings([*good, zero, zero, zero], config_of())
+    assert found.stops and found.message.startswith("no completion was right in the last 3 steps")
+    assert findings([*good, zero, zero, zero], config_of(**{"rewards.max_zero_accuracy_steps": 0})) == []
+    # With a batch of 128 prompts a single good step says enough.
+    assert len(findings([good[0], zero, zero, zero], config_of(prompts=128))) == 1
+    # Never right is a hard start, not a collapse; and without verification there is no accuracy.
+    assert findings([zero] * 50, config_of()) == []
+    assert findings([*good, *[Vitals(False, False, None, None)] * 9], config_of()) == []
+
+
+def chance(right, wrong, failures):
+    """Laplace's rule of succession, one failure after the other."""
+    product = 1.0
+    for more in range(failures):
+        product *= (wrong + more + 1) / (right + wrong + more + 2)
+    return product
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "steps", "prompts"), [(0.5, 20, 1), (0.25, 8, 2), (0.125, 4, 8), (0.03125, 20, 32)]
+)
+def test_zeros_that_chance_explains_do_not_stop_a_run(accuracy, steps, prompts):
+    right = accuracy * steps * prompts
+    zeros = next(n for n in range(3, 10**6) if chance(right, steps * prompts - right, n * prompts) < 1e-6)
+    before = [of(accuracy=accuracy)] * steps
+    config = config_of(prompts=prompts, generations=32)
+    assert findings([*before, *[of(accuracy=0.0)] * (zeros - 1)], config) == []
+    assert len(findings([*before, *[of(accuracy=0.0)] * zeros], config)) == 1
+
+
+def test_honest_tiny_runs_are_not_stopped():
+    """A policy that is right with probability p, all completions of a prompt alike: 40 runs of 300 steps."""
+    draw = random.Random(0)
+    config = config_of(prompts=2, generations=8)
+    for run in range(40):
+        share = 0.02 + 0.01 * run
+        history = []
+        for _ in range(300):
+            history.append(of(accuracy=sum(draw.random() < share for _ in range(2)) / 2))
+            assert findings(history, config) == [], (share, len(history))
+
+
+def test_a_continued_run_takes_its_history_from_the_metrics(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    assert read_history(file, 5) == []
+    rows = [
+        {"step": 0, "eval/accuracy": 0.5},
+        row(),
+        row(step=2, frac_reward_zero_std=1.0),
+        row(step=3, frac_reward_zero_std=1.0),
+    ]
+    file.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    assert [vitals.idle for vitals in read_history(file, 2)] == [False, True]

@@ -1,0 +1,214 @@
+"""Keep the batch of a bad step: one JSON and one safetensors file a rank, enough to repeat the step elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_prep import Row
+from vlm_mhpo import distributed
+from vlm_mhpo.config import Config, parse_config
+from vlm_mhpo.errors import ConfigError
+from vlm_mhpo.types import Completion, Group, Prompt, ScoredGroup
+from vlm_mhpo.update import Batch
+
+FORMAT_VERSION = 1
+# The tensors of a prompt, under its number in the safetensors file.
+PROMPT_TENSORS = ("input_ids_S", "token_types_S", "pixel_values", "image_grid_thw", "image_features_IKD")
+POLICY_FOLDER = "policy"
+
+
+@dataclass(frozen=True, slots=True)
+class Dump:
+    """The batch of one rank as it was when the step went wrong.
+
+    Attributes:
+        step: 1-based training step.
+        rank, world_size: whose share it is.
+        reason: what went wrong.
+        config: of the run.
+        checkpoint: newest checkpoint of the run at that time; "" = none.
+        batch: the minibatch at fault, or the whole step's when none was at fault alone.
+    """
+
+    step: int
+    rank: int
+    world_size: int
+    reason: str
+    config: Config
+    checkpoint: str
+    batch: Batch
+
+
+def dump_folder(run_dir: Path, step: int) -> Path:
+    """Where the dump of training step `step` (1-based) lies."""
+    return run_dir / "dumps" / f"step_{step}"
+
+
+def whole_step(batches: Sequence[Batch]) -> Batch:
+    """The minibatches of a step as one."""
+    offsets = [sum(len(batch.advantages) for batch in batches[:index]) for index in range(len(batches))]
+    frozen = [batch.reference_log_probs for batch in batches]
+    return Batch(
+        groups=[group for batch in batches for group in batch.groups],
+        advantages=tuple(value for batch in batches for value in batch.advantages),
+        old_log_probs=tuple(row for batch in batches for row in batch.old_log_probs),
+        reference_log_probs=None if None in frozen else tuple(row for rows in frozen for row in rows or ()),
+        masked=frozenset(
+            offset + flat for offset, batch in zip(offsets, batches, strict=True) for flat in batch.masked
+        ),
+    )
+
+
+def unscored(groups: Sequence[Group]) -> Batch:
+    """Groups that could not be scored, with advantages of 0 and the sampler's log-probs."""
+    scored = [
+        ScoredGroup(group, (0.0,) * size, {}, ("not_verified",) * size, (None,) * size)
+        for group in groups
+        for size in [len(group.completions)]
+    ]
+    completions = [completion for group in groups for completion in group.completions]
+    return Batch(scored, (0.0,) * len(completions), tuple(completion.log_probs for completion in completions))
+
+
+def write_dump(run_dir: Path, step: int, batch: Batch, config: Config, reason: str) -> Path:
+    """Write this rank's share of a bad step; needs no other rank. A full disk costs the dump and not the message.
+
+    Returns:
+        The folder, the same on all ranks.
+    """
+    from safetensors.torch import save_file
+
+    folder = dump_folder(run_dir, step)
+    checkpoints = sorted((run_dir / "checkpoints").glob("step_*"))
+    record = {
+        "format_version": FORMAT_VERSION,
+        "step": step,
+        "rank": distributed.rank(),
+        "world_size": distributed.world_size(),
+        "reason": reason,
+        "checkpoint": str(checkpoints[-1].resolve()) if checkpoints else "",
+        "masked": sorted(batch.masked),
+        "groups": [group_record(scored) for scored in batch.groups],
+        "config": config.model_dump(),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors_of(batch), folder / f"rank_{distributed.rank()}.safetensors")
+        (folder / f"rank_{distributed.rank()}.json").write_text(json.dumps(record, indent=1))
+    except OSError as problem:
+        print(f"WARNING: the batch of step {step} could not be written to {folder} ({problem})", flush=True)
+    return folder
+
+
+def group_record(scored: ScoredGroup) -> dict[str, Any]:
+    """A scored group without its tensors."""
+    row = scored.group.prompt.row
+    fields = {name: getattr(row, name) for name in Row.__slots__ if name not in ("images", "metadata")}
+    return {
+        "row": fields | {"metadata": dict(row.metadata)},
+        "prompt_text": scored.group.prompt.text,
+        "num_images": len(row.images),
+        "completions": [asdict(completion) for completion in scored.group.completions],
+        "rewards": scored.rewards,
+        "rewards_by_name": scored.rewards_by_name,
+        "verdicts": scored.verdicts,
+        "extracted": scored.extracted,
+    }
+
+
+def tensors_of(batch: Batch) -> dict[str, Tensor]:
+    """What a batch holds in numbers, by name."""
+    tensors = {
+        "advantages_B": torch.tensor(batch.advantages, dtype=torch.float64),
+        "old_log_probs": flat(batch.old_log_probs),
+    }
+    if batch.reference_log_probs is not None:
+        tensors["reference_log_probs"] = flat(batch.reference_log_probs)
+    for index, scored in enumerate(batch.groups):
+        prompt = scored.group.prompt
+        present = {name: getattr(prompt, name) for name in PROMPT_TENSORS}
+        tensors |= {f"{index}/{name}": value.contiguous() for name, value in present.items() if value is not None}
+        for number, image in enumerate(prompt.row.images):
+            encoded = image if isinstance(image, bytes) else image.read_bytes()
+            tensors[f"{index}/images/{number}"] = torch.tensor(list(encoded), dtype=torch.uint8)
+    return tensors
+
+
+def flat(rows: Sequence[Sequence[float]]) -> Tensor:
+    """All values of rows behind one another, float64."""
+    return torch.tensor([value for row in rows for value in row], dtype=torch.float64)
+
+
+def read_dump(folder: Path) -> list[Dump]:
+    """Every rank's share of a dump, in rank order.
+
+    Raises:
+        ConfigError: the folder holds no readable dump.
+    """
+    files = sorted(folder.glob("rank_*.json"), key=lambda file: int(file.stem.removeprefix("rank_")))
+    if not files:
+        raise ConfigError(f"{folder}: no rank_N.json; give the folder of one step, such as RUN/dumps/step_3")
+    try:
+        return [read_rank(file) for file in files]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{folder}: not a readable dump ({type(error).__name__}: {error})") from error
+
+
+def read_rank(file: Path) -> Dump:
+    """One rank's share."""
+    from safetensors.torch import load_file
+
+    record, tensors = json.loads(file.read_text()), load_file(file.with_suffix(".safetensors"))
+    groups = [read_group(values, tensors, index) for index, values in enumerate(record["groups"])]
+    lengths = [len(completion.token_ids) for scored in groups for completion in scored.group.completions]
+    frozen = tensors.get("reference_log_probs")
+    return Dump(
+        step=record["step"],
+        rank=record["rank"],
+        world_size=record["world_size"],
+        reason=record["reason"],
+        config=parse_config(record["config"], where=str(file)),
+        checkpoint=record["checkpoint"],
+        batch=Batch(
+            groups=groups,
+            advantages=tuple(tensors["advantages_B"].tolist()),
+            old_log_probs=rows_of(tensors["old_log_probs"], lengths),
+            reference_log_probs=None if frozen is None else rows_of(frozen, lengths),
+            masked=frozenset(record["masked"]),
+        ),
+    )
+
+
+def read_group(values: Mapping[str, Any], tensors: Mapping[str, Tensor], index: int) -> ScoredGroup:
+    """The scored group with this number."""
+    images = [tensors[f"{index}/images/{number}"] for number in range(values["num_images"])]
+    row = values["row"]
+    row["choices"] = None if row["choices"] is None else tuple(row["choices"])
+    prompt = Prompt(
+        row=Row(**row, images=tuple(bytes(image.tolist()) for image in images)),
+        text=values["prompt_text"],
+        **{name: tensors.get(f"{index}/{name}") for name in PROMPT_TENSORS},
+    )
+    completions = tuple(
+        Completion(tuple(c["token_ids"]), tuple(c["log_probs"]), c["text"], c["truncated"])
+        for c in values["completions"]
+    )
+    return ScoredGroup(
+        group=Group(prompt, completions),
+        rewards=tuple(values["rewards"]),
+        rewards_by_name={name: tuple(each) for name, each in values["rewards_by_name"].items()},
+        verdicts=tuple(values["verdicts"]),
+        extracted=tuple(values["extracted"]),
+    )
+
+
+def rows_of(values: Tensor, lengths: Sequence[int]) -> tuple[tuple[float, ...], ...]:
+    """Cut values into rows of these lengths."""
+    return tuple(tuple(row.tolist()) for row in values.split(list(lengths)))
