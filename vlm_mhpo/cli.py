@@ -369,7 +369,9 @@ def main() -> None:
 
 def fail(error: Exception, code: int) -> None:
     """Say what was wrong and end the process; other ranks are told by their launcher."""
-    typer.echo(f"error: {error}", err=True)
+    from vlm_mhpo.secrets import without_secrets
+
+    typer.echo(f"error: {without_secrets(str(error))}", err=True)
     # Torch is loaded only where ranks can exist.
     if "torch" in sys.modules:
         from vlm_mhpo import distributed

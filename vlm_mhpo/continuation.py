@@ -11,6 +11,7 @@ from tqdm import tqdm
 from vlm_mhpo import checkpoint, distributed
 from vlm_mhpo.errors import CheckpointError
 from vlm_mhpo.models.export import save_policy
+from vlm_mhpo.secrets import without_secrets
 from vlm_mhpo.setup import Setup
 
 # Keys that may change between a run and its continuation: they do not change what is learnt.
@@ -83,7 +84,7 @@ def fixed_values(setup: Setup) -> dict[str, Any]:
     """What a continuation must share with the run that it continues."""
     values = {
         key: value
-        for key, value in flatten(setup.config.model_dump()).items()
+        for key, value in flatten(without_secrets(setup.config.model_dump())).items()
         if not any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE_KEYS)
     }
     if setup.config.train.lr_scheduler_type == "constant":
