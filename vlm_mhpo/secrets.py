@@ -8,7 +8,8 @@ MASK = "***"
 _NAME = re.compile(
     r"(?:^|_)(?:token|(?:api|access|secret|private)_?key|secret|passw(?:or)?d|passphrase|credentials?)$", re.IGNORECASE
 )
-_IN_URL = re.compile(r"(?<=://)[^/\s@'\"]+(?=@)")
+# The second form is a URL that went through a path, which keeps one slash of two.
+_IN_URL = re.compile(r"(?<=://)[^/\s@'\"]+(?=@)|(?<=:/)[^/\s@:'\"]+:[^/\s@'\"]+(?=@)")
 _IN_QUERY = re.compile(
     r"(?<=[?&])([^=&\s]*(?:token|key|secret|password|signature|credential)[^=&\s]*=)[^&\s'\"]+", re.IGNORECASE
 )

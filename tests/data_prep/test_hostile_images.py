@@ -1,4 +1,4 @@
-"""Pictures cannot explode: bombs cost neither time nor memory, damage ends in an error, odd honest ones come out right."""
+"""Pictures cannot explode: bombs cost neither time nor memory, damage is an error, odd honest ones come out right."""
 
 import io
 import json
@@ -46,9 +46,7 @@ def webp(canvas: tuple[int, int], *chunks: tuple[bytes, bytes], flags: int = 0) 
     """A WEBP in the extended format that declares a canvas."""
     sides = b"".join((side - 1).to_bytes(3, "little") for side in canvas)
     parts = [(b"VP8X", bytes([flags, 0, 0, 0]) + sides), *chunks]
-    body = b"WEBP" + b"".join(
-        name + struct.pack("<I", len(data)) + data + bytes(len(data) % 2) for name, data in parts
-    )
+    body = b"WEBP" + b"".join(name + struct.pack("<I", len(data)) + data + bytes(len(data) % 2) for name, data in parts)
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
@@ -59,20 +57,20 @@ def half_red(width: int = 40, height: int = 20) -> Image.Image:
 
 
 def frames_of(image_format: str, side: int, number: int) -> bytes:
-    shades = [Image.new("L", (side, side), index) for index in range(number)]
+    shades = [Image.new("L", (side, side), 50 * index) for index in range(number)]
     return encoded(shades[0], image_format, save_all=True, append_images=shades[1:])
 
 
 def bombs() -> dict[str, bytes]:
     """Small files that ask for much."""
     lossless = encoded(half_red(), "WEBP", lossless=True)[12:]
-    huge_text = zlib.compress(bytes(200_000_000))
+    huge_text = zlib.compress(bytes(50_000_000))
     return {
         "1-bit PNG": png(header(13_000, 13_000, 1, 0), pixels=bytes((13_000 // 8 + 1) * 13_000)),
         "RGB PNG": png(header(16_000, 16_000), pixels=bytes(100)),
         "PNG of the largest sides": png(header(2**31 - 1, 2**31 - 1)),
-        "APNG": frames_of("PNG", 2000, 30),
-        "GIF": frames_of("GIF", 4000, 3),
+        "APNG": frames_of("PNG", 1000, 5),
+        "GIF": frames_of("GIF", 1000, 3),
         "WEBP animation": frames_of("WEBP", 1000, 5),
         "WEBP canvas": webp((16_384, 16_384), (b"VP8L", lossless[8:])),
         "TIFF": encoded(Image.new("1", (9000, 9000)), "TIFF", compression="group4"),
@@ -88,7 +86,16 @@ def bombs() -> dict[str, bytes]:
         "WEBP whose frame is larger than its canvas": webp((8, 8), (b"VP8L", b"\x2f" + struct.pack("<I", 2**28 - 1))),
         "JPEG": b"\xff\xd8" + frame(60_000, 60_000) + bytes(50),
         "PNG with a million chunks": PNG + header(8, 8) + chunk(b"tEXt", b"a\0b") * 1_000_000,
+        "JPEG with a million segments": b"\xff\xd8" + frame(8, 8) + b"\xff\xfe\0\2" * 1_000_000,
+        "JPEG with ten thousand scans": many_scans(10_000),
     }
+
+
+def many_scans(number: int) -> bytes:
+    """A progressive JPEG whose last pass over all its pixels is there so often; 50 of them take a second."""
+    data = encoded(Image.new("L", (4000, 4000)), "JPEG", progressive=True)
+    start = data.rindex(b"\xff\xda")
+    return data[:start] + data[start:-2] * number + data[-2:]
 
 
 MEASURE = """
