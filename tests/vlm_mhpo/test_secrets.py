@@ -63,6 +63,7 @@ def judge(completions, **kwargs):
 
 
 @pytest.mark.full
+@pytest.mark.timeout(300)
 def test_a_run_leaves_no_secret_in_any_file_or_line(tmp_path):
     reward = tmp_path / "judge.py"
     reward.write_text(REWARD)
@@ -73,12 +74,13 @@ def test_a_run_leaves_no_secret_in_any_file_or_line(tmp_path):
         "address: 'https://user:%s@host/v1'}}]"
     )
     arguments = [
-        *CLI, "train", REPOSITORY / "tests/system/base.yaml", f"output_dir={run_dir}", "train.max_steps=2",
-        "checkpoint.save_steps=1", "logging.report=true", "logging.tensorboard=true", "logging.sample_steps=1",
+        *CLI, "train", REPOSITORY / "tests/system/base.yaml", f"output_dir={run_dir}", "train.max_steps=1",
+        "data.eval=null",
+        "logging.report=true", "logging.tensorboard=true", "logging.sample_steps=1",
         functions % (reward, MARKER),
     ]  # fmt: skip
     secrets = dict.fromkeys(("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "OUR_JUDGE_TOKEN"), MARKER)
-    (ended,) = run_ranks(arguments, tmp_path / "logs", **secrets)
+    (ended,) = run_ranks(arguments, tmp_path / "logs", timeout_s=240, **secrets)
     assert ended.code == 0, ended.stderr[-2000:]
     assert leaks(run_dir) == [] and leaks(tmp_path / "logs") == []
     names = {path.name for path in run_dir.rglob("*")}
