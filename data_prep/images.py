@@ -17,7 +17,14 @@ from data_prep.schema import DataError, RowError
 
 # An honest JPEG has a few dozen segments before its frame header; a hostile one has millions.
 _MAX_JPEG_SEGMENTS = 4096
+# An honest progressive JPEG has about ten scans; each one is a pass over the whole picture.
+_MAX_JPEG_SCANS = 64
+# The pixels of an honest PNG come in chunks of 8 KiB or more.
+_MAX_PNG_CHUNKS = 10_000
+_JPEG_SCAN = 0xDA
 _JPEG_FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# O_NONBLOCK: opening a FIFO must not wait for its writer.
+_FILE_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _JPEG_BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
@@ -72,10 +79,10 @@ def open_image(source: bytes | Path, limits: ImageLimits = ImageLimits()) -> Ima
 
 
 def read_image(source: bytes | Path, limits: ImageLimits = ImageLimits()) -> bytes:
-    """The encoded bytes of `source`, not looked into.
+    """The encoded bytes of `source`, not looked into; a path must be resolved, as those of `resolve_image_path` are.
 
     Raises:
-        ImageError: missing, unreadable, not a regular file, or over `limits.max_bytes`.
+        ImageError: missing, behind a link, unreadable, not a regular file, or over `limits.max_bytes`.
     """
     data = source if isinstance(source, bytes) else _read_regular_file(source, limits.max_bytes)
     if len(data) > limits.max_bytes:
@@ -119,14 +126,32 @@ def _name(source: bytes | Path) -> str:
 
 def _read_regular_file(path: Path, max_bytes: int) -> bytes:
     try:
-        # O_NONBLOCK: opening a FIFO must not wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with os.fdopen(descriptor, "rb") as file:
+        with os.fdopen(_open_without_links(path), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ImageError(f"image {path}: not a regular file")
             return file.read(max_bytes + 1)
-    except OSError as error:
-        raise ImageError(f"image {path}: cannot be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with NUL or half a surrogate pair
+        raise ImageError(f"image {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def _open_without_links(path: Path) -> int:
+    """Descriptor of the file at `path`, folder by folder: a link anywhere on the way is an OSError.
+
+    `resolve_image_path` gave a path without links, so one that is there now was put in after the check.
+    """
+    if os.open not in os.supports_dir_fd:  # Windows
+        return os.open(path, _FILE_FLAGS)
+    root, *parts = path.absolute().parts
+    # O_PATH asks for the right to pass a folder, not to list it.
+    flags = os.O_DIRECTORY | os.O_NOFOLLOW | getattr(os, "O_PATH", os.O_RDONLY)
+    folder = os.open(root, flags)
+    try:
+        for part in parts[:-1]:
+            outer, folder = folder, os.open(part, flags, dir_fd=folder)
+            os.close(outer)
+        return os.open(parts[-1] if parts else ".", _FILE_FLAGS, dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 def _check_size(name: str, width: int, height: int, limits: ImageLimits) -> None:
@@ -145,7 +170,7 @@ def _read_header(data: bytes, name: str) -> tuple[str, int, int]:
     """(format, width, height) as declared, read without Pillow: its WEBP reader allocates the canvas on opening."""
     try:
         if data.startswith(b"\x89PNG\r\n\x1a\n"):
-            return "PNG", *struct.unpack_from(">II", data, 16)
+            return "PNG", *_png_size(data)
         if data.startswith(b"\xff\xd8\xff"):
             return "JPEG", *_jpeg_size(data)
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
@@ -155,22 +180,40 @@ def _read_header(data: bytes, name: str) -> tuple[str, int, int]:
     raise ImageError(f"{name}: not a PNG, JPEG or WEBP picture (starts with {data[:8]!r}); convert it first")
 
 
+def _png_size(data: bytes) -> tuple[int, int]:
+    """Width and height; Pillow reads every chunk in Python, so a million of them is refused."""
+    at = 8
+    for _ in range(_MAX_PNG_CHUNKS):
+        if at >= len(data):
+            return struct.unpack_from(">II", data, 16)
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    raise ValueError(f"more than {_MAX_PNG_CHUNKS} chunks")
+
+
 def _jpeg_size(data: bytes) -> tuple[int, int]:
+    if data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
+        raise ValueError(f"more than {_MAX_JPEG_SCANS} scans")
+    size = None
     at = 2
     for _ in range(_MAX_JPEG_SEGMENTS):
         prefix, marker = struct.unpack_from("BB", data, at)
-        if prefix != 0xFF:
+        if prefix != 0xFF or marker == _JPEG_SCAN:
             break
-        if marker in _JPEG_FRAME_HEADERS:
-            height, width = struct.unpack_from(">HH", data, at + 5)
-            return width, height
+        if marker in _JPEG_FRAME_HEADERS and size is None:
+            size = struct.unpack_from(">HH", data, at + 5)
         if marker == 0xFF:
             at += 1
         elif marker in _JPEG_BARE_MARKERS:
             at += 2
         else:
             at += 2 + struct.unpack_from(">H", data, at + 2)[0]
-    raise ValueError("no JPEG frame header")
+    else:
+        if size is not None:
+            raise ValueError(f"more than {_MAX_JPEG_SEGMENTS} segments")
+    if size is None:
+        raise ValueError("no JPEG frame header")
+    height, width = size
+    return width, height
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:

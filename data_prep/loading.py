@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from urllib.parse import parse_qsl
 
+from data_prep.archives import TAR_SUFFIXES, ZIP_SUFFIXES, is_archive, unpack
 from data_prep.dialects import DIALECTS
 from data_prep.formats import READERS
 from data_prep.mixture import mixed
@@ -17,7 +18,7 @@ from data_prep.schema import DataError, Row, RowError
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[\w-][\w.-]*)(:[\w.+-]+)?")
 _WEIGHT = re.compile(r"(.+):(\d+(?:\.\d*)?|\.\d+)", re.DOTALL)
 # A mistyped path such as data/train.jsonl also looks like org/name.
-_FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt", ".zip")
+_FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt", ".gz", *ZIP_SUFFIXES, *TAR_SUFFIXES)
 _SYNTHETIC = "synthetic:"
 
 _Source = str | Path
@@ -34,8 +35,9 @@ def load_rows(
     """Rows of one or several sources, in order, read as they are asked for; images stay encoded.
 
     Args:
-        source: a file or folder; a glob (`data/*.jsonl`, `**` for any depth), whose matches are read in the order of
-            their names; `org/name` or `org/name:configuration` on the hub; a drawn set such as
+        source: a file, a folder or an archive of one (.zip, .tar, .tar.gz; see `data_prep.archives`); a glob
+            (`data/*.jsonl`, `**` for any depth), whose matches are read in the order of their names; `org/name` or
+            `org/name:configuration` on the hub; a drawn set such as
             `synthetic:shapes,bars?seed=0&num_rows=100&difficulty=1`; each with `@split` behind it where wanted. Or a
             list of those: one after the other, or, where each ends in `:weight` (`a.jsonl@train:0.7`), mixed by
             `data_prep.mixture.mixed`. What exists on disk under the whole name is that file.
@@ -121,6 +123,8 @@ def _reading(source: _Source, format: str, split: str | None, image_root: Path |
         if glob.has_magic(str(source)):
             return _glob_reading(str(source), format, split, image_root)
         return _hub_reading(source, format, split, image_root)
+    if is_archive(path):
+        path = unpack(path)
     reader = READERS[_recognise(path) if format == "auto" else format]
     if not reader.matches(path):
         raise DataError(f"{path} has not the layout of {format!r}; with format auto it would be {_recognise(path)!r}")

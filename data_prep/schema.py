@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 IMAGE_PLACEHOLDER = "<image>"
+MAX_PRECISION = 100
 KINDS = ("auto", "number", "math", "choice", "text")
 
 # What a row may carry beside the columns we use: plain values, so that they can be saved and printed.
@@ -67,7 +68,7 @@ class Row:
         answer: the gold answer, never blank.
         kind: which verifier compares answers: auto, number, math, choice or text.
         choices: the options of a multiple-choice question, in order.
-        precision: decimals to which both sides are rounded, >= 0.
+        precision: decimals to which both sides are rounded, 0 to MAX_PRECISION.
         unit: unit of the gold answer; None for none.
         source, split: where the row comes from; for counts and reports.
         solution: a worked answer, the target of the cold-start stage.
@@ -122,8 +123,8 @@ def make_row(
         raise RowError("an image is neither encoded bytes nor a path", field="images")
     if kind not in KINDS:
         raise RowError(f"{kind!r} is not a kind of answer; use one of {', '.join(KINDS)}", field="kind")
-    if precision is not None and (type(precision) is not int or precision < 0):
-        raise RowError(f"{precision!r} is not a number of decimals (a whole number >= 0)", field="precision")
+    if precision is not None and (type(precision) is not int or not 0 <= precision <= MAX_PRECISION):
+        raise RowError(f"{precision!r} is not a number of decimals (0 to {MAX_PRECISION})", field="precision")
     if split and not _SPLIT_NAME.fullmatch(_text("split", split)):
         raise RowError(f"{split!r} is not a split name (letters, digits, '_', '.', '-')", field="split")
     return Row(

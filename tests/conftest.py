@@ -1,4 +1,4 @@
-"""What every test shares: one thread, no hub, no accelerator search, steady hypothesis, tiny models built once."""
+"""What every test shares: one thread, no hub, no network, no accelerator search, steady hypothesis, tiny models."""
 
 import os
 
@@ -9,12 +9,55 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import ipaddress
+import socket
+
 import pytest
 from hypothesis import settings
 
 # Derandomised: a red test is a changed program, never a new draw.
 settings.register_profile("steady", derandomize=True, deadline=None, database=None)
 settings.load_profile("steady")
+
+
+def is_local(host: str | bytes | None) -> bool:
+    """Whether a connection to `host` stays on this machine."""
+    name = host.decode("ascii", "replace") if isinstance(host, bytes) else host
+    if name in (None, "", "localhost", socket.gethostname()):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+@pytest.fixture(scope="session", autouse=True)
+def network_attempts():
+    """Every host that this process tried to reach beyond itself; each try fails. Child processes are not covered."""
+    attempts: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+
+        def refuse_others(owner, name: str, host_of) -> None:
+            original = getattr(owner, name)
+
+            def guarded(*args, **kwargs):
+                host = host_of(*args, **kwargs)
+                if not is_local(host):
+                    attempts.append(f"{name} {host}")
+                    raise ConnectionRefusedError(f"a test must not reach the network: {attempts[-1]}")
+                return original(*args, **kwargs)
+
+            patch.setattr(owner, name, guarded)
+
+        def host_of_address(_, address, *__):
+            # Unix sockets have a path for an address.
+            return address[0] if isinstance(address, tuple) else None
+
+        refuse_others(socket.socket, "connect", host_of_address)
+        refuse_others(socket.socket, "connect_ex", host_of_address)
+        for name in ("getaddrinfo", "gethostbyname", "gethostbyname_ex"):
+            refuse_others(socket, name, lambda host, *_, **__: host)
+        yield attempts
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ ALLOWED = {
 }
 # Inside vlm_mhpo a file imports from its own layer or a lower one. What is not named stands between models and cli.
 LAYERS = (
-    ("types", "errors", "seeding", "__init__"),
+    ("types", "errors", "seeding", "secrets", "__init__"),
     ("config",),
     ("objectives", "advantages", "logprobs", "packing", "diagnostics", "histograms", "norms"),
     ("distributed", "engine", "checkpoint", "recorder", "scoring"),

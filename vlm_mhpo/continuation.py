@@ -14,6 +14,7 @@ from vlm_mhpo import checkpoint, distributed
 from vlm_mhpo.config import Config
 from vlm_mhpo.errors import CheckpointError, SaveError
 from vlm_mhpo.models.export import save_policy
+from vlm_mhpo.secrets import without_secrets
 from vlm_mhpo.setup import Setup
 
 # Keys that may change between a run and its continuation: they do not change what is learnt.
@@ -137,7 +138,7 @@ def fixed_values(setup: Setup) -> dict[str, Any]:
     """What a continuation must share with the run that it continues."""
     values = {
         key: value
-        for key, value in flatten(setup.config.model_dump()).items()
+        for key, value in flatten(without_secrets(setup.config.model_dump())).items()
         if not any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE_KEYS)
     }
     if setup.config.train.lr_scheduler_type == "constant":

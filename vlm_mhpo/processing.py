@@ -31,6 +31,13 @@ def neutralise(text: str, special_tokens: Iterable[str]) -> str:
     return text
 
 
+def special_tokens(tools: Tools) -> tuple[str, ...]:
+    """The texts that the tokenizer reads as structure."""
+    # Llama 3 declares its turn tokens special without listing them among all_special_tokens.
+    declared = [token.content for token in tools.tokenizer.added_tokens_decoder.values() if token.special]
+    return tuple(dict.fromkeys([*tools.tokenizer.all_special_tokens, *declared]))
+
+
 def build_messages(
     row: Row, *, system_prompt: str | None, instruction: str, special_tokens: Sequence[str]
 ) -> list[dict]:
@@ -76,9 +83,7 @@ class PromptBuilder:
         self.system_prompt = system_prompt
         self.instruction = instruction
         self.max_prompt_length = max_prompt_length
-        # Llama 3 declares its turn tokens special without listing them among all_special_tokens.
-        declared = [token.content for token in tools.tokenizer.added_tokens_decoder.values() if token.special]
-        self.special_tokens = tuple(dict.fromkeys([*tools.tokenizer.all_special_tokens, *declared]))
+        self.special_tokens = special_tokens(tools)
 
     def __call__(self, row: Row) -> Prompt:
         """The prompt of `row`.

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import open_image
+from data_prep.images import read_image
 from vlm_mhpo import __version__
 from vlm_mhpo.config import Config, LoggingConfig
 from vlm_mhpo.norms import NormHistory
+from vlm_mhpo.secrets import without_secrets
 from vlm_mhpo.types import ScoredGroup, StepUpdate
 
 PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "pillow", "math-verify", "qwen-vl-utils", "trl")
@@ -136,12 +138,12 @@ def store_images(run_dir: Path, images: Sequence[bytes | Path]) -> list[str]:
     """PNG copies in `run_dir/images`, named by content; returns paths relative to `run_dir`."""
     names: list[str] = []
     for image in images:
-        encoded = image if isinstance(image, bytes) else image.read_bytes()
+        encoded = read_image(image)
         name = f"images/{hashlib.sha256(encoded).hexdigest()[:16]}.png"
         file = run_dir / name
         if not file.exists():
             file.parent.mkdir(exist_ok=True)
-            open_image(image).save(file)
+            open_image(encoded).save(file)
         names.append(name)
     return names
 
@@ -170,10 +172,10 @@ def keep_rows(file: Path, last_step: int) -> None:
 
 
 def write_run_file(run_dir: Path, config: Config, model: dict[str, Any]) -> None:
-    """run.json and config.yaml: the resolved configuration, versions, commit, seed."""
+    """run.json and config.yaml: the resolved configuration (secrets as ***), versions, commit, seed."""
     from omegaconf import OmegaConf
 
-    values = config.model_dump()
+    values = without_secrets(config.model_dump())
     run_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.create(values), run_dir / "config.yaml")
     record = {

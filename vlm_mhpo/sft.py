@@ -19,6 +19,7 @@ from vlm_mhpo.errors import NonFiniteError, TrainingError
 from vlm_mhpo.models.export import POLICY_FOLDER, save_policy
 from vlm_mhpo.models.loading import Tools, load_policy
 from vlm_mhpo.models.tiny import resolve_model
+from vlm_mhpo.processing import neutralise, special_tokens
 from vlm_mhpo.seeding import derive_seed
 from vlm_mhpo.types import Prompt
 
@@ -34,8 +35,9 @@ def check_solutions(rows: Sequence[Row]) -> None:
 
 
 def target_ids(prompt: Prompt, tools: Tools) -> tuple[int, ...]:
-    """Token ids of the row's solution and the end token."""
-    ids = tools.tokenizer(prompt.row.solution, add_special_tokens=False)["input_ids"]
+    """Token ids of the row's solution and the end token; no text in the solution makes a special token."""
+    text = neutralise(prompt.row.solution, special_tokens(tools))
+    ids = tools.tokenizer(text, add_special_tokens=False)["input_ids"]
     return (*ids, tools.tokenizer.eos_token_id)
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_prep.images import resolve_image_path
 from data_prep.schema import DataError, Row, RowError, make_row
 
 _DIAGRAMS = ("img_diagram.png", "img_diagram_point.png")  # clean, else with points and letters drawn on
@@ -49,13 +50,13 @@ def _read_problem(path: Path, split: str) -> Row:
         raise RowError("is missing", field=str(error.args[0])) from error
     if not isinstance(choices, list) or letter not in list("ABCD"[: len(choices)]):
         raise RowError(f"{letter!r} names none of the choices {choices!r}", field="answer")
-    diagram = next((path.with_name(name) for name in _DIAGRAMS if path.with_name(name).is_file()), None)
+    diagram = next((name for name in _DIAGRAMS if path.with_name(name).is_file()), None)
     if diagram is None:
         raise RowError(f"neither {' nor '.join(_DIAGRAMS)} lies beside it", field="images")
     # kind is math, not choice: the prompt does not show the choices, so a letter would be a guess that pays.
     return make_row(
         id=f"geometry3k/{path.parent.name}",
-        images=[diagram],
+        images=[resolve_image_path(path.parent, diagram)],
         problem=text,
         answer=choices["ABCD".index(letter)],
         kind="math",

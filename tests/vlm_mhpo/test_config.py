@@ -387,3 +387,31 @@ def test_load_policy_takes_no_setting_that_the_schema_hides():
     from vlm_mhpo.models.loading import load_policy
 
     assert set(inspect.signature(load_policy).parameters) - {"zero3_settings"} == set(ModelConfig.model_fields)
+
+
+# ---- the gate --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT.parent / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_valid(recipe):
+    assert load_config(recipe).output_dir
+
+
+def test_at_least_forty_bad_configurations_have_their_sentence():
+    assert len(BAD_VALUES) + len(MISTYPED) >= 40
+
+
+def test_importing_and_loading_take_half_a_second_of_cpu(file):
+    program = (
+        "import resource; from vlm_mhpo.config import load_config;"
+        f"load_config({str(file)!r}); own = resource.getrusage(resource.RUSAGE_SELF);"
+        "print(own.ru_utime + own.ru_stime)"
+    )
+    times = []
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT.parent
+        )
+        times.append(float(done.stdout))
+    # The least of three: a busy machine makes a process slower, never faster. The interpreter's own start is included.
+    assert min(times) < 0.5, times

@@ -210,3 +210,13 @@ def test_end_tokens_are_those_of_the_generation_config_and_the_tokenizer(folder)
     assert load_policy(str(folder))[1].end_ids == tuple(sorted((pad, end)))
     assert tools.pad_id == pad
     assert tools.max_context == policy.model.config.text_config.max_position_embeddings
+
+
+@pytest.mark.parametrize("revision", ["main", "v1.0", "refs/pr/3", "abc123", "A" * 40, "0" * 41, "", "../main"])
+def test_a_revision_that_is_no_commit_hash_is_refused_before_anything_is_read(revision, tmp_path):
+    with pytest.raises(ModelError, match="is not a commit hash"):
+        load_policy(str(tmp_path / "nowhere"), revision=revision)
+
+
+def test_a_commit_hash_is_a_revision(folder):
+    load_policy(str(folder), revision="0123456789abcdef0123456789abcdef01234567")

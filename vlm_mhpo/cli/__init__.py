@@ -357,7 +357,9 @@ def main() -> None:
 
 def fail(error: Exception, code: int, label: str = "error") -> None:
     """Say what was wrong and end the process; other ranks are told by their launcher."""
-    typer.echo(f"{label}: {error}", err=True)
+    from vlm_mhpo.secrets import without_secrets
+
+    typer.echo(f"{label}: {without_secrets(str(error))}", err=True)
     # Torch is loaded only where ranks can exist.
     if "torch" in sys.modules:
         from vlm_mhpo import distributed

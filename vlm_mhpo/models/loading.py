@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,12 +56,14 @@ def load_policy(
     Weights are read from safetensors only and no code of the model's folder is run.
 
     Raises:
-        ModelError: nothing loadable at `path`, or an architecture that is not in `families.FAMILIES`.
+        ModelError: nothing loadable at `path`, a `revision` that is no commit hash, or an architecture that is not in
+            `families.FAMILIES`.
     """
     import transformers
     from safetensors import SafetensorError
     from transformers.integrations import HfDeepSpeedConfig
 
+    check_revision(revision)
     transformers.utils.logging.disable_progress_bar()
     try:
         config = transformers.AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
@@ -116,6 +119,15 @@ def check_plain_head(model: nn.Module, model_type: str) -> None:
     plain = model.lm_head(model.model(input_ids=ids_BS, use_cache=False).last_hidden_state)
     if not torch.allclose(logits.float(), plain.float(), rtol=1e-3, atol=1e-3):
         raise ModelError(f"a {model_type} model scales or caps its logits, which is not supported")
+
+
+def check_revision(revision: str | None) -> None:
+    """ModelError unless a revision is a commit hash: a branch or tag is another model tomorrow."""
+    if revision is not None and not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise ModelError(
+            f"model.revision={revision!r} is not a commit hash of 40 hex digits: take it from the model's list of "
+            "commits, or leave it out"
+        )
 
 
 def stage_of(settings: dict[str, Any] | None) -> int:
