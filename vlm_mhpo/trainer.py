@@ -13,17 +13,17 @@ from tqdm import tqdm
 
 from rewards import Scorer, Verifier
 from vlm_mhpo import distributed
-from vlm_mhpo.agreement import check_same_rows, check_same_setting
 from vlm_mhpo.config import Config, check_world_size
 from vlm_mhpo.continuation import only_writer, resume, save_if_due
 from vlm_mhpo.data import PromptStream
 from vlm_mhpo.diagnostics import on_policy_multiplier
-from vlm_mhpo.dump import unscored, whole_step
 from vlm_mhpo.dynamic_sampling import refill
 from vlm_mhpo.engine import learning_rate_at
 from vlm_mhpo.evaluation.evaluate import evaluate, summarise, write_evaluation
 from vlm_mhpo.evaluation.standalone import evaluation_params
-from vlm_mhpo.guard import (
+from vlm_mhpo.faults.agreement import check_same_rows, check_same_setting
+from vlm_mhpo.faults.dump import unscored, whole_step
+from vlm_mhpo.faults.guard import (
     Guard,
     dump_bad_update,
     dumping,
@@ -32,6 +32,8 @@ from vlm_mhpo.guard import (
     score_together,
     stop_if_asked,
 )
+from vlm_mhpo.faults.stopping import Interrupted, StopRequest
+from vlm_mhpo.faults.watchdog import Watchdog
 from vlm_mhpo.minibatches import build_batches
 from vlm_mhpo.models.loading import Tools
 from vlm_mhpo.models.reference import Reference
@@ -41,10 +43,8 @@ from vlm_mhpo.recorder import Recorder
 from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.scoring import early_verdicts, reward_metrics, score_groups, start_scorer, start_verifier
 from vlm_mhpo.setup import Setup, build_setup, record_setup
-from vlm_mhpo.stopping import Interrupted, StopRequest
 from vlm_mhpo.types import Prompt, ScoredGroup
 from vlm_mhpo.update import Batch, UpdateSettings, update_on
-from vlm_mhpo.watchdog import Watchdog
 
 
 def train(config: Config) -> dict[str, Any]:

@@ -24,8 +24,9 @@ import torch
 import transformers  # noqa: F401
 
 from tests.system.ranks import environment, free_port
-from vlm_mhpo import cli, replay, trainer  # noqa: F401
-from vlm_mhpo.watchdog import Watchdog
+from vlm_mhpo import cli, trainer  # noqa: F401
+from vlm_mhpo.faults import replay  # noqa: F401
+from vlm_mhpo.faults.watchdog import Watchdog
 
 # Of a whole run; what is promised is counted from the signal on.
 LIMIT_S = 110.0

@@ -265,7 +265,7 @@ def replay(
     model: Annotated[str | None, typer.Option(help="Run, checkpoint or model; default: the dump's.")] = None,
 ) -> None:
     """Repeat a bad step on one process and name the completions that are not finite; exit 1 if there are any."""
-    from vlm_mhpo.replay import report
+    from vlm_mhpo.faults.replay import report
 
     text, is_finite = report(dump, model)
     typer.echo(text)

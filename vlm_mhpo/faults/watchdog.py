@@ -23,7 +23,7 @@ import torch.distributed as dist
 from vlm_mhpo import distributed
 from vlm_mhpo.config import FaultsConfig
 from vlm_mhpo.errors import RankError, VlmMhpoError
-from vlm_mhpo.stopping import StopRequest
+from vlm_mhpo.faults.stopping import StopRequest
 
 # In the order of a step: among ranks that stand still, the one that is behind holds up the others.
 PHASES = ("setup", "prompts", "sample", "verify", "log_probs", "update", "evaluate", "checkpoint", "done")

@@ -6,8 +6,8 @@ import pytest
 
 from vlm_mhpo import distributed
 from vlm_mhpo.config import FaultsConfig
-from vlm_mhpo.stopping import StopRequest
-from vlm_mhpo.watchdog import Peer, Place, Watchdog, encoded, is_broken_connection
+from vlm_mhpo.faults.stopping import StopRequest
+from vlm_mhpo.faults.watchdog import Peer, Place, Watchdog, encoded, is_broken_connection
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from vlm_mhpo.stopping import SIGNALS, Abandoned, Interrupted, StopRequest
+from vlm_mhpo.faults.stopping import SIGNALS, Abandoned, Interrupted, StopRequest
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,10 @@
 import pytest
 
 from tests.vlm_mhpo.config_cases import minimal, with_values
-from vlm_mhpo import agreement, distributed
+from vlm_mhpo import distributed
 from vlm_mhpo.config import parse_config
 from vlm_mhpo.errors import ConfigError
+from vlm_mhpo.faults import agreement
 
 
 def test_a_single_rank_agrees_with_itself(tmp_path):

@@ -17,8 +17,8 @@ from rewards import RewardError, VerifierError
 from vlm_mhpo import distributed
 from vlm_mhpo.batch import micro_batches
 from vlm_mhpo.config import Config
-from vlm_mhpo.dump import POLICY_FOLDER, Dump, read_dump
 from vlm_mhpo.errors import ModelError
+from vlm_mhpo.faults.dump import POLICY_FOLDER, Dump, read_dump
 from vlm_mhpo.models.export import find_policy
 from vlm_mhpo.models.loading import Tools, load_policy
 from vlm_mhpo.models.policy import Policy

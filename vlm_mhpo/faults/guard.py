@@ -14,15 +14,15 @@ from tqdm import tqdm
 from rewards import RewardError, VerifierError
 from vlm_mhpo import distributed
 from vlm_mhpo.continuation import is_due, save_if_due
-from vlm_mhpo.dump import POLICY_FOLDER, dump_folder, unscored, whole_step, write_dump
 from vlm_mhpo.errors import Stopped, TrainingError
-from vlm_mhpo.health import Finding, Vitals, findings, idle_steps, vitals_of
+from vlm_mhpo.faults.dump import POLICY_FOLDER, dump_folder, unscored, whole_step, write_dump
+from vlm_mhpo.faults.health import Finding, Vitals, findings, idle_steps, vitals_of
+from vlm_mhpo.faults.stopping import StopRequest
+from vlm_mhpo.faults.watchdog import Watchdog
 from vlm_mhpo.models.export import save_policy
 from vlm_mhpo.setup import Setup
-from vlm_mhpo.stopping import StopRequest
 from vlm_mhpo.types import Group, ScoredGroup
 from vlm_mhpo.update import Batch
-from vlm_mhpo.watchdog import Watchdog
 
 # Skipped updates that are dumped; a run that skips all the time must not fill the disk.
 MAX_DUMPS = 5

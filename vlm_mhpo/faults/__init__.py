@@ -1,0 +1,1 @@
+"""What stops, breaks or spoils a run: signals, ranks that die, bad steps; and what keeps the evidence."""
