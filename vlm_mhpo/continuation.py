@@ -109,7 +109,9 @@ def save_if_due(setup: Setup, step: int, metrics: Mapping[str, float] | None = N
         SaveError: the disk refused it, and the configuration says to stop or this was the last chance.
     """
     config, last = setup.config, asked or step == setup.config.train.max_steps
-    if not (asked or is_due(config, step)):
+    due = asked or is_due(config, step)
+    finish_pending(setup, last=last, wait=due)
+    if not due:
         return
     best, scores = None, {}
     if metric := config.checkpoint.keep_best:
@@ -117,18 +119,41 @@ def save_if_due(setup: Setup, step: int, metrics: Mapping[str, float] | None = N
         scores = {name: value for name, value in (metrics or {}).items() if name == metric}
         if not scores and distributed.is_main():
             tqdm.write(f"WARNING: step {step} has no {metric}, so its checkpoint cannot be kept as the best")
-    try:
-        checkpoint.save(
-            setup.engine,
-            setup.run_dir / "checkpoints",
-            step,
-            fixed_values(setup) | {"scores": scores},
-            keep=config.checkpoint.save_total_limit,
-            extra=lambda folder, disk: save_policy(setup.engine, setup.tools, folder / "policy", disk),
-            best=best,
+    background = config.checkpoint.background and not last
+    with refusal(setup, last=last):
+        setup.pending.append(
+            checkpoint.begin(
+                setup.engine,
+                setup.run_dir / "checkpoints",
+                step,
+                fixed_values(setup) | {"scores": scores},
+                keep=config.checkpoint.save_total_limit,
+                extra=lambda folder, disk: save_policy(setup.engine, setup.tools, folder / "policy", disk),
+                best=best,
+                background=background,
+            )
         )
+    finish_pending(setup, last=last, wait=not background)
+
+
+def finish_pending(setup: Setup, *, last: bool, wait: bool) -> None:
+    """Commit the checkpoint that is on its way, if its files are on every rank's disk; with `wait`, in any case.
+
+    Raises:
+        SaveError: as `save_if_due`.
+    """
+    if setup.pending and (wait or not distributed.largest(int(not setup.pending[0].settled.done()))):
+        with refusal(setup, last=last):
+            checkpoint.finish(setup.pending.pop())
+
+
+@contextmanager
+def refusal(setup: Setup, *, last: bool) -> Iterator[None]:
+    """Inside, a checkpoint that the disk refuses is left out, if the run is told so and goes on."""
+    try:
+        yield
     except SaveError as problem:
-        if last or config.checkpoint.on_error == "stop":
+        if last or setup.config.checkpoint.on_error == "stop":
             raise
         if distributed.is_main():
             tqdm.write(f"WARNING: {problem}; going on without it (checkpoint.on_error=continue)")

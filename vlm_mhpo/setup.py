@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from data_prep import Row
 from vlm_mhpo import distributed
+from vlm_mhpo.checkpoint import Saving
 from vlm_mhpo.config import Config
 from vlm_mhpo.data import prompt_builder, read_rows, usable_rows
 from vlm_mhpo.diagnostics import on_policy_multiplier
@@ -38,6 +39,7 @@ class Setup:
         builder: rows to prompts.
         sampler: draws completions.
         train_rows, eval_rows: usable rows; eval_rows may be empty.
+        pending: the checkpoint that is still on its way to the disk, if any.
     """
 
     config: Config
@@ -48,6 +50,7 @@ class Setup:
     sampler: HfSampler
     train_rows: Sequence[Row]
     eval_rows: Sequence[Row]
+    pending: list[Saving] = field(default_factory=list)
 
     @property
     def policy(self) -> Policy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.vlm_mhpo.checkpoint_cases import save, saved_step
+from tests.vlm_mhpo.checkpoint_cases import FakeDeepSpeed, save, saved_step, write_policy
 from tests.vlm_mhpo.unreliable_disk import IO_ERROR, NO_SPACE, Killed, UnreliableDisk
 from vlm_mhpo import checkpoint, continuation
 from vlm_mhpo.checkpoint.files import DISK, Disk, files_of, folders_of, listing_of, remove_tree, write_json
@@ -251,13 +252,13 @@ def due(tmp_path, monkeypatch):
     def full(*args: object, **options: object) -> None:
         raise SaveError("step 2 could not be saved: No space left on device")
 
-    monkeypatch.setattr(continuation.checkpoint, "save", full)
+    monkeypatch.setattr(continuation.checkpoint, "begin", full)
     monkeypatch.setattr(continuation, "fixed_values", lambda setup: {})
 
     def run(on_error: str, step: int) -> None:
         settings = CheckpointConfig(save_steps=2, on_error=on_error)
         config = SimpleNamespace(checkpoint=settings, train=SimpleNamespace(max_steps=6))
-        setup = SimpleNamespace(config=config, engine=None, tools=None, run_dir=tmp_path)
+        setup = SimpleNamespace(config=config, engine=None, tools=None, run_dir=tmp_path, pending=[])
         continuation.save_if_due(setup, step)
 
     return run
@@ -271,3 +272,74 @@ def test_a_refused_checkpoint_stops_the_run_or_is_left_out_as_configured(due, ca
     # What was learnt would be lost.
     with pytest.raises(SaveError):
         due("continue", 6)
+
+
+# ---- in the background -----------------------------------------------------------------------------------------
+
+
+class SlowDisk(Disk):
+    """Forces nothing to the disk before it is told to."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+
+    def fsync(self, path: Path) -> None:
+        if not self.go.wait(timeout=30):
+            raise TimeoutError("nobody let the disk go on")
+        super().fsync(path)
+
+
+def begin(root: Path, step: int, disk: Disk):
+    root.mkdir(parents=True, exist_ok=True)
+    return checkpoint.begin(
+        SimpleNamespace(deepspeed=FakeDeepSpeed(step)),
+        root,
+        step,
+        {"seed": 3},
+        keep=2,
+        extra=write_policy,
+        disk=disk,
+        background=True,
+    )
+
+
+def test_training_goes_on_while_the_disk_works_and_the_checkpoint_counts_when_it_is_through(tmp_path):
+    save(tmp_path, 2)
+    disk = SlowDisk()
+    saving = begin(tmp_path, 4, disk)
+    # Here the caller trains: it was not held up, and nothing half-finished counts.
+    assert not saving.settled.done()
+    assert newest(tmp_path) == 2
+    disk.go.set()
+    checkpoint.finish(saving)
+    assert newest(tmp_path) == 4
+    save(tmp_path, 6)
+    assert newest(tmp_path) == 6
+
+
+def test_a_run_that_dies_before_the_disk_is_through_goes_on_from_the_checkpoint_before(tmp_path):
+    save(tmp_path, 2)
+    disk = SlowDisk()
+    saving = begin(tmp_path, 4, disk)
+    disk.go.set()
+    # Settled, and never finished: what a kill leaves.
+    saving.settled.result(timeout=30)
+    assert newest(tmp_path) == 2
+    save(tmp_path, 4)
+    assert newest(tmp_path) == 4
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_disk_that_fails_in_the_background_is_reported_when_the_checkpoint_is_due(tmp_path):
+    class Failing(Disk):
+        def fsync(self, path: Path) -> None:
+            if path.suffix == ".pt":
+                raise OSError(5, "Input/output error")
+            super().fsync(path)
+
+    save(tmp_path, 2)
+    saving = begin(tmp_path, 4, Failing())
+    with pytest.raises(SaveError, match=r"step 4 could not be saved: .*Input/output error"):
+        checkpoint.finish(saving)
+    assert newest(tmp_path) == 2
+    assert not list(tmp_path.glob(".*"))

@@ -5,16 +5,19 @@ from vlm_mhpo.checkpoint.files import DISK, Disk, only_writer
 from vlm_mhpo.checkpoint.names import folder_of, steps_in
 from vlm_mhpo.checkpoint.reading import check_state, load, newest_valid, read_state, refuse_strangers, safe_load
 from vlm_mhpo.checkpoint.resharding import load_resharded
-from vlm_mhpo.checkpoint.writing import commit, save
+from vlm_mhpo.checkpoint.writing import Saving, begin, commit, finish, save
 
 __all__ = [
     "BEST",
     "DISK",
     "Best",
     "Disk",
+    "Saving",
+    "begin",
     "best_step",
     "check_state",
     "commit",
+    "finish",
     "folder_of",
     "load",
     "load_resharded",

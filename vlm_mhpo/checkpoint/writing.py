@@ -6,9 +6,12 @@ DeepSpeed's own `latest` file is not written: it is updated before the other ran
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -33,7 +36,34 @@ from vlm_mhpo.errors import SaveError
 Listing = dict[str, dict[str, Any]]
 
 
-def save(
+def save(*args: Any, **options: Any) -> Path:
+    """`begin` and `finish` at once; arguments, result and errors as theirs."""
+    return finish(begin(*args, **options))
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """A checkpoint that is written and not yet committed.
+
+    Attributes:
+        settled: manifest entries of this rank's files once they are on the disk; raises OSError when they cannot be.
+    """
+
+    root: Path
+    step: int
+    state: dict[str, Any]
+    keep: int
+    best: Best | None
+    disk: Disk
+    settled: Future[Listing]
+
+    @property
+    def staging(self) -> Path:
+        """The folder that becomes the checkpoint."""
+        return self.root / f"{STAGING}{folder_of(self.root, self.step).name}"
+
+
+def begin(
     engine: Engine,
     root: Path,
     step: int,
@@ -43,8 +73,9 @@ def save(
     extra: Callable[[Path, Disk], None],
     best: Best | None = None,
     disk: Disk = DISK,
-) -> Path:
-    """Write `root/step_XXXXXX` so that a kill at any moment leaves either the old or the new checkpoint.
+    background: bool = False,
+) -> Saving:
+    """Write the files of `root/step_XXXXXX` into a staging folder; training may go on afterwards.
 
     Args:
         engine: its weights and optimizer state.
@@ -55,29 +86,73 @@ def save(
         extra: writes more files into the folder that it is given; called on all ranks.
         best: also keep the best checkpoint by this metric.
         disk: takes every file operation.
+        background: force the files to the disk and compute their checksums in a thread; until it is through they
+            lie in the system's file cache.
 
     Raises:
         SaveError: on every rank, when any could not write; older checkpoints are intact.
     """
-    final = folder_of(root, step)
-    staging = root / f"{STAGING}{final.name}"
     state = {**state, "format_version": FORMAT_VERSION, "step": step}
-    try:
+    saving = Saving(root, step, state, keep, best, disk, Future())
+    staging = saving.staging
+    with clearing(saving):
         together(step, lambda: make_staging(disk, root, staging), main_only=True)
-        shards = together(step, lambda: write_shards(engine, staging, disk))
+        written = together(step, lambda: write_shards(engine, staging, disk))
         together(step, lambda: extra(staging, disk))
-        listing = {name: entry for part in distributed.gather_objects(shards) for name, entry in part.items()}
-        together(step, lambda: commit(staging, final, state, listing=listing, disk=disk), main_only=True)
-    except SaveError:
-        if distributed.is_main() and staging.exists():
-            # A disk that refuses writes may refuse this too; the next save clears it away.
-            with suppress(OSError):
-                remove_tree(disk, staging)
-        raise
     if distributed.is_main():
-        tidy(disk, root, keep, step, best)
+        # The shards of other ranks may lie there, too; each settles its own.
+        written += [file for file in files_of(staging) if file.relative_to(staging).parts[0] != ENGINE_TAG]
+    settle = Thread(target=settle_files, args=(saving, written), name="checkpoint")
+    settle.start()
+    if not background:
+        settle.join()
+    return saving
+
+
+def settle_files(saving: Saving, files: Sequence[Path]) -> None:
+    """Force files to the disk and list them."""
+    try:
+        for file in files:
+            saving.disk.fsync(file)
+        saving.settled.set_result(listing_of(list(files), saving.staging))
+    except BaseException as problem:  # whatever it is, `finish` raises it
+        saving.settled.set_exception(problem)
+
+
+def finish(saving: Saving) -> Path:
+    """Make a written checkpoint the newest, so that a kill at any moment leaves either the old or the new one.
+
+    Waits for the files to be on the disk. Called by all ranks.
+
+    Raises:
+        SaveError: on every rank, when any could not write; older checkpoints are intact.
+    """
+    final = folder_of(saving.root, saving.step)
+    with clearing(saving):
+        own = together(saving.step, saving.settled.result)
+        listing = {name: entry for part in distributed.gather_objects(own) for name, entry in part.items()}
+        together(
+            saving.step,
+            lambda: commit(saving.staging, final, saving.state, listing=listing, disk=saving.disk),
+            main_only=True,
+        )
+    if distributed.is_main():
+        tidy(saving.disk, saving.root, saving.keep, saving.step, saving.best)
     distributed.barrier()
     return final
+
+
+@contextmanager
+def clearing(saving: Saving) -> Iterator[None]:
+    """Inside, a save that is refused removes what it has written."""
+    try:
+        yield
+    except SaveError:
+        if distributed.is_main() and saving.staging.exists():
+            # A disk that refuses writes may refuse this too; the next save clears it away.
+            with suppress(OSError):
+                remove_tree(saving.disk, saving.staging)
+        raise
 
 
 def together(step: int, act: Callable[[], Any], *, main_only: bool = False) -> Any:
@@ -102,13 +177,11 @@ def make_staging(disk: Disk, root: Path, staging: Path) -> None:
     disk.make_folder(staging)
 
 
-def write_shards(engine: Engine, staging: Path, disk: Disk) -> Listing:
-    """DeepSpeed's shards of this rank, written by `disk` and fsynced; returns their manifest entries."""
+def write_shards(engine: Engine, staging: Path, disk: Disk) -> list[Path]:
+    """DeepSpeed's shards of this rank, written by `disk`; not yet forced to the disk."""
     with through(disk, engine.deepspeed) as written:
         engine.deepspeed.save_checkpoint(str(staging), tag=ENGINE_TAG, save_latest=False)
-    for file in written:
-        disk.fsync(file)
-    return listing_of(written, staging)
+    return written
 
 
 @contextmanager

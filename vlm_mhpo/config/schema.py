@@ -215,6 +215,11 @@ class CheckpointConfig(Section):
     on_error: Literal["stop", "continue"] = Field(
         "stop", description="A checkpoint that the disk refuses ends the run, or is left out unless it is the last."
     )
+    background: bool = Field(
+        False,
+        description="Train on while a checkpoint is forced to the disk; it counts a step or more later, and needs host "
+        "memory for its files.",
+    )
     trust_folder: bool = Field(
         False, description="Continue from checkpoints that another user owns or that everybody can write."
     )

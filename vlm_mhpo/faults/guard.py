@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from rewards import RewardError, VerifierError
 from vlm_mhpo import distributed
-from vlm_mhpo.continuation import is_due, save_if_due
+from vlm_mhpo.continuation import finish_pending, is_due, save_if_due
 from vlm_mhpo.errors import Stopped, TrainingError
 from vlm_mhpo.faults.dump import POLICY_FOLDER, dump_folder, unscored, whole_step, write_dump
 from vlm_mhpo.faults.health import Finding, Vitals, findings, idle_steps, vitals_of
@@ -65,6 +65,7 @@ def leave(setup: Setup, guard: Guard, step: int, *, is_saved: bool) -> NoReturn:
     if not is_saved and step:
         guard.watchdog.enter("checkpoint", step)
         save_if_due(setup, step, asked=True)
+    finish_pending(setup, last=True, wait=True)
     saved = "its checkpoint is saved" if step else "there was nothing to save"
     raise Stopped(
         f"after step {step} of {setup.config.train.max_steps}, as asked; {saved}. Start the same command again "
