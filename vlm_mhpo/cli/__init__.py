@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlm_mhpo.cli import preflight
+from vlm_mhpo.cli.arguments import ConfigPath, Overrides, say
+
 if TYPE_CHECKING:
     from data_prep import Row, RowError
     from data_prep.filters import Filter
@@ -20,14 +23,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Reinforcement learning of vision-language models on visual math with MHPO.",
 )
-
-ConfigPath = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="YAML configuration, for example configs/quickstart.yaml.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Overrides, for example train.learning_rate=1e-6."),
-]
 
 Source = Annotated[
     str, typer.Argument(help="File, folder, path@split, org/name@split, or synthetic:FAMILY?seed=0&num_rows=100.")
@@ -260,27 +255,6 @@ def export(
 
 
 @app.command()
-def doctor(
-    config: ConfigPath,
-    overrides: Overrides = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="Picture of the objective's gradient multiplier beside GRPO's and SAPO's.")
-    ] = None,
-) -> None:
-    """Check a configuration and explain what it will do, without loading weights."""
-    from vlm_mhpo.config import load_config
-    from vlm_mhpo.doctor import examine, print_findings
-
-    parsed = load_config(config, overrides or [])
-    if plot:
-        from vlm_mhpo.multiplier_plot import plot_multipliers
-
-        say(f"gradient multiplier: {plot_multipliers(parsed, plot)}")
-    if not print_findings(examine(parsed)):
-        raise typer.Exit(1)
-
-
-@app.command()
 def profile(
     config: ConfigPath,
     overrides: Overrides = None,
@@ -345,12 +319,8 @@ def token_counter(model: str) -> Callable[[Row], int]:
     return load_counter(model)
 
 
-def say(text: str) -> None:
-    """Print on the main rank."""
-    from vlm_mhpo import distributed
-
-    if distributed.is_main():
-        typer.echo(text)
+for command in preflight.COMMANDS:
+    app.command()(command)
 
 
 def main() -> None:

@@ -1,34 +1,18 @@
-"""Examine a configuration before a run: batch arithmetic, regime, paths. Loads no weights.
-
-Not covered: memory estimates, token counts of the longest prompts, log-prob parity.
-"""
+"""The settings by themselves: do model, rows, rewards and packages exist, do batches divide, can the ratio move."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
-
-from rich.console import Console
-from rich.table import Table
 
 from vlm_mhpo.config import Config
+from vlm_mhpo.doctor.finding import Finding
 
 HUB_NAME_PARTS = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the examination."""
-
-    state: Literal["ok", "warning", "error"]
-    subject: str
-    text: str
-
-
-def examine(config: Config) -> list[Finding]:
+def examine_settings(config: Config) -> list[Finding]:
     """All findings, in the order of the configuration's sections."""
     return [
         *examine_model(config),
@@ -142,15 +126,3 @@ def looks_like_hub_name(text: str) -> bool:
     """`org/name`, and not something that a file system would have."""
     parts = text.split("/")
     return len(parts) == HUB_NAME_PARTS and all(parts) and not text.startswith((".", "~"))
-
-
-def print_findings(findings: Sequence[Finding]) -> bool:
-    """Print a table; True when there is no error."""
-    table = Table()
-    for column in ("", "what", "finding"):
-        table.add_column(column, overflow="fold")
-    styles = {"ok": "green", "warning": "yellow", "error": "red"}
-    for finding in findings:
-        table.add_row(f"[{styles[finding.state]}]{finding.state}[/]", finding.subject, finding.text)
-    Console().print(table)
-    return all(finding.state != "error" for finding in findings)
