@@ -33,3 +33,7 @@ class NonFiniteError(VlmMhpoError):
 
 class TrainingError(VlmMhpoError):
     """Training cannot go on (a rank failed, no rows are left, verifiers fail)."""
+
+
+class EvaluationError(VlmMhpoError):
+    """A benchmark, its records or a comparison of reports cannot be used."""
