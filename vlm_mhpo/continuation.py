@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from vlm_mhpo import checkpoint, distributed
+from vlm_mhpo.config import Config
 from vlm_mhpo.errors import CheckpointError
 from vlm_mhpo.models.export import save_policy
 from vlm_mhpo.setup import Setup
@@ -64,10 +65,18 @@ def refuse_silent_restart(run_dir: Path) -> None:
         )
 
 
-def save_if_due(setup: Setup, step: int) -> None:
-    """Write the checkpoint after `step` steps if it is time: shards for resuming, `policy/` for from_pretrained."""
-    every = setup.config.checkpoint.save_steps
-    if step != setup.config.train.max_steps and not (every and step % every == 0):
+def is_due(config: Config, step: int) -> bool:
+    """Whether the configuration asks for a checkpoint after `step` steps."""
+    every = config.checkpoint.save_steps
+    return step == config.train.max_steps or bool(every and step % every == 0)
+
+
+def save_if_due(setup: Setup, step: int, asked: bool = False) -> None:
+    """Write the checkpoint after `step` steps if it is time, or if it is asked for.
+
+    Shards for resuming, `policy/` for from_pretrained.
+    """
+    if not (asked or is_due(setup.config, step)):
         return
     checkpoint.save(
         setup.engine,

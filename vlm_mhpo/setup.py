@@ -16,6 +16,7 @@ from vlm_mhpo.data import prompt_builder, read_rows, usable_rows
 from vlm_mhpo.diagnostics import on_policy_multiplier
 from vlm_mhpo.engine import Engine, deepspeed_settings
 from vlm_mhpo.errors import ConfigError
+from vlm_mhpo.evaluation.chosen import Chosen, chosen_benchmarks
 from vlm_mhpo.models.families import parameter_table
 from vlm_mhpo.models.loading import Tools, load_policy
 from vlm_mhpo.models.policy import Policy
@@ -38,6 +39,7 @@ class Setup:
         builder: rows to prompts.
         sampler: draws completions.
         train_rows, eval_rows: usable rows; eval_rows may be empty.
+        benchmarks: those of `eval.benchmarks`, with their rows.
     """
 
     config: Config
@@ -48,6 +50,7 @@ class Setup:
     sampler: HfSampler
     train_rows: Sequence[Row]
     eval_rows: Sequence[Row]
+    benchmarks: Sequence[Chosen] = ()
 
     @property
     def policy(self) -> Policy:
@@ -58,6 +61,7 @@ class Setup:
 def build_setup(config: Config) -> Setup:
     """Load model and rows, print what is trained."""
     run_dir = Path(config.output_dir)
+    benchmarks = chosen_benchmarks(config.eval)
     settings = deepspeed_settings(config.deepspeed, dtype=config.model.dtype, max_grad_norm=config.train.max_grad_norm)
     model = config.model.model_dump() | {"path": resolve_model(config.model.path, run_dir)}
     policy, tools = load_policy(**model, zero3_settings=settings)
@@ -84,7 +88,7 @@ def build_setup(config: Config) -> Setup:
     )
     if distributed.is_main():
         print_start(config, table, len(train_rows), len(eval_rows))
-    return Setup(config, run_dir, engine, tools, builder, sampler, train_rows, eval_rows)
+    return Setup(config, run_dir, engine, tools, builder, sampler, train_rows, eval_rows, benchmarks)
 
 
 def record_setup(setup: Setup) -> None:

@@ -19,6 +19,7 @@ from vlm_mhpo.data import PromptStream
 from vlm_mhpo.diagnostics import on_policy_multiplier
 from vlm_mhpo.dynamic_sampling import refill
 from vlm_mhpo.engine import learning_rate_at
+from vlm_mhpo.evaluation.during_training import benchmark_metrics, stops_early
 from vlm_mhpo.evaluation.evaluate import evaluate, summarise, write_evaluation
 from vlm_mhpo.evaluation.standalone import evaluation_params
 from vlm_mhpo.minibatches import build_batches
@@ -55,9 +56,11 @@ def train(config: Config) -> dict[str, Any]:
         with recording(setup, start) as recorder:
             if start == 0 and config.eval.before:
                 record = run_evaluation(setup, verifier, name="before", step=0)
-                if recorder and record:
-                    recorder.write_metrics(0, evaluation_metrics(record))
-            loop(setup, objective, reference, scorer, verifier, recorder, start)
+                metrics = evaluation_metrics(record) | benchmark_metrics(setup, verifier, 0)
+                if recorder and metrics:
+                    recorder.write_metrics(0, metrics)
+            if not (start and stops_early(setup, {}, start)):
+                loop(setup, objective, reference, scorer, verifier, recorder, start)
     if config.logging.report and distributed.is_main():
         from vlm_mhpo.report import write_report
 
@@ -76,7 +79,7 @@ def loop(
     recorder: Recorder | None,
     start: int,
 ) -> None:
-    """Steps `start` to `max_steps`."""
+    """Steps `start` to `max_steps`, or to where `eval.early_stop` ends the run."""
     config = setup.config
     stream = PromptStream(
         setup.train_rows,
@@ -85,13 +88,7 @@ def loop(
         num_prompts=config.train.num_prompts_per_step,
         num_minibatches=config.train.num_minibatches,
     )
-    params = SamplingParams(
-        config.rollout.num_generations,
-        config.rollout.max_completion_length,
-        config.rollout.temperature,
-        config.rollout.top_p,
-        config.rollout.top_k,
-    )
+    params = sampling_params(config)
     settings = update_settings(config, setup.tools, objective)
     stop, for_step = config.train.max_steps, stream.for_step
     ahead = prefetched(for_step, stop=stop) if config.data.prefetch else nullcontext(for_step)
@@ -113,12 +110,17 @@ def loop(
                 update = update_on(setup.engine, objective, batches, settings, learning_rate=rate, step=step + 1)
             with watch("evaluate"):
                 record = evaluate_if_due(setup, verifier, step + 1)
-            metrics |= mismatch | update.metrics | reward_metrics(scored) | evaluation_metrics(record)
+                tested = benchmark_metrics(setup, verifier, step + 1)
+            metrics |= mismatch | update.metrics | reward_metrics(scored) | evaluation_metrics(record) | tested
+            if last := stops_early(setup, metrics, step + 1):
+                run_evaluation(setup, verifier, name="after", step=step + 1)
             if recorder:
                 recorder.write(step + 1, metrics | watch.metrics(), update, scored)
             # After the records: a run that dies in between continues from the checkpoint before and writes them again.
-            save_if_due(setup, step + 1)
+            save_if_due(setup, step + 1, last)
             bar.advance(metrics)
+            if last:
+                break
             # Their pixels and image features go before those of the next step come.
             del prompts, scored, batches
 
@@ -140,6 +142,14 @@ def sample_and_score(
             groups = setup.sampler.sample(prompts, params, (setup.config.seed, *purpose), early.begin)
         with watch("verify"):
             return score_groups(scorer, groups, template, early)
+
+
+def sampling_params(config: Config) -> SamplingParams:
+    """How rollouts are drawn."""
+    rollout = config.rollout
+    return SamplingParams(
+        rollout.num_generations, rollout.max_completion_length, rollout.temperature, rollout.top_p, rollout.top_k
+    )
 
 
 def evaluate_if_due(setup: Setup, verifier: Verifier, step: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from data_prep import Row
 from vlm_mhpo.benchmarks import Benchmark, benchmark_rows, find
+from vlm_mhpo.config import EvalConfig
 from vlm_mhpo.errors import ConfigError, EvaluationError
 from vlm_mhpo.evaluation.protocol import benchmark_protocol
 from vlm_mhpo.evaluation.records import BenchmarkProtocol
@@ -78,6 +79,16 @@ def choose(
         with_rows(find(name), split, place or (places or {}).get(name), folder, limit, prompt)
         for name, split, place in parsed
     ]
+
+
+def chosen_benchmarks(config: EvalConfig) -> list[Chosen]:
+    """The benchmarks of `eval.benchmarks`, for a run that trains."""
+    return choose(
+        config.benchmarks,
+        folder=Path(config.benchmark_dir),
+        limit=config.max_benchmark_rows,
+        prompt=config.prompt,
+    )
 
 
 def parse_entry(entry: str) -> tuple[str, str | None, str | None]:

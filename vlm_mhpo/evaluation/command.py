@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vlm_mhpo.config import load_config
 from vlm_mhpo.errors import ConfigError
-from vlm_mhpo.evaluation.records import RESULTS_FILE
+from vlm_mhpo.evaluation.records import results_file
 
 # From RUN/checkpoints/step_N/policy up to RUN.
 MAX_DEPTH = 3
@@ -72,8 +72,7 @@ def config_of(model: str) -> Path:
 
 def is_report(place: str) -> bool:
     """Whether METHOD=FOLDER or FOLDER names an evaluation report and not a training run."""
-    folder = Path(place.partition("=")[2] or place)
-    return folder.name == RESULTS_FILE or (folder / RESULTS_FILE).is_file()
+    return results_file(Path(place.partition("=")[2] or place)).is_file()
 
 
 def report_command(places: Sequence[str], *, baseline: str | None, out: Path, allow_protocol_difference: bool) -> str:
@@ -86,7 +85,7 @@ def report_command(places: Sequence[str], *, baseline: str | None, out: Path, al
         allow_protocol_difference: compare although protocols differ.
     """
     from vlm_mhpo.evaluation.compare import compare_reports, read_report
-    from vlm_mhpo.evaluation.output import results_file, write_comparison, write_page
+    from vlm_mhpo.evaluation.output import write_comparison, write_page
     from vlm_mhpo.evaluation.tables import comparison_markdown
 
     reports = [read_report(place) for place in places]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vlm_mhpo.evaluation import tables
 from vlm_mhpo.evaluation.compare import ReportComparison
-from vlm_mhpo.evaluation.records import RESULTS_FILE, Results
+from vlm_mhpo.evaluation.records import RESULTS_FILE, Results, results_file
 
 PAGE_FILE = "report.html"
 
@@ -37,8 +37,3 @@ def write_page(results: Path, out: Path, baseline: Path | None) -> None:
     from vlm_mhpo.report import evaluation_page
 
     evaluation_page.write_page(results, out, None if baseline is None else results_file(baseline))
-
-
-def results_file(place: Path) -> Path:
-    """The results.json of a report's folder, or the file itself."""
-    return place / RESULTS_FILE if place.is_dir() else place

@@ -196,7 +196,12 @@ class Item(Record):
 
 def read_results(place: Path) -> Results:
     """The results of a report's folder or of a results.json; EvaluationError if there are none."""
-    return read_record(place / RESULTS_FILE if place.is_dir() else place, Results)
+    return read_record(results_file(place), Results)
+
+
+def results_file(place: Path) -> Path:
+    """The results.json of a report's folder, or the file itself."""
+    return place if place.suffix == ".json" else place / RESULTS_FILE
 
 
 def read_record(file: Path, kind: type[AnyRecord]) -> AnyRecord:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -106,8 +107,11 @@ def read_items(file: Path, ids: Sequence[str] | None = None) -> list[Item]:
 
 
 def remove_parts(parts: Path) -> None:
-    """The ranks' files, once their rows are merged."""
-    shutil.rmtree(parts, ignore_errors=True)
+    """Remove the ranks' files, once their rows are merged."""
+    shutil.rmtree(parts)
+    with contextlib.suppress(OSError):
+        # Not empty: another condition's.
+        parts.parent.rmdir()
 
 
 def part_files(parts: Path) -> list[Path]:

@@ -80,7 +80,12 @@ def markdown(results: Results) -> str:
 def md_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table; cells are text, whatever they hold."""
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
-    return lines + ["| " + " | ".join(plain(cell).replace("|", r"\|") for cell in row) + " |" for row in rows]
+    return lines + ["| " + " | ".join(map(md_cell, row)) + " |" for row in rows]
+
+
+def md_cell(text: str) -> str:
+    """Text that opens no tag and no column; a < before a space is no tag."""
+    return plain(text).replace("|", r"\|").replace("&lt; ", "< ")
 
 
 SCORE_HEAD = ("benchmark", "rows", "official", "our verifier", "pass@k", "other scores", "tokens", "protocol")

@@ -127,7 +127,12 @@ def judge_chunks(
     open_chunks = [chunk for chunk in range(-(-num_rows // chunk_size)) if chunk not in finished]
     num_open = sum(min(num_rows, (chunk + 1) * chunk_size) - chunk * chunk_size for chunk in open_chunks)
     with tqdm(
-        total=num_rows, initial=num_rows - num_open, desc=task.name, unit="row", disable=not distributed.is_main()
+        total=num_rows,
+        initial=num_rows - num_open,
+        desc=task.name,
+        unit="row",
+        disable=not distributed.is_main(),
+        leave=False,
     ) as bar:
         right = seen = 0.0
         # All ranks make the same number of rounds: whole weights (ZeRO-3) are gathered by all or none.
