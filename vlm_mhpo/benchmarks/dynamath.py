@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from data_prep import Row
 from rewards.response import extract
-from vlm_mhpo.benchmarks.shared import bare, gold, pictured
+from vlm_mhpo.benchmarks.shared import bare, gold, pictured, verdict
 from vlm_mhpo.benchmarks.types import ALL, Benchmark, Judged, Official
 from vlm_mhpo.benchmarks.values import plain_float
 
@@ -43,7 +43,7 @@ def official(row: Row, response: str) -> Official:
         correct = right in answer[:3]
     else:
         correct = right in answer
-    return Official(correct, answer or None)
+    return verdict(correct, answer)
 
 
 def short_answer(response: str) -> str:
@@ -55,8 +55,8 @@ def short_answer(response: str) -> str:
             found = json.loads(response[start : end + 1].replace("\\", ""), strict=False)
         except (ValueError, RecursionError):
             found = None
-        if isinstance(found, dict) and found.get("short answer") is not None:
-            return str(found["short answer"]).strip()
+        if isinstance(found, dict):
+            return str(found.get("short answer", "")).strip()
     return (extract(response).answer or "").strip()
 
 
@@ -71,6 +71,12 @@ def _float(answer: str) -> float | None:
 def problem(row: Row) -> str:
     """The seed question."""
     return str(row.metadata["question_id"])
+
+
+def select(rows: list[Row]) -> list[Row]:
+    """The authors' trials where a folder holds some: its dataset.json is one more drawing, which they do not score."""
+    trials = [row for row in rows if str(row.metadata["variant"]).startswith("trial")]
+    return trials or rows
 
 
 def aggregate(judged: Sequence[Judged]) -> dict[str, float]:
@@ -111,4 +117,5 @@ BENCHMARK = Benchmark(
     },
     problem=problem,
     aggregate=aggregate,
+    select=select,
 )

@@ -6,6 +6,7 @@ from data_prep import Row
 from vlm_mhpo.benchmarks.shared import JUDGE_REPLACED, axes, by_verifier, pictured
 from vlm_mhpo.benchmarks.types import Benchmark
 
+_REASON = "first conduct reasoning, and then answer the question and"
 _ENDS = {
     "multi-choice": "provide the correct option letter, e.g., A, B, C, D, at the end.",
     "free-form": "provide the final value, e.g., 1, 2.5, 300, at the end.",
@@ -19,12 +20,11 @@ def prompt(row: Row) -> str:
 
 
 def _query(row: Row) -> str:
-    text = str(row.metadata.get("question", "")).strip()
+    text = str(row.metadata.get("question", ""))
     ends = _ENDS[str(row.metadata["question_type"])]
-    if not text:
-        return f"According to the question shown in the image, please first conduct reasoning, and then answer the " \
-            f"question and {ends}"  # fmt: skip
-    return f"Please first conduct reasoning, and then answer the question and {ends}\nQuestion: {text}"
+    if not text.strip():
+        return f"According to the question shown in the image, please {_REASON} {ends}"
+    return f"Please {_REASON} {ends}\nQuestion: {text}"
 
 
 BENCHMARK = Benchmark(

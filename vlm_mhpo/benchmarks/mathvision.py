@@ -10,7 +10,7 @@ from itertools import chain
 
 from data_prep import Row
 from rewards.guard import MAX_ANSWER_CHARS
-from vlm_mhpo.benchmarks.shared import LETTERS, axes, choices, gold, lettered, pictured, question
+from vlm_mhpo.benchmarks.shared import LETTERS, axes, choices, gold, lettered, pictured, question, verdict
 from vlm_mhpo.benchmarks.types import Benchmark, Official
 from vlm_mhpo.benchmarks.values import constant, plain_float
 
@@ -19,10 +19,11 @@ _ASKED = (
     'question, only one letter is allowed in the "\\boxed{}".\n'
 )
 _FLAGS = ("the final answer is", "the answer is", "the correct answer is", "the answer should be")
-_LOST = (" ", "\\,", "\n", "\\text", "\\mbox", "\\left", "\\right", "^{\\circ}", "^\\circ", "{m}^3", "m^3", "{units}",
+_LOST = ("\\,", "\n", "\\text", "\\mbox", "\\left", "\\right", "^{\\circ}", "^\\circ", "{m}^3", "m^3", "{units}",
          "units", "{km}", "km")  # fmt: skip
 _LOST_LATER = ("\\!", "^{\\circ}", "^\\circ", "\\$", "$")
 _PLAIN_FRACTION = re.compile(r"(-?\d+)/(-?\d+)")
+_UNREAD = re.compile(r"\\circ|°|(?<!\\)%")
 _DECIMALS = 2
 _DISPLAYED = "ABCDE"
 
@@ -40,7 +41,7 @@ def official(row: Row, response: str) -> Official:
     texts = [right]
     if options and right in list(LETTERS[: len(options)]):
         texts.append(options[LETTERS.index(right)])
-    return Official(any(_is_equal(text, answer) for text in texts), answer or None)
+    return verdict(any(_is_equal(text, answer) for text in texts), answer)
 
 
 def model_answer(response: str) -> str:
@@ -81,14 +82,15 @@ def _in_box(text: str) -> str:
 
 
 def _normalised(text: str) -> str:
-    text = text.split("=")[-1].split("\\approx")[-1].replace("∞", "\\infty").replace("+\\infty", "\\infty")
-    text = text.replace("\\\\", "\\").replace("bmatrix", "pmatrix")
+    text = text.split("=")[-1].split("\\approx")[-1].replace(" ", "").replace("∞", "\\infty")
+    # Lost spaces bring backslashes together, so they are halved after them.
+    text = text.replace("+\\infty", "\\infty").replace("\\\\", "\\").replace("bmatrix", "pmatrix")
     for lost in _LOST:
         text = text.replace(lost, "")
-    text = text.replace("tfrac", "frac").replace("dfrac", "frac")
+    text = text.replace("\\\\", "\\").replace("tfrac", "frac").replace("dfrac", "frac")
     for lost in _LOST_LATER:
         text = text.replace(lost, "")
-    text = text.split("\\text{ ")[0].replace("\\%", "").replace("%", "").replace("{.", "{0.")
+    text = text.replace("\\%", "").replace("{.", "{0.")
     if text.startswith("."):
         text = f"0{text}"
     if text == "0.5":
@@ -126,8 +128,14 @@ def _rounded_items(text: str) -> str:
 
 
 def _value(text: str) -> float | None:
-    # A lone letter is a choice's name there, also e.
-    return None if text.strip().isalpha() else constant(text)
+    # A lone letter is a choice's name there, also e; their parser reads no degrees and no bare percent sign.
+    if text.strip().isalpha() or _UNREAD.search(text):
+        return None
+    top, colon, bottom = text.replace("$", "").partition(":")
+    if not colon:
+        return constant(text)
+    left, right = constant(top), constant(bottom)  # a colon divides there
+    return left / right if left is not None and right else None
 
 
 BENCHMARK = Benchmark(

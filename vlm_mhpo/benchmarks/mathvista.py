@@ -7,12 +7,13 @@ choice with the smallest edit distance, so that a refusal may be right.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 
 from data_prep import Row
 from rewards.response import extract
-from vlm_mhpo.benchmarks.shared import LETTERS, axes, bare, choices, gold, lettered, pictured, question
-from vlm_mhpo.benchmarks.types import Benchmark, Official
+from vlm_mhpo.benchmarks.shared import LETTERS, axes, bare, choices, gold, lettered, pictured, question, verdict
+from vlm_mhpo.benchmarks.types import Benchmark, Judged, Official
 from vlm_mhpo.benchmarks.values import numbers, plain_float
 
 _HINTS = {
@@ -28,7 +29,7 @@ _HINTS = {
 }
 _BRACKETED = re.compile(r"\(([a-zA-Z])\)")
 _LETTER = re.compile(r"(?:option|choice)?\s*([A-Z])[.:)]*", re.IGNORECASE)
-_LIST = re.compile(r"\[[^\[\]]*\]")
+_LIST = re.compile(r"\[([^\[\]]*)\]")
 # "The answer is (B)", with markdown or not.
 _ANNOUNCED = re.compile(r"\banswer\b[^.\n()]{0,60}\(([A-Za-z])\)", re.IGNORECASE)
 _DENIED = re.compile(r"\b(?:is|are) not\b")
@@ -55,7 +56,7 @@ def official(row: Row, response: str) -> Official:
     """The authors' normalisation of what our rules extract, compared with the gold as text."""
     extraction = extraction_of(row, response)
     prediction = normalised(row, extraction)
-    return Official(prediction == gold(row), extraction or None)
+    return verdict(prediction == gold(row), extraction)
 
 
 def normalised(row: Row, extraction: str) -> str | None:
@@ -98,7 +99,8 @@ def extraction_of(row: Row, response: str) -> str:
     if options:
         return _choice_in(declared, text, options)
     if row.metadata.get("answer_type") == "list":
-        return (_LIST.findall(declared) or _LIST.findall(text) or [declared])[-1]
+        found = _LIST.findall(declared) or _LIST.findall(text)
+        return f"[{', '.join(item.strip() for item in found[-1].split(','))}]" if found else declared
     for part in (declared, text):
         found = numbers(part) or _counted(part)
         if found:
@@ -135,6 +137,15 @@ def _counted(text: str) -> list[str]:
     return [str(_COUNTS.index(words.pop()))] if len(words) == 1 else []
 
 
+def by_skill(judged: Sequence[Judged]) -> dict[str, float]:
+    """Accuracy of each skill; a problem may need several."""
+    answers: dict[str, list[bool]] = defaultdict(list)
+    for one in judged:
+        for skill in one.row.metadata.get("skills", ()):
+            answers[f"skill: {skill}"].append(one.correct)
+    return {name: sum(rights) / len(rights) for name, rights in sorted(answers.items())}
+
+
 BENCHMARK = Benchmark(
     name="mathvista",
     title="MathVista testmini",
@@ -146,5 +157,6 @@ BENCHMARK = Benchmark(
     prompt=prompt,
     official=official,
     deviation="GPT-4 extracts the answer there; rules extract it here",
+    aggregate=by_skill,
     categories=axes("task", "context", "grade", "category", "source", "question_type", "answer_type", "language"),
 )

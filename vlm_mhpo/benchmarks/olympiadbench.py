@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from data_prep import Row
 from rewards import exact, verify
 from rewards.evaluate import Undecided, same_value, symbols, to_ratio
+from rewards.grammar import Node
 from rewards.guard import TooLarge
 from rewards.response import find_boxes
-from vlm_mhpo.benchmarks.shared import pictured
+from vlm_mhpo.benchmarks.shared import pictured, verdict
 from vlm_mhpo.benchmarks.types import Benchmark, Official
 from vlm_mhpo.benchmarks.values import constant, plain_float, tree
 
@@ -44,7 +45,7 @@ def official(row: Row, response: str) -> Official:
         correct = judge(row.answer, answer, _precisions(row))
     except RecursionError:
         correct = False
-    return Official(correct, _contents(answer) or None)
+    return verdict(correct, _contents(answer))
 
 
 def final_answer(response: str, is_chinese: bool = False) -> str:
@@ -176,22 +177,23 @@ def _same_equation(right: str, answer: str, error: float) -> bool:
     named, other_name = ("".join(text.split("=")[0].split()) for text in (right, answer))
     if named == other_name and right.count("=") == answer.count("=") == 1:
         return _same_expression(right, answer, error)
-    sides = [_difference(text) for text in (right, answer)]
-    if None in sides:
-        return False
-    factor = exact.proportional(*sides)
-    return factor is not None and 1 in (abs(factor.numerator), factor.denominator)
-
-
-def _difference(equation: str) -> exact.Ratio | None:
-    sides = [tree(side) for side in equation.split("=")]
-    if len(sides) != 2 or None in sides:
-        return None
+    left, other = _difference(right), _difference(answer)
+    if left is None or other is None:
+        return _same_for_worker(right, answer)
     try:
-        left, right = (to_ratio(side) for side in sides)
-        return None if left is None or right is None else exact.add(left, exact.negate(right))
-    except (ZeroDivisionError, TooLarge):
-        return None
+        ratios = to_ratio(left), to_ratio(other)
+        if None in ratios:
+            return same_value(left, other) or same_value(left, ("neg", other))
+        above = exact.proportional(*ratios)
+        below = exact.proportional(*(exact.Ratio(ratio.den, {}) for ratio in ratios))
+    except (Undecided, TooLarge, ZeroDivisionError):
+        return False
+    return None not in (above, below) and 1 in (abs((above / below).numerator), (above / below).denominator)
+
+
+def _difference(equation: str) -> Node | None:
+    sides = [tree(side) for side in equation.split("=")]
+    return None if len(sides) != 2 or None in sides else ("add", sides[0], ("neg", sides[1]))
 
 
 def _is_chinese(row: Row) -> bool:
@@ -250,7 +252,7 @@ BENCHMARK = Benchmark(
     citation="arXiv:2402.14008",
     splits=_PARTS,
     sources=(f"Hothan/OlympiadBench:{_PARTS[0]}@train",),
-    download="download the data set Hothan/OlympiadBench, or clone github.com/OpenBMB/OlympiadBench and unpack its data "
+    download="download the data set Hothan/OlympiadBench, or clone github.com/OpenBMB/OlympiadBench and unpack it "
     "to data/ and images/ in {folder}",
     prompt=prompt,
     official=official,

@@ -30,10 +30,11 @@ def benchmark_rows(
     place = source if source is not None else own if own is not None and own.exists() else None
     try:
         if place is not None:
-            return list(load_rows(place, split=None if split == ALL or Path(place).is_file() else split))
+            named = None if split == ALL or Path(place).is_file() else split
+            return benchmark.select(list(load_rows(place, split=named)))
         if benchmark.sources:
             default = benchmark.splits[0]
-            return list(load_rows([name.replace(default, split) for name in benchmark.sources]))
+            return benchmark.select(list(load_rows([name.replace(default, split) for name in benchmark.sources])))
     except DataError as error:
         raise DataError(f"{benchmark.title}: {error}; {_to_download(benchmark, own)}") from error
     raise DataError(f"{benchmark.title} is not on this disk: {_to_download(benchmark, own)}")

@@ -9,6 +9,7 @@ from data_prep.schema import IMAGE_PLACEHOLDER
 from rewards import verify
 from vlm_mhpo.benchmarks.types import Official
 
+_MAX_SHOWN = 200
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 BOXED = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 JUDGE_REPLACED = "a language model extracts and judges the answer there; our rule-based verifier does both here"
@@ -41,8 +42,8 @@ def pictured(row: Row, text: str) -> str:
 
 
 def bare(text: str) -> str:
-    """A text without placeholders."""
-    return text.replace(IMAGE_PLACEHOLDER, "").strip()
+    """A text without placeholders, and nothing else taken off: the authors keep every line end."""
+    return text.replace(IMAGE_PLACEHOLDER, "")
 
 
 def by_verifier(row: Row, response: str) -> Official:
@@ -52,6 +53,11 @@ def by_verifier(row: Row, response: str) -> Official:
         precision=row.precision, unit=row.unit,
     )  # fmt: skip
     return Official(score.correct, score.extracted)
+
+
+def verdict(correct: bool, extracted: str | None) -> Official:
+    """A verdict with what was taken from the response, or its start where that was most of the response."""
+    return Official(correct, extracted[:_MAX_SHOWN] if extracted else None)
 
 
 def axes(*names: str, **renamed: str) -> Callable[[Row], dict[str, str]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from data_prep import Row
 from rewards.response import extract
 from vlm_mhpo.benchmarks.shared import BOXED, axes, by_verifier
 from vlm_mhpo.benchmarks.types import Benchmark, Official
-from vlm_mhpo.benchmarks.values import constant, numbers, plain_float
+from vlm_mhpo.benchmarks.values import numbers, plain_float
 
 _MARK = "####"
 
@@ -18,11 +19,9 @@ def prompt(row: Row) -> str:
     return row.problem
 
 
-def whole_number(row: Row, response: str) -> Official:
-    """The answer of the last box (or a plain declaration) as a number."""
-    answer = extract(response).answer
-    value, right = constant(answer) if answer else None, plain_float(row.answer.replace(",", ""))
-    return Official(value is not None and value == right, answer)
+def number(row: Row, response: str) -> Official:
+    """The answer is the gold number; a degree sign or unit behind it does not matter."""
+    return by_verifier(replace(row, kind="number"), response)
 
 
 def gsm8k(row: Row, response: str) -> Official:
@@ -48,15 +47,15 @@ MATH500 = _benchmark(
 AIME24 = _benchmark(
     name="aime24", title="AIME 2024", citation="huggingface.co/datasets/HuggingFaceH4/aime_2024", splits=("train",),
     sources=("HuggingFaceH4/aime_2024@train",), download=_DOWNLOAD.format("HuggingFaceH4/aime_2024"),
-    official=whole_number,
+    official=number,
 )  # fmt: skip
 AIME25 = _benchmark(
     name="aime25", title="AIME 2025", citation="huggingface.co/datasets/math-ai/aime25", splits=("test",),
-    sources=("math-ai/aime25@test",), download=_DOWNLOAD.format("math-ai/aime25"), official=whole_number,
+    sources=("math-ai/aime25@test",), download=_DOWNLOAD.format("math-ai/aime25"), official=number,
 )  # fmt: skip
 AMC23 = _benchmark(
     name="amc23", title="AMC 2023", citation="huggingface.co/datasets/math-ai/amc23", splits=("test",),
-    sources=("math-ai/amc23@test",), download=_DOWNLOAD.format("math-ai/amc23"), official=whole_number,
+    sources=("math-ai/amc23@test",), download=_DOWNLOAD.format("math-ai/amc23"), official=number,
 )  # fmt: skip
 HMMT25 = _benchmark(
     name="hmmt25", title="HMMT February 2025", citation="huggingface.co/datasets/MathArena/hmmt_feb_2025",

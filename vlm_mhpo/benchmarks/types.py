@@ -43,6 +43,11 @@ def no_scores(judged: Sequence[Judged]) -> dict[str, float]:
     return {}
 
 
+def all_rows(rows: list[Row]) -> list[Row]:
+    """For a benchmark that asks every row of its source."""
+    return rows
+
+
 @dataclass(frozen=True, slots=True)
 class Benchmark:
     """One benchmark with its protocol; every callable is pure and takes rows as `data_prep.load_rows` yields them.
@@ -63,6 +68,7 @@ class Benchmark:
         categories: row to values by axis, such as {"task": "geometry problem solving"}.
         problem: row to the id that variants of one problem share.
         aggregate: scores beside accuracy, by name; shares between 0 and 1.
+        select: the rows of a source that the official protocol asks, in order.
     """
 
     name: str
@@ -78,3 +84,4 @@ class Benchmark:
     categories: Callable[[Row], Mapping[str, str]] = no_categories
     problem: Callable[[Row], str] = own_problem
     aggregate: Callable[[Sequence[Judged]], Mapping[str, float]] = no_scores
+    select: Callable[[list[Row]], list[Row]] = all_rows

@@ -58,8 +58,9 @@ def aggregate(judged: Sequence[Judged]) -> dict[str, float]:
         ones = [parts[str(number)] for number in range(1, parts["num"] + 1)]
         counts["one_step_right"] += sum(ones)
         counts["one_step"] += len(ones)
-        counts[f"{parts['num']}_step_right"] += parts["multi"]
-        counts[f"{parts['num']}_step"] += 1
+        name = "two_step" if parts["num"] == 2 else "three_step"
+        counts[f"{name}_right"] += parts["multi"]
+        counts[name] += 1
         counts.update(_conditions(ones, parts["multi"]))
     return _scores(counts, len(complete))
 
@@ -80,7 +81,7 @@ def _scores(counts: Counter[str], total: int) -> dict[str, float]:
         scores[f"score_{way}"] = 1 - lost - rote / total
         scores[f"complete_mastery_{way}"] = mastery / total
         scores[f"rote_memorization_{way}"] = rote / (mastery + rote) if mastery + rote else 0.0
-    for name in ("one_step", "2_step", "3_step"):
+    for name in ("one_step", "two_step", "three_step"):
         if counts[name]:
             scores[f"accuracy_{name}"] = counts[f"{name}_right"] / counts[name]
     return scores

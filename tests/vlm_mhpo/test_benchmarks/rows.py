@@ -10,9 +10,9 @@ def made(
     answer: str, choices=None, *, problem: str = "Find it.", images: int = 0, kind: str | None = None, **more
 ) -> Row:
     """A row; what is no field of it is metadata."""
-    fields = {name: more.pop(name) for name in ("precision", "unit", "split", "id") if name in more}
-    kind = kind or ("choice" if choices else "auto")
+    fields = {name: more.pop(name) for name in ("precision", "unit", "split", "id", "kind") if name in more}
+    fields.setdefault("kind", "choice" if choices else "auto")
     return make_row(
-        id=fields.pop("id", "made"), problem=problem, answer=answer, choices=choices, kind=kind,
+        id=fields.pop("id", "made"), problem=problem, answer=answer, choices=choices,
         images=[PNG] * images, source="made", metadata=more, **fields,
     )  # fmt: skip
