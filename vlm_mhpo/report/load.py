@@ -17,11 +17,12 @@ from vlm_mhpo.report.records import Evaluation, Record, Run, RunFacts, Sample, S
 R = TypeVar("R", bound=Record)
 
 
-def load_run(run_dir: Path) -> Run:
+def load_run(run_dir: Path, *, may_be_empty: bool = False) -> Run:
     """Read a run folder; what is missing becomes a note, what is damaged an error.
 
     Args:
         run_dir: the folder that the trainer wrote.
+        may_be_empty: take a run that has not finished a step.
     Raises:
         ReportError: no such folder, neither metrics.jsonl nor an evaluation in it, or a damaged file.
     """
@@ -31,7 +32,7 @@ def load_run(run_dir: Path) -> Run:
     notes: list[str] = []
     metrics = _load_metrics(folder / "metrics.jsonl", notes)
     evaluations = tuple(_load_evaluation(path, notes) for path in sorted(folder.glob("eval/*.json")))
-    if not metrics and not evaluations:
+    if not metrics and not evaluations and not may_be_empty:
         raise ReportError(
             f"{run_dir} has neither metrics.jsonl with a row in it nor eval/*.json, so there is nothing to report; "
             "give the folder of a training run, or run an evaluation into it first."

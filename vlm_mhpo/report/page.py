@@ -77,19 +77,20 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
     return write_html(render(run), path / "report.html" if path.is_dir() else path)
 
 
-def render(run: Run) -> str:
-    """The page's HTML."""
+def render(run: Run, *, live_version: str = "") -> str:
+    """The page's HTML; with a version it is a live one, which asks its server whether there is a newer."""
     charts, undrawn = draw_charts(run)
     pair = choose_pair(run)
     entries = compare(pair) if pair else ()
     budget = PictureBudget(run.folder, MAX_PICTURE_BYTES)
-    script = source("page.js")
+    script = source("live.js", "page.js") if live_version else source("page.js")
     notes = [*run.notes]
     if run.metrics and undrawn:
         notes.append(f"Not recorded in this run, so not drawn: {', '.join(undrawn)}.")
     template = environment().get_template("template.html.j2")
     return template.render(
         run=run,
+        live_version=live_version,
         description=_description(run),
         pair=pair,
         headline_reward=ends(run.metrics["reward"]) if "reward" in run.metrics else None,

@@ -138,7 +138,7 @@ def large_folders(folder: Path, num_rows: int = 2000, num_pictures: int = 300) -
     """(after, before) of `num_rows` rows whose first `num_pictures` have a photograph-like picture of 640 x 480."""
     rng = random.Random(0)
     sides: dict[str, dict[str, list[dict]]] = {"after": {}, "before": {}}
-    for side, rows in sides.items():
+    for rows in sides.values():
         for index in range(num_rows):
             images = [f"pictures/p{index}.jpg"] if index < num_pictures else []
             text = " ".join(rng.choice(("so", "the", "angle", "is", "x = 7", "add", "hence")) for _ in range(150))
