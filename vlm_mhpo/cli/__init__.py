@@ -208,6 +208,19 @@ def compare(
 
 
 @app.command()
+def monitor(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a run, also one that is training.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs --token-file.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
+    token_file: Annotated[Path | None, typer.Option(help="Secret of >= 32 bytes in a file of mode 0600.")] = None,
+) -> None:
+    """Serve the report of a run in a browser, live and read-only, until interrupted."""
+    from vlm_mhpo.monitor import serve
+
+    serve(run_dir, host=host, port=port, token_file=token_file, say=typer.echo)
+
+
+@app.command()
 def export(
     source: Annotated[str, typer.Argument(help="Run folder or checkpoint.")],
     out: Annotated[Path, typer.Option(help="New folder that from_pretrained loads.")],

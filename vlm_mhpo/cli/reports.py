@@ -89,7 +89,8 @@ def report(
         list[str], typer.Argument(metavar="FOLDER...", help="Run, or evaluation reports: FOLDER or METHOD=FOLDER.")
     ],
     out: Annotated[
-        Path | None, typer.Option(help="Page of a run (default RUN/report.html), or folder of a comparison.")
+        Path | None,
+        typer.Option(help="Page of a run (default RUN/report.html), or folder of a comparison (default runs/report)."),
     ] = None,
     baseline: Annotated[
         str | None, typer.Option(help="Method or report that differences are taken against; default: the first.")
@@ -102,9 +103,9 @@ def report(
     from vlm_mhpo.evaluation.command import is_report, report_command
 
     if any(map(is_report, places)) or len(places) > 1:
-        out = out or Path("runs/report")
-        text = report_command(places, baseline=baseline, out=out, allow_protocol_difference=allow_protocol_difference)
-        typer.echo(f"{text}\n{out}" if len(places) > 1 else text)
+        typer.echo(
+            report_command(places, baseline=baseline, out=out, allow_protocol_difference=allow_protocol_difference)
+        )
         return
     from vlm_mhpo.report import write_report
 

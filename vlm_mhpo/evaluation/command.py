@@ -75,29 +75,34 @@ def is_report(place: str) -> bool:
     return results_file(Path(place.partition("=")[2] or place)).is_file()
 
 
-def report_command(places: Sequence[str], *, baseline: str | None, out: Path, allow_protocol_difference: bool) -> str:
-    """Compare evaluation reports and return the tables as Markdown; with a single one, write its page anew.
+def report_command(
+    places: Sequence[str], *, baseline: str | None, out: Path | None, allow_protocol_difference: bool
+) -> str:
+    """Compare evaluation reports and return the tables as Markdown; of a single one, write the page anew.
 
     Args:
         places: FOLDER or METHOD=FOLDER; those of one method are its runs (seeds).
         baseline: method, or one of the folders; None = the first.
-        out: folder of comparison.json, .md, .tex, .csv, and report.html where two reports are compared.
+        out: folder of comparison.json, .md, .tex, .csv, and report.html where two reports of one protocol are compared; None =
+            runs/report. Of a single report the page; None = report.html in its folder.
         allow_protocol_difference: compare although protocols differ.
     """
     from vlm_mhpo.evaluation.compare import compare_reports, read_report
-    from vlm_mhpo.evaluation.output import write_comparison, write_page
+    from vlm_mhpo.evaluation.output import PAGE_FILE, write_comparison
     from vlm_mhpo.evaluation.tables import comparison_markdown
+    from vlm_mhpo.report.evaluation_page import write_page
 
     reports = [read_report(place) for place in places]
     if len(reports) == 1:
-        page = reports[0].folder / "report.html"
-        write_page(results_file(reports[0].folder), page, Path(baseline) if baseline else None)
-        return str(page)
+        page = out or reports[0].folder / PAGE_FILE
+        return str(write_page(reports[0].folder, page, Path(baseline) if baseline else None))
     named = {place: report.method for place, report in zip(places, reports, strict=True)}
     chosen = named.get(baseline, baseline) if baseline else reports[0].method
     found = compare_reports(reports, chosen, allowed=allow_protocol_difference)
+    out = out or Path("runs/report")
     write_comparison(out, found)
-    if len(reports) == 2:
+    # The page shows rows side by side, which unlike protocols do not allow.
+    if len(reports) == 2 and len({report.results.protocol_hash for report in reports}) == 1:
         base, other = sorted(reports, key=lambda report: report.method != chosen)
-        write_page(results_file(other.folder), out / "report.html", base.folder)
-    return comparison_markdown(found)
+        write_page(other.folder, out / PAGE_FILE, base.folder)
+    return f"{comparison_markdown(found)}\n{out}"

@@ -93,6 +93,8 @@ def compare_results(results: Results, items: Mapping[str, list[Item]], baseline:
     common = [name for name in items if name in base.names]
     if not common:
         raise EvaluationError(f"{baseline} has none of the benchmarks {', '.join(items)}: evaluate it on them first")
+    if set(items) != set(base.names):
+        found = (*found, f"benchmarks: {', '.join(items)} here, {', '.join(base.names)} there")
     return Comparison(
         baseline=base.results.model,
         protocol_differences=found,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 from vlm_mhpo.evaluation import tables
 from vlm_mhpo.evaluation.compare import ReportComparison
-from vlm_mhpo.evaluation.records import RESULTS_FILE, Results, results_file
+from vlm_mhpo.evaluation.records import RESULTS_FILE, Results
+from vlm_mhpo.report.evaluation_page import write_page
 
 PAGE_FILE = "report.html"
 
@@ -28,12 +28,3 @@ def write_comparison(out: Path, found: ReportComparison) -> None:
     (out / "comparison.tex").write_text(tables.comparison_latex(found))
     (out / "comparison.csv").write_text(tables.comparison_csv(found))
     (out / "comparison.json").write_text(found.model_dump_json(indent=1) + "\n")
-
-
-def write_page(results: Path, out: Path, baseline: Path | None) -> None:
-    """The HTML page of a results.json."""
-    if find_spec("vlm_mhpo.report.evaluation_page") is None:
-        return
-    from vlm_mhpo.report import evaluation_page
-
-    evaluation_page.write_page(results, out, None if baseline is None else results_file(baseline))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -133,7 +133,9 @@ class Comparison(Record):
     """This report against a baseline."""
 
     baseline: str
-    protocol_differences: tuple[str, ...] = Field(description="What differs, if that was allowed.")
+    protocol_differences: tuple[str, ...] = Field(
+        description="What differs, if that was allowed, and the benchmarks of each side if they are not the same."
+    )
     benchmarks: tuple[BenchmarkComparison, ...]
 
 
@@ -192,6 +194,11 @@ class Item(Record):
     def ours(self) -> float:
         """Share of completions that our verifier finds right."""
         return sum(completion.correct for completion in self.completions) / len(self.completions)
+
+
+def published_schema() -> dict[str, Any]:
+    """The JSON schemas of docs/evaluation_schema.json, by file."""
+    return {RESULTS_FILE: Results.model_json_schema(), "results/NAME.jsonl, each line": Item.model_json_schema()}
 
 
 def read_results(place: Path) -> Results:
