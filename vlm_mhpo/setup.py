@@ -61,7 +61,7 @@ class Setup:
 def build_setup(config: Config) -> Setup:
     """Load model and rows, print what is trained."""
     run_dir = Path(config.output_dir)
-    benchmarks = chosen_benchmarks(config.eval)
+    benchmarks = chosen_benchmarks(config)
     settings = deepspeed_settings(config.deepspeed, dtype=config.model.dtype, max_grad_norm=config.train.max_grad_norm)
     model = config.model.model_dump() | {"path": resolve_model(config.model.path, run_dir)}
     policy, tools = load_policy(**model, zero3_settings=settings)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from data_prep import Row
 from vlm_mhpo.benchmarks import Benchmark, benchmark_rows, find
-from vlm_mhpo.config import EvalConfig
+from vlm_mhpo.config import Config
 from vlm_mhpo.errors import ConfigError, EvaluationError
 from vlm_mhpo.evaluation.protocol import benchmark_protocol
 from vlm_mhpo.evaluation.records import BenchmarkProtocol
@@ -81,13 +81,13 @@ def choose(
     ]
 
 
-def chosen_benchmarks(config: EvalConfig) -> list[Chosen]:
+def chosen_benchmarks(config: Config) -> list[Chosen]:
     """The benchmarks of `eval.benchmarks`, for a run that trains."""
     return choose(
-        config.benchmarks,
-        folder=Path(config.benchmark_dir),
-        limit=config.max_benchmark_rows,
-        prompt=config.prompt,
+        config.eval.benchmarks,
+        folder=Path(config.eval.benchmark_dir),
+        limit=config.eval.max_benchmark_rows,
+        prompt=config.eval.prompt,
     )
 
 

@@ -83,7 +83,7 @@ def report_command(
     Args:
         places: FOLDER or METHOD=FOLDER; those of one method are its runs (seeds).
         baseline: method, or one of the folders; None = the first.
-        out: folder of comparison.json, .md, .tex, .csv, and report.html where two reports of one protocol are compared; None =
+        out: folder of comparison.json, .md, .tex, .csv, and of report.html for two reports under one protocol; None =
             runs/report. Of a single report the page; None = report.html in its folder.
         allow_protocol_difference: compare although protocols differ.
     """
