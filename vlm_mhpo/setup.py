@@ -16,7 +16,7 @@ from vlm_mhpo.data import prompt_builder, read_rows, usable_rows
 from vlm_mhpo.diagnostics import on_policy_multiplier
 from vlm_mhpo.engine import Engine, deepspeed_settings
 from vlm_mhpo.errors import ConfigError
-from vlm_mhpo.evaluation.chosen import Chosen, chosen_benchmarks
+from vlm_mhpo.evaluation.chosen import Chosen, benchmark_builder, chosen_benchmarks
 from vlm_mhpo.models.families import parameter_table
 from vlm_mhpo.models.loading import Tools, load_policy
 from vlm_mhpo.models.policy import Policy
@@ -81,6 +81,8 @@ def build_setup(config: Config) -> Setup:
         if data.eval
         else []
     )
+    for one in benchmarks:
+        usable_rows(one.asked, benchmark_builder(config, tools, policy.family), overlong="error", what=one.name)
     table = parameter_table(policy.model, policy.family)
     engine = Engine(policy, optimizer=config.train, deepspeed=config.deepspeed, dtype=config.model.dtype)
     sampler = HfSampler(

@@ -9,8 +9,8 @@ from pathlib import Path
 from rewards import Verifier
 from vlm_mhpo import __version__, distributed
 from vlm_mhpo.config import Config
-from vlm_mhpo.data import prompt_builder
-from vlm_mhpo.evaluation.chosen import Chosen
+from vlm_mhpo.errors import EvaluationError
+from vlm_mhpo.evaluation.chosen import Chosen, benchmark_builder
 from vlm_mhpo.evaluation.compare import compare_results
 from vlm_mhpo.evaluation.output import write_outputs
 from vlm_mhpo.evaluation.overlap import read_training, shared_rows
@@ -111,7 +111,7 @@ def keep_state(out: Path, state: State) -> None:
     """Write evaluation.json, or check that the folder's own evaluation is the same and add new benchmarks to it.
 
     Raises:
-        EvaluationError: the folder holds an evaluation of another model or under another protocol.
+        EvaluationError: the folder holds an evaluation of another model, under another protocol, or of nobody knows.
     """
     file = out / STATE_FILE
     if file.is_file():
@@ -121,6 +121,8 @@ def keep_state(out: Path, state: State) -> None:
         check_model(old, state, out)
         benchmarks = old.protocol.benchmarks | state.protocol.benchmarks
         state = state.model_copy(update={"protocol": state.protocol.model_copy(update={"benchmarks": benchmarks})})
+    elif any(out.glob("results/*.jsonl")) or any(out.glob("parts/*/*.jsonl")):
+        raise EvaluationError(f"{out} holds judged rows but no {STATE_FILE} that says of what: choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     replacement = file.with_suffix(".tmp")
     replacement.write_text(state.model_dump_json(indent=1) + "\n")
@@ -129,10 +131,8 @@ def keep_state(out: Path, state: State) -> None:
 
 def examiner_of(config: Config, tools: Tools, family: Family, sampler: Sampler, verifier: Verifier) -> Examiner:
     """What asks and judges: the official question as it is and any response format, or both as in training."""
-    as_trained = config.eval.prompt == "run"
-    data = config.data if as_trained else config.data.model_copy(update={"instruction": ""})
-    template = config.data.template if as_trained else "auto"
-    return Examiner(prompt_builder(data, tools, family), sampler, verifier, template, config.eval.seed)
+    template = config.data.template if config.eval.prompt == "run" else "auto"
+    return Examiner(benchmark_builder(config, tools, family), sampler, verifier, template, config.eval.seed)
 
 
 def judge_chosen(config: Config, one: Chosen, examiner: Examiner, options: Options) -> dict[str, list[Item]]:

@@ -10,9 +10,13 @@ from typing import Literal
 from data_prep import Row
 from vlm_mhpo.benchmarks import Benchmark, benchmark_rows, find
 from vlm_mhpo.config import Config
+from vlm_mhpo.data import prompt_builder
 from vlm_mhpo.errors import ConfigError, EvaluationError
 from vlm_mhpo.evaluation.protocol import benchmark_protocol
 from vlm_mhpo.evaluation.records import BenchmarkProtocol
+from vlm_mhpo.models.families import Family
+from vlm_mhpo.models.loading import Tools
+from vlm_mhpo.processing import PromptBuilder
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,13 @@ def chosen_benchmarks(config: Config) -> list[Chosen]:
         limit=config.eval.max_benchmark_rows,
         prompt=config.eval.prompt,
     )
+
+
+def benchmark_builder(config: Config, tools: Tools, family: Family) -> PromptBuilder:
+    """Makes prompts of `Chosen.asked`: nothing is added to an official question, the run's instruction to its own."""
+    as_trained = config.eval.prompt == "run"
+    data = config.data if as_trained else config.data.model_copy(update={"instruction": ""})
+    return prompt_builder(data, tools, family)
 
 
 def parse_entry(entry: str) -> tuple[str, str | None, str | None]:
