@@ -29,7 +29,7 @@ def _query(row: Row) -> str:
 
 BENCHMARK = Benchmark(
     name="mathverse",
-    title="MathVerse testmini",
+    title="MathVerse",
     citation="arXiv:2403.14624",
     splits=("testmini", "testmini_text_only"),
     sources=("AI4Math/MathVerse:testmini@testmini",),

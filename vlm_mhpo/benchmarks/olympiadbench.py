@@ -6,16 +6,18 @@ goes to the worker of our verifier.
 
 from __future__ import annotations
 
+import cmath
 import re
 from collections.abc import Sequence
 
 from data_prep import Row
 from rewards import exact, verify
-from rewards.evaluate import Undecided, same_value, symbols, to_ratio
+from rewards.evaluate import Undecided, same_value, symbols, to_number, to_ratio
 from rewards.grammar import Node
 from rewards.guard import TooLarge
 from rewards.response import find_boxes
-from vlm_mhpo.benchmarks.shared import pictured, verdict
+from vlm_mhpo.benchmarks.olympiad_question import is_chinese, prompt
+from vlm_mhpo.benchmarks.shared import verdict
 from vlm_mhpo.benchmarks.types import Benchmark, Official
 from vlm_mhpo.benchmarks.values import constant, plain_float, tree
 
@@ -24,23 +26,22 @@ _PARTS = (
     "OE_MM_maths_zh_COMP", "OE_TO_maths_zh_COMP", "OE_MM_maths_zh_CEE", "OE_TO_maths_zh_CEE",
     "OE_MM_physics_zh_CEE", "OE_TO_physics_zh_CEE",
 )  # fmt: skip
-_KINDS = {"Numerical": "a numerical value", "Expression": "an expression", "Equation": "an equation",
-          "Interval": "an interval"}  # fmt: skip
 _REPLACED = {"\\left": "", "\\right": "", "∶": ":", "，": ",", "$": "", "\\approx": "=", "\\simeq": "=", "\\sim": "=",
              "^\\prime": "'", "^{\\prime}": "'", "^\\circ": "", "%": ""}  # fmt: skip
 _STRIPPED = "\n$,.:;^_=+`!@#$%^&*~，。"
 _FONT = re.compile(r"\\(?:mathrm|mathbf)\{~?([^}]*)\}")
 _DOLLARS = re.compile(r"\$(.*?)\$")
 _CHINESE = re.compile(r"[\u4e00-\u9fff]+")
-_FINAL = {"English": "So the final answer is ", "Chinese": "所以最终答案是"}
+_ANNOUNCED, _ANNOUNCED_IN_CHINESE = "So the final answer is ", "所以最终答案是"
 _PRECISION = 1e-8
 _SLACK = 1.01
 _MAX_CHARS = 20_000
+_ENOUGH_POINTS = 6
 
 
 def official(row: Row, response: str) -> Official:
     """The last "So the final answer is", else the whole response, judged with the row's allowed error."""
-    answer = final_answer(response, _is_chinese(row))
+    answer = final_answer(response, _ANNOUNCED_IN_CHINESE if is_chinese(row) else _ANNOUNCED)
     try:
         correct = judge(row.answer, answer, _precisions(row))
     except RecursionError:
@@ -48,12 +49,10 @@ def official(row: Row, response: str) -> Official:
     return verdict(correct, _contents(answer))
 
 
-def final_answer(response: str, is_chinese: bool = False) -> str:
+def final_answer(response: str, announcement: str = _ANNOUNCED) -> str:
     """What stands behind the last announcement of a final answer in its line; else all of it."""
-    found = response.rfind(_FINAL["Chinese" if is_chinese else "English"])
-    if found < 0:
-        return response
-    return response[found:].split("\n")[0].removeprefix(_FINAL["Chinese" if is_chinese else "English"]).strip()
+    found = response.rfind(announcement)
+    return response if found < 0 else response[found + len(announcement) :].split("\n")[0].strip()
 
 
 def judge(gold: str, answer: str, precision: Sequence[float] = (_PRECISION,)) -> bool:
@@ -162,9 +161,27 @@ def _same_expression(right: str, answer: str, error: float) -> bool:
     try:
         return same_value(left, other)
     except Undecided:
-        return _same_for_worker(right, answer)
+        same = _same_at_whole_numbers(left, other)
+        return _same_for_worker(right, answer) if same is None else same
     except TooLarge:
         return False
+
+
+def _same_at_whole_numbers(left: Node, other: Node) -> bool | None:
+    """Whether expressions with factorials agree wherever both have a value; None if that is hardly anywhere."""
+    names = sorted(symbols(left) | symbols(other))
+    num_agreeing = 0
+    for start in range(1, 9):
+        for order in (names, names[::-1]):
+            point = {name: complex(start + 3 * place) for place, name in enumerate(order)}
+            try:
+                a, b = to_number(left, point), to_number(other, point)
+            except (Undecided, TooLarge):
+                continue
+            if not cmath.isclose(a, b, rel_tol=1e-9):
+                return False
+            num_agreeing += 1
+    return True if num_agreeing >= _ENOUGH_POINTS else None
 
 
 def _same_for_worker(right: str, answer: str) -> bool:
@@ -196,45 +213,11 @@ def _difference(equation: str) -> Node | None:
     return None if len(sides) != 2 or None in sides else ("add", sides[0], ("neg", sides[1]))
 
 
-def _is_chinese(row: Row) -> bool:
-    return "_zh_" in row.split or str(row.metadata.get("language", "")).lower().startswith("chin")
-
-
 def _precisions(row: Row) -> list[float]:
     error = str(row.metadata.get("error") or "")
     if not error or "Tuple" in str(row.metadata.get("answer_type", "")):
         return [_PRECISION]
     return [plain_float(part) or _PRECISION for part in error.split(",")]
-
-
-def prompt(row: Row) -> str:
-    """The authors' English wording; Chinese problems are asked in the same words."""
-    subject = "Physics" if "physics" in f"{row.split} {row.metadata.get('subject', '')}".lower() else "Math"
-    several = bool(row.metadata.get("is_multiple_answer"))
-    box = "\\boxed{multiple answers connected with commas}" if several else "\\boxed{answer}"
-    unit = ", note that the unit of the answer should not be included in \\boxed{}" if row.unit else ""
-    asked = (
-        f"The following is an open-ended problem from an International {subject} competition. "
-        f"{_answer_kind(row, several)}Please calculate the answer according to the "
-        "given requirements and the information provided. Please use LaTeX format to represent the variables and "
-        f'formulas used in the solution process and results. Please end your solution with "So the final answer is '
-        f'{box}{"(unit)" if row.unit else ""}." and give the result explicitly{unit}.'
-    )
-    return pictured(row, f"{asked}\n{row.problem}")
-
-
-def _answer_kind(row: Row, several: bool) -> str:
-    answer_type = str(row.metadata.get("answer_type", ""))
-    if not answer_type or "Tuple" in answer_type or "Need_human_evaluate" in answer_type:
-        return ""
-    kinds = [next((text for name, text in _KINDS.items() if name in part), "") for part in answer_type.split(",")]
-    if not all(kinds):
-        return ""
-    if not several:
-        return f"The answer of The problem should be {kinds[0]}. "
-    if len(set(kinds)) == 1:
-        return f"The problem has multiple answers, each of them should be {kinds[0]}. "
-    return f"The problem has multiple answers, with the answers in order being {', '.join(kinds)}. "
 
 
 def _categories(row: Row) -> dict[str, str]:
@@ -256,6 +239,6 @@ BENCHMARK = Benchmark(
     "to data/ and images/ in {folder}",
     prompt=prompt,
     official=official,
-    deviation="expressions are compared by our own grammar instead of sympy; Chinese problems are asked in English",
+    deviation="expressions are compared by our own grammar and verifier instead of sympy",
     categories=_categories,
 )

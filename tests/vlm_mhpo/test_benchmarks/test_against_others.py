@@ -56,7 +56,7 @@ def test_the_edit_distance_against_its_recursive_definition(a, b):
 PIECES = st.sampled_from([
     "The answer is ", "Answer: ", "(A)", "(B)", "B", " E.", "7", "-1.5", "1,000", "\\boxed{", "}", "{", "$", "=",
     '{"short answer": "', '"}', "\\frac{1}{2}", "^\\circ", "[", "]", ",", ":", "#### ", "<answer>", "</answer>", "\\pm",
-    "\n", "not", "two", "\x00", "\u0661", "∞", "π", "%", "is ", "</think>", "So the final answer is ", "\\cup", "\\in ", "!",
+    "\n", "not", "two", "\x00", "\u0661", "∞", "π", "%", "is ", "</think>", "\\cup", "\\in ", "!",
 ])  # fmt: skip
 ROWS = {
     "mathvista": [

@@ -89,6 +89,8 @@ def test_mathvision_asks_for_a_box_and_lists_choices_unless_they_are_in_the_pict
         ("2x=4", "3x=6", 1e-8, False),  # neither is a whole multiple of the other
         ("\\frac{x}{2}=1", "\\frac{x}{3}=\\frac{2}{3}", 1e-8, False),
         ("y=\\sin(x)", "\\sin(x)=y", 1e-8, True),
+        ("\\frac{(n-1)!}{k!}\\frac{n}{(n-k)!}", "\\binom{n}{k}", 1e-8, True),
+        ("\\frac{(n-1)!}{k!}\\frac{n}{(n-k)!}", "\\frac{n!}{k!(n-k+1)!}", 1e-8, False),
         ("x>3", "3<x", 1e-8, True),
         ("5", "\\boxed{5", 1e-8, False),  # a box left open
         ("5", "so we get\nthe value $5$", 1e-8, True),  # the dollars of the last line
@@ -128,6 +130,18 @@ def test_olympiadbench_asks_by_subject_kind_and_unit(tmp_path):
     assert "International Physics" in asked(physics) and "\\boxed{answer}(unit)." in asked(physics)
     several = made("1,2", answer_type="Numerical,Expression", is_multiple_answer=True)
     assert "with the answers in order being a numerical value, an expression. " in asked(several)
+
+
+def test_olympiadbench_asks_chinese_problems_in_chinese_and_reads_their_announcement():
+    row = made("30", problem="求速度。", split="OE_TO_physics_zh_CEE", unit="m/s", answer_type="Numerical")
+    text = find("olympiadbench").prompt(row)
+    assert text.startswith("以下是中国物理竞赛中的解答题，答案类型为数值。") and text.endswith("\n求速度。")
+    assert "“所以最终答案是\\boxed{答案}(单位)。”显式给出结果，注意答案的单位不要放在\\boxed{}中。" in text
+    official = find("olympiadbench").official
+    assert official(row, "\\boxed{7}？\n所以最终答案是\\boxed{30}(m/s)。").correct
+    assert not official(row, "\\boxed{30}？\n所以最终答案是\\boxed{7}(m/s)。").correct
+    several = made("1,2", split="OE_MM_maths_zh_CEE", answer_type="Numerical", is_multiple_answer=True)
+    assert "，题目有多个答案，答案类型均为数值。" in find("olympiadbench").prompt(several)
 
 
 # Puzzles, LogicVista, MathVerse
