@@ -52,30 +52,34 @@ def render(after: Evaluated, before: Evaluated | None = None) -> str:
     gallery = gather(after, before)
     charts = draw_curves(after.results.model)
     script, style = source("evaluation.js"), source("page.css", "evaluation.css")
-    engine = environment()
-    engine.filters.update(at=_at, width=_width, tested=_tested)
-    return engine.get_template("evaluation.html.j2").render(
-        results=after.results,
-        model=short_model(after.results.model),
-        before=before.results if before else None,
-        baseline=_baseline_name(after, before),
-        scores_before={b.name: b.scores for b in before.results.benchmarks} if before else {},
-        changes=_changes(after, gallery),
-        headline=headline(after.results.benchmarks, before.results.benchmarks if before else ()),
-        verdict_names=verdict_names(after.results.benchmarks),
-        pass_names=_keys(after.results.benchmarks, "pass_at"),
-        outcomes=OUTCOMES if before else {key: words for key, words in OUTCOMES.items() if key in ("wrong", "right")},
-        totals=Counter(row["outcome"] for row in gallery.rows),
-        protocol_rows=list(flatten(after.results.protocol)),
-        overlap_rows={b.name: list(flatten(b.overlap)) for b in after.results.benchmarks if b.overlap},
-        charts=[(chart, Markup(chart.svg)) for chart in charts],
-        notes=[*notes, *gallery.notes],
-        data=Markup(as_json(gallery.block())),
-        style=style,
-        script=script,
-        script_hash=digest(script),
-        # The curves carry style attributes, which no hash can name.
-        style_policy="'unsafe-inline'" if charts else f"'sha256-{digest(style)}'",
+    return (
+        environment()
+        .get_template("evaluation.html.j2")
+        .render(
+            results=after.results,
+            model=short_model(after.results.model),
+            before=before.results if before else None,
+            baseline=_baseline_name(after, before),
+            theirs={b.name: b.scores.official for b in before.results.benchmarks} if before else {},
+            changes=_changes(after, gallery),
+            headline=headline(after.results.benchmarks, before.results.benchmarks if before else ()),
+            verdict_names=verdict_names(after.results.benchmarks),
+            pass_names=_keys(after.results.benchmarks, "pass_at"),
+            outcomes=OUTCOMES
+            if before
+            else {key: words for key, words in OUTCOMES.items() if key in ("wrong", "right")},
+            totals=Counter(row["outcome"] for row in gallery.rows),
+            protocol_rows=list(flatten(after.results.protocol)),
+            overlap_rows={b.name: list(flatten(b.overlap)) for b in after.results.benchmarks if b.overlap},
+            charts=[(chart, Markup(chart.svg)) for chart in charts],
+            notes=[*notes, *gallery.notes],
+            data=Markup(as_json(gallery.block())),
+            style=style,
+            script=script,
+            script_hash=digest(script),
+            # The curves carry style attributes, which no hash can name.
+            style_policy="'unsafe-inline'" if charts else f"'sha256-{digest(style)}'",
+        )
     )
 
 
@@ -162,20 +166,3 @@ def _keys(benchmarks: Sequence[BenchmarkResult], field: str) -> list[str]:
     """The keys of a mapping field over all benchmarks, short (numbers by size) before long."""
     found: set[str] = {key for benchmark in benchmarks for key in getattr(benchmark, field)}
     return sorted(found, key=lambda key: (len(key), key))
-
-
-def _at(share: float | None) -> str:
-    """A share as a place on an axis of 0 to 100 %, for SVG."""
-    return f"{100 * min(1.0, max(0.0, share or 0.0)):.2f}%"
-
-
-def _width(low: float | None, high: float | None) -> str:
-    """The stretch between two shares, for SVG."""
-    return _at((high or 0.0) - (low or 0.0))
-
-
-def _tested(p: float | None) -> str:
-    """A p-value as papers print it."""
-    if p is None:
-        return "–"
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"

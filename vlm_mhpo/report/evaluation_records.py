@@ -155,7 +155,9 @@ def load_evaluated(place: Path) -> Evaluated:
     file = Path(place) / RESULTS_FILE if Path(place).is_dir() else Path(place)
     folder = file.parent.resolve()
     if not file.is_file():
-        raise ReportError(f"There is no {file}; give the folder that `vlm-mhpo evaluate --out` wrote.")
+        raise ReportError(
+            f"There is no {RESULTS_FILE} at {place}; give the folder that `vlm-mhpo evaluate --out` wrote."
+        )
     results = parse(Results, read_text(file), str(file))
     _refuse_doubles([benchmark.name for benchmark in results.benchmarks], f"{file}: benchmark")
     notes: list[str] = []

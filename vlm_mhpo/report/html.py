@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ MAX_TEXT = 6_000  # characters of a completion on the page
 _HERE = Path(__file__).parent
 
 
+@cache
 def environment() -> jinja2.Environment:
     """The template engine: everything is escaped, and a name that does not exist is an error."""
     engine = jinja2.Environment(
@@ -29,6 +31,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     engine.filters.update(percent=_percent, number=_number, seconds=seconds, points=_points, words=_words)
+    engine.filters.update(at=_at, tested=_tested)
     return engine
 
 
@@ -75,6 +78,18 @@ def _points(before: float | None, after: float | None) -> str:
     if before is None or after is None:
         return "–"
     return f"{100 * (after - before):+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _at(share: float | None) -> str:
+    """A share as a place on an axis of 0 to 100 %, for SVG."""
+    return f"{100 * min(1.0, max(0.0, share or 0.0)):.2f}%"
+
+
+def _tested(p: float | None) -> str:
+    """A p-value as papers print it."""
+    if p is None:
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _number(value: float | None) -> str:

@@ -73,9 +73,11 @@ def write_folder(folder: Path, model: str, rows_by_benchmark: dict[str, list[dic
     for name, rows in rows_by_benchmark.items():
         text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
         (folder / f"results/{name}.jsonl").write_text(text, encoding="utf-8")
-        for index, path in enumerate(path for r in rows for path in r["images"]):
+        for path in (path for r in rows for path in r["images"]):
             if not (folder / path).exists():
-                Image.new("RGB", (40, 30), (255, index % 256, 0)).save(folder / path)
+                # A letter and a digit name a picture: its own shade of red and green.
+                red, green = (ord(char) * 53 % 256 for char in path[-6:-4])
+                Image.new("RGB", (40, 30), (red, green, 0)).save(folder / path)
     protocol = {"prompt": "official", "temperature": 0.0, "num_samples": 1, "max_tokens": 256, "system_prompt": None}
     results = {
         "schema": 1,
