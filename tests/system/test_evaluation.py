@@ -91,12 +91,13 @@ def test_the_command_from_evaluation_to_comparison(planted, tmp_path):
             [*common, "--benchmarks", "mathvist", "--out", tmp_path / "none"],
             [*common, "--benchmarks", "mathvista", "--out", tmp_path / "none", "--data", "mathvista=/nowhere"],
             [*common, *vista, "--out", tmp_path / "none", "--probes", "upside-down"],
+            [*common, *vista, "--out", tmp_path / "none", "--train", "/nowhere/train.jsonl"],
             ["evaluate", BASE, f"output_dir={tmp_path / 'run'}"],
         ],
         tmp_path,
         timeout_s=280,
     )
-    assert [run["code"] for run in runs] == [0, 0, 2, 0, 2, 2, 0, 2, 2, 2, 0], [run["stderr"][-500:] for run in runs]
+    assert [run["code"] for run in runs] == [0, 0, 2, 0, 2, 2, 0, 2, 2, 2, 2, 0], [run["stderr"][-500:] for run in runs]
     found = {result.name: result for result in read_results(out).benchmarks}
     assert found["mathvista"].overlap.same_picture == NUM_ROWS
     assert found["mathverse"].num_problems < found["mathverse"].num_rows
@@ -111,7 +112,9 @@ def test_the_command_from_evaluation_to_comparison(planted, tmp_path):
     assert "did you mean mathvista" in runs[7]["stderr"]
     assert "download" in runs[8]["stderr"] and "Traceback" not in runs[8]["stderr"]
     assert "blank or shuffled" in runs[9]["stderr"]
-    assert "6 rows" in runs[10]["stdout"]
+    assert "/nowhere/train.jsonl" in runs[10]["stderr"]
+    assert not (tmp_path / "none").exists()
+    assert "6 rows" in runs[11]["stdout"]
 
 
 def test_benchmarks_while_training_and_an_early_stop(planted, tmp_path):

@@ -13,7 +13,7 @@ from vlm_mhpo.errors import EvaluationError
 from vlm_mhpo.evaluation.chosen import Chosen, benchmark_builder
 from vlm_mhpo.evaluation.compare import compare_results
 from vlm_mhpo.evaluation.output import write_outputs
-from vlm_mhpo.evaluation.overlap import read_training, shared_rows
+from vlm_mhpo.evaluation.overlap import Shared, read_training, shared_rows
 from vlm_mhpo.evaluation.probes import PROBES
 from vlm_mhpo.evaluation.protocol import check_model, check_same, grader_version, protocol_hash, weights_digest
 from vlm_mhpo.evaluation.records import Item, Protocol, Results, State, read_record, read_results
@@ -61,16 +61,26 @@ def evaluate_benchmarks(config: Config, chosen: Sequence[Chosen], model: str, op
         options: folder, probes, overlap, comparison.
 
     Raises:
-        EvaluationError: the folder holds another evaluation or damaged records, or the baseline cannot be compared.
+        EvaluationError: the folder holds another evaluation or damaged records, the baseline cannot be compared, or
+            the training rows cannot be read.
     """
     distributed.start(config.num_threads)
+    shared = on_main(lambda: overlaps(chosen, options.train))
     path, policy, tools = load_for_evaluation(config, model, options.out)
     state = on_main(lambda: start_report(config, chosen, tools, model, path, options))
     sampler = HfSampler(policy, tools, max_batch_tokens=config.rollout.max_batch_tokens)
     with start_verifier(config.rewards) as verifier:
         examiner = examiner_of(config, tools, policy.family, sampler, verifier)
         items = {one.name: judge_chosen(config, one, examiner, options) for one in chosen}
-    return on_main(lambda: finish(chosen, items, state, options))
+    return on_main(lambda: finish(chosen, items, shared, state, options))
+
+
+def overlaps(chosen: Sequence[Chosen], train: str | None) -> dict[str, Shared]:
+    """The rows of each benchmark that the training rows of `train` hold too; {} without such a source."""
+    if train is None:
+        return {}
+    training = read_training(train)
+    return {one.name: shared_rows(one.rows, training) for one in chosen}
 
 
 def start_report(
@@ -165,11 +175,11 @@ def judge_chosen(config: Config, one: Chosen, examiner: Examiner, options: Optio
 def finish(
     chosen: Sequence[Chosen],
     items: Mapping[str, Mapping[str, list[Item]]],
+    shared: Mapping[str, Shared],
     state: State,
     options: Options,
 ) -> Results:
     """Compute the figures, compare, and write every file of the report."""
-    training = read_training(options.train) if options.train else None
     found = []
     for one in chosen:
         judged = items[one.name]
@@ -183,7 +193,7 @@ def finish(
                 protocol_hash=protocol_hash(state.protocol, one.name),
                 items_file=f"results/{one.name}.jsonl",
                 probes={probe: probe_score(plain, judged[probe]) for probe in options.probes if probe in judged},
-                shared=shared_rows(one.rows, training) if training else None,
+                shared=shared.get(one.name),
             )
         )
     results = Results(

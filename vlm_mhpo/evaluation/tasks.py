@@ -17,7 +17,7 @@ from rewards import Item as Asked
 from rewards import Verifier
 from vlm_mhpo import distributed
 from vlm_mhpo.benchmarks import Benchmark
-from vlm_mhpo.errors import PromptError, VlmMhpoError
+from vlm_mhpo.errors import EvaluationError, PromptError, VlmMhpoError
 from vlm_mhpo.evaluation import shards
 from vlm_mhpo.evaluation.records import Item, ItemCompletion
 from vlm_mhpo.processing import PromptBuilder
@@ -211,5 +211,7 @@ def on_main(work: Callable[[], object]) -> object:
             value = work()
         except VlmMhpoError as problem:
             error = problem
+        except DataError as problem:
+            error = EvaluationError(str(problem))
     distributed.raise_together(error)
     return distributed.gather_objects(value)[0]
