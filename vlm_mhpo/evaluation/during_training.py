@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from tqdm import tqdm
 
@@ -13,15 +14,22 @@ from vlm_mhpo.config import Config
 from vlm_mhpo.evaluation.benchmark_run import examiner_of
 from vlm_mhpo.evaluation.results import accuracy_of
 from vlm_mhpo.evaluation.standalone import evaluation_params
-from vlm_mhpo.evaluation.tasks import Task, judge_in_memory
+from vlm_mhpo.evaluation.tasks import Task, Together, at_once, judge_in_memory
 from vlm_mhpo.setup import Setup
 
 
-def benchmark_metrics(setup: Setup, verifier: Verifier, step: int) -> dict[str, float]:
-    """eval/NAME/accuracy (official) and eval/NAME/our_accuracy after `step` steps, on all ranks; {} when not due."""
+def benchmark_metrics(setup: Setup, verifier: Verifier, step: int, together: Together = at_once) -> dict[str, float]:
+    """eval/NAME/accuracy (official) and eval/NAME/our_accuracy after `step` steps, on all ranks; {} when not due.
+
+    Args:
+        setup, verifier: the run and what verifies its completions.
+        step: finished steps.
+        together: calls what it is given, which samples; all ranks get there equally often.
+    """
     if not (setup.benchmarks and is_due(setup.config, step)):
         return {}
     examiner = examiner_of(setup.config, setup.tools, setup.policy.family, setup.sampler, verifier)
+    examiner = replace(examiner, together=together)
     metrics = {}
     for one in setup.benchmarks:
         items = judge_in_memory(

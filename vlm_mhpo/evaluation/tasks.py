@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -28,6 +29,14 @@ from vlm_mhpo.types import Group
 CHUNK_SIZE = 64
 
 
+Together = Callable[[Callable[[], list[Group]]], list[Group]]
+
+
+def at_once(sample: Callable[[], list[Group]]) -> list[Group]:
+    """Sample, with nothing to do beside."""
+    return sample()
+
+
 @dataclass(frozen=True, slots=True)
 class Examiner:
     """What asks, samples and verifies.
@@ -37,6 +46,7 @@ class Examiner:
         sampler, verifier: of the policy; ours.
         template: response format that our verifier reads.
         seed: of sampling.
+        together: calls what it is given, which samples; all ranks get there equally often.
     """
 
     builder: PromptBuilder
@@ -44,6 +54,7 @@ class Examiner:
     verifier: Verifier
     template: str
     seed: int
+    together: Together = at_once
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +150,7 @@ def judge_chunks(
         for start in range(0, len(open_chunks), world):
             mine = open_chunks[start : start + world][distributed.rank() : distributed.rank() + 1]
             places = [row for chunk in mine for row in range(num_rows)[chunk * chunk_size : (chunk + 1) * chunk_size]]
-            items, error = judge_rows(task, examiner, places)
-            distributed.raise_together(error)
+            items = judge_rows(task, examiner, places)
             if items:
                 keep(list(zip(places, items, strict=True)))
             for official, count in distributed.gather_objects((sum(item.official for item in items), len(items))):
@@ -149,16 +159,19 @@ def judge_chunks(
             bar.set_postfix(accuracy=f"{100 * right / seen:.1f} %", refresh=False)
 
 
-def judge_rows(task: Task, examiner: Examiner, places: Sequence[int]) -> tuple[list[Item], VlmMhpoError | None]:
-    """Ask, sample and judge the rows at `places`, or say why a row cannot be asked."""
+def judge_rows(task: Task, examiner: Examiner, places: Sequence[int]) -> list[Item]:
+    """Ask, sample and judge the rows at `places`; PromptError on all ranks when one cannot ask a row of its own."""
+    prompts, error = [], None
     try:
         prompts = [examiner.builder(task.asked[place]) for place in places]
-    except PromptError as error:
-        return [], error
-    except DataError as error:
-        return [], PromptError(str(error))
-    groups = examiner.sampler.sample(prompts, task.params, (examiner.seed, "benchmark", task.name))
-    return judge_groups(task, examiner, [task.rows[place] for place in places], groups), None
+    except PromptError as problem:
+        error = problem
+    except DataError as problem:
+        error = PromptError(str(problem))
+    distributed.raise_together(error)
+    parts = (examiner.seed, "benchmark", task.name)
+    groups = examiner.together(partial(examiner.sampler.sample, prompts, task.params, parts))
+    return judge_groups(task, examiner, [task.rows[place] for place in places], groups)
 
 
 def judge_groups(task: Task, examiner: Examiner, rows: Sequence[Row], groups: Sequence[Group]) -> list[Item]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -101,3 +101,15 @@ def test_a_row_that_cannot_be_asked_ends_in_its_sentence(tmp_path):
 
     with pytest.raises(PromptError, match="row p0: too long"):
         run_task(task(), examiner(Reciter(), refuse), tmp_path)
+
+
+def test_whoever_must_stop_sampling_gets_hold_of_every_call():
+    calls = []
+
+    def together(sample):
+        calls.append(1)
+        return sample()
+
+    found = judge_in_memory(task(), replace(examiner(Reciter()), together=together), chunk_size=3)
+    assert len(calls) == 3
+    assert found == judge_in_memory(task(), examiner(Reciter()), chunk_size=7)
