@@ -96,11 +96,16 @@ OVERLAP_HEAD = ("benchmark", "training rows", "same picture", "near picture", "s
 CATEGORY_HEAD = ("benchmark", "axis", "value", "rows", "official", "protocol")
 
 
+def titled(found: BenchmarkResult) -> str:
+    """A benchmark's title, with its split where the title does not say it."""
+    return found.title if found.split in found.title else f"{found.title} ({found.split})"
+
+
 def score_cells(found: BenchmarkResult) -> list[str]:
     """One benchmark's line of the summary."""
     j = found.num_samples
     return [
-        f"{found.title} ({found.split})",
+        titled(found),
         str(found.num_rows) + (f" ({found.num_problems} problems)" if found.num_problems < found.num_rows else ""),
         with_interval(found.scores.official),
         with_interval(found.scores.ours),
@@ -176,7 +181,7 @@ def latex(results: Results) -> str:
     """The summary as a booktabs table, its protocol in the last line."""
     rows = [
         [
-            f"{found.title} ({found.split})",
+            titled(found),
             str(found.num_rows),
             with_interval(found.scores.official),
             with_interval(found.scores.ours),

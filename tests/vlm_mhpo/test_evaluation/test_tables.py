@@ -98,3 +98,10 @@ def test_a_plain_report_has_no_empty_sections():
     }  # fmt: skip
     assert "Avg@2 at temperature 1" in text
     assert "100.0 (k = 2)" in text
+
+
+def test_a_split_is_named_once():
+    plain = results(singles("+-"))
+    assert "100 % (test)" in markdown(plain)
+    named = plain.benchmarks[0].model_copy(update={"title": "Made test"})
+    assert "Made test |" in markdown(plain.model_copy(update={"benchmarks": (named,)}))
