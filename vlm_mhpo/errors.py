@@ -53,3 +53,7 @@ class Stopped(VlmMhpoError):
     def __init__(self, message: str, *, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class EvaluationError(VlmMhpoError):
+    """A benchmark, its records or a comparison of reports cannot be used."""

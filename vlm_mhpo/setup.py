@@ -17,6 +17,7 @@ from vlm_mhpo.data import prompt_builder, read_rows, usable_rows
 from vlm_mhpo.diagnostics import on_policy_multiplier
 from vlm_mhpo.engine import Engine, deepspeed_settings
 from vlm_mhpo.errors import ConfigError
+from vlm_mhpo.evaluation.chosen import Chosen, benchmark_builder, chosen_benchmarks
 from vlm_mhpo.models.families import parameter_table
 from vlm_mhpo.models.loading import Tools, load_policy
 from vlm_mhpo.models.policy import Policy
@@ -40,6 +41,7 @@ class Setup:
         sampler: draws completions.
         train_rows, eval_rows: usable rows; eval_rows may be empty.
         pending: the checkpoint that is still on its way to the disk, if any.
+        benchmarks: those of `eval.benchmarks`, with their rows.
     """
 
     config: Config
@@ -50,6 +52,7 @@ class Setup:
     sampler: HfSampler
     train_rows: Sequence[Row]
     eval_rows: Sequence[Row]
+    benchmarks: Sequence[Chosen] = ()
     pending: list[Saving] = field(default_factory=list)
 
     @property
@@ -61,6 +64,7 @@ class Setup:
 def build_setup(config: Config) -> Setup:
     """Load model and rows, print what is trained."""
     run_dir = Path(config.output_dir)
+    benchmarks = chosen_benchmarks(config)
     settings = deepspeed_settings(config.deepspeed, dtype=config.model.dtype, max_grad_norm=config.train.max_grad_norm)
     model = config.model.model_dump() | {"path": resolve_model(config.model.path, run_dir)}
     policy, tools = load_policy(**model, zero3_settings=settings)
@@ -80,6 +84,8 @@ def build_setup(config: Config) -> Setup:
         if data.eval
         else []
     )
+    for one in benchmarks:
+        usable_rows(one.asked, benchmark_builder(config, tools, policy.family), overlong="error", what=one.name)
     table = parameter_table(policy.model, policy.family)
     engine = Engine(policy, optimizer=config.train, deepspeed=config.deepspeed, dtype=config.model.dtype)
     sampler = HfSampler(
@@ -89,7 +95,7 @@ def build_setup(config: Config) -> Setup:
         print_start(config, table, len(train_rows), len(eval_rows))
         if not policy.family.shares_prompt:
             tqdm.write(separate_rows_note(policy.family.model_type))
-    return Setup(config, run_dir, engine, tools, builder, sampler, train_rows, eval_rows)
+    return Setup(config, run_dir, engine, tools, builder, sampler, train_rows, eval_rows, benchmarks)
 
 
 def record_setup(setup: Setup) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from vlm_mhpo.data import PromptStream
 from vlm_mhpo.diagnostics import on_policy_multiplier
 from vlm_mhpo.dynamic_sampling import refill
 from vlm_mhpo.engine import learning_rate_at
+from vlm_mhpo.evaluation.during_training import benchmark_metrics, stops_early
 from vlm_mhpo.evaluation.evaluate import evaluate, summarise, write_evaluation
 from vlm_mhpo.evaluation.standalone import evaluation_params
 from vlm_mhpo.faults.agreement import check_same_rows, check_same_setting
@@ -75,7 +76,8 @@ def train(config: Config) -> dict[str, Any]:
         with recording(setup, start) as recorder:
             guard.remember(setup.run_dir / "metrics.jsonl", start)
             evaluate_at_start(setup, guard, verifier, recorder, start)
-            loop(setup, objective, reference, scorer, verifier, recorder, start, guard)
+            if not (start and stops_early(setup, {}, start)):
+                loop(setup, objective, reference, scorer, verifier, recorder, start, guard)
         if config.logging.report and distributed.is_main():
             from vlm_mhpo.report import write_report
 
@@ -94,7 +96,7 @@ def loop(
     start: int,
     guard: Guard,
 ) -> None:
-    """Steps `start` to `max_steps`."""
+    """Steps `start` to `max_steps`, or to where `eval.early_stop` ends the run."""
     config = setup.config
     stream = PromptStream(
         setup.train_rows,
@@ -120,17 +122,20 @@ def loop(
                     setup.engine, objective, batches, settings, learning_rate=rate, step=step + 1, on_bad=on_bad
                 )
             with watch("evaluate"):
-                record = evaluate_if_due(setup, guard, verifier, step + 1)
-            metrics |= mismatch | update.metrics | reward_metrics(scored) | evaluation_metrics(record)
+                tested = evaluate_if_due(setup, guard, verifier, step + 1)
+            metrics |= mismatch | update.metrics | reward_metrics(scored) | tested
             found = examine(setup, guard, metrics, batches, step + 1)
+            last = ends_early(setup, guard, verifier, metrics, step + 1)
             if recorder:
                 recorder.write(step + 1, metrics | watch.metrics(), update, scored)
             asked = guard.stop.agreed()
             guard.watchdog.enter("checkpoint", step + 1)
             # After the records: a run that dies in between continues from the checkpoint before and writes them again.
-            save_if_due(setup, step + 1, metrics, asked=asked or any(finding.stops for finding in found))
+            save_if_due(setup, step + 1, metrics, asked=asked or last or any(finding.stops for finding in found))
             bar.advance(metrics)
             stop_if_asked(setup, guard, found, asked, step + 1)
+            if last:
+                break
             # Their pixels and image features go before those of the next step come.
             del scored, batches
 
@@ -208,33 +213,44 @@ def evaluate_at_start(setup: Setup, guard: Guard, verifier: Verifier, recorder: 
         guard.watchdog.enter("evaluate", 0)
         try:
             record = run_evaluation(setup, guard, verifier, name="before", step=0)
+            metrics = evaluation_metrics(record) | benchmark_metrics(setup, verifier, 0, guard.stop.sample)
         except Interrupted:
             leave_before(setup, guard, 0, 0)
-        if recorder and record:
-            recorder.write_metrics(0, evaluation_metrics(record))
+        if recorder and metrics:
+            recorder.write_metrics(0, metrics)
         return
+    sought = "eval/accuracy" if setup.eval_rows else next((f"eval/{b.name}/accuracy" for b in setup.benchmarks), None)
     # Only the main rank reads the records.
-    if distributed.largest(int(recorder is not None and recorder.lacks(start, "eval/accuracy"))):
-        record = evaluate_if_due(setup, guard, verifier, start)
-        if recorder and record:
-            recorder.amend(start, evaluation_metrics(record))
+    if sought and distributed.largest(int(recorder is not None and recorder.lacks(start, sought))):
+        metrics = evaluate_if_due(setup, guard, verifier, start)
+        if recorder and metrics:
+            recorder.amend(start, metrics)
 
 
-def evaluate_if_due(setup: Setup, guard: Guard, verifier: Verifier, step: int) -> dict[str, Any]:
-    """The evaluation after `step`; the one after the last step is kept as eval/after.json.
+def evaluate_if_due(setup: Setup, guard: Guard, verifier: Verifier, step: int) -> dict[str, float]:
+    """Metrics of the evaluation after `step`; the one after the last step is kept as eval/after.json.
 
     {} when none is due, or when it was given up because of a stop: the run makes up for it when it continues.
     """
     config = setup.config
+    last, every = step == config.train.max_steps, config.eval.every
+    if not (last or (every and step % every == 0)):
+        return {}
     guard.watchdog.enter("evaluate", step)
     try:
-        if step == config.train.max_steps:
-            return run_evaluation(setup, guard, verifier, name="after", step=step)
-        if config.eval.every and step % config.eval.every == 0:
-            return run_evaluation(setup, guard, verifier, name=f"step_{step}", step=step, keep=False)
+        record = run_evaluation(setup, guard, verifier, name="after" if last else f"step_{step}", step=step, keep=last)
+        return evaluation_metrics(record) | benchmark_metrics(setup, verifier, step, guard.stop.sample)
     except Interrupted:
-        pass
-    return {}
+        return {}
+
+
+def ends_early(setup: Setup, guard: Guard, verifier: Verifier, metrics: dict[str, float], step: int) -> bool:
+    """Whether `eval.early_stop` ends the run after `step`; then its evaluation is kept as eval/after.json."""
+    if not stops_early(setup, metrics, step):
+        return False
+    with suppress(Interrupted):
+        run_evaluation(setup, guard, verifier, name="after", step=step)
+    return True
 
 
 def update_settings(config: Config, tools: Tools, objective: Objective) -> UpdateSettings:

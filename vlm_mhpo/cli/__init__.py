@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlm_mhpo.cli import preflight
-from vlm_mhpo.cli.arguments import ConfigPath, Overrides, say
+from vlm_mhpo.cli import preflight, reports
+from vlm_mhpo.cli.arguments import ConfigPath, Overrides, names, say
 
 if TYPE_CHECKING:
     from data_prep import Row, RowError
@@ -171,31 +171,6 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def evaluate(
-    config: ConfigPath,
-    overrides: Overrides = None,
-    model: Annotated[
-        str | None, typer.Option(help="Run folder, checkpoint or model; default: model.path of CONFIG.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for NAME.json and NAME.md; default: OUTPUT_DIR/eval.")
-    ] = None,
-    name: Annotated[str, typer.Option(help="Name of the record.")] = "evaluation",
-) -> None:
-    """Accuracy on data.eval: greedy, or Avg@k with eval.num_samples=k eval.temperature=1."""
-    from vlm_mhpo.config import load_config
-
-    parsed = load_config(config, overrides or [])
-    from vlm_mhpo.evaluation.standalone import evaluate_model
-
-    record, files = evaluate_model(parsed, model=model, out=out, name=name)
-    say(
-        f"accuracy {100 * record['accuracy']:.1f} % ({100 * record['accuracy_low']:.1f} to "
-        f"{100 * record['accuracy_high']:.1f} %), {record['num_rows']} rows: {files[1]}"
-    )
-
-
-@app.command()
 def compare(
     config: ConfigPath,
     overrides: Overrides = None,
@@ -233,14 +208,16 @@ def compare(
 
 
 @app.command()
-def report(
-    run_dir: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    out: Annotated[Path | None, typer.Option(help="Page to write; default RUN_DIR/report.html.")] = None,
+def monitor(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a run, also one that is training.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs --token-file.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
+    token_file: Annotated[Path | None, typer.Option(help="Secret of >= 32 bytes in a file of mode 0600.")] = None,
 ) -> None:
-    """One self-contained HTML page of a run."""
-    from vlm_mhpo.report import write_report
+    """Serve the report of a run in a browser, live and read-only, until interrupted."""
+    from vlm_mhpo.monitor import serve
 
-    typer.echo(write_report(run_dir, out))
+    serve(run_dir, host=host, port=port, token_file=token_file, say=typer.echo)
 
 
 @app.command()
@@ -292,11 +269,6 @@ def profile(
     say(f"{folder}/profile.png and profile.json")
 
 
-def names(text: str) -> list[str]:
-    """The parts of a comma-separated option."""
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
 def row_filters(
     kinds: str | None, answer_forms: str | None, max_prompt_tokens: int | None, model: str | None
 ) -> list[Filter]:
@@ -337,7 +309,7 @@ def token_counter(model: str) -> Callable[[Row], int]:
     return load_counter(model)
 
 
-for command in preflight.COMMANDS:
+for command in (*preflight.COMMANDS, *reports.COMMANDS):
     app.command()(command)
 
 

@@ -22,3 +22,8 @@ def say(text: str) -> None:
 
     if distributed.is_main():
         typer.echo(text)
+
+
+def names(text: str) -> list[str]:
+    """The parts of a comma-separated option."""
+    return [part.strip() for part in text.split(",") if part.strip()]

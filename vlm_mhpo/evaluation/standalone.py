@@ -11,7 +11,8 @@ from vlm_mhpo.data import prompt_builder, read_rows, usable_rows
 from vlm_mhpo.errors import ConfigError
 from vlm_mhpo.evaluation.evaluate import evaluate, summarise, write_evaluation
 from vlm_mhpo.models.export import find_policy
-from vlm_mhpo.models.loading import load_policy
+from vlm_mhpo.models.loading import Tools, load_policy
+from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.models.tiny import resolve_model
 from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.rollout.hf import HfSampler
@@ -36,9 +37,7 @@ def evaluate_model(
         raise ConfigError("data.eval is not set: name the rows to evaluate on")
     distributed.start(config.num_threads)
     data = config.data
-    path = find_policy(resolve_model(model or config.model.path, Path(config.output_dir)))
-    policy, tools = load_policy(**config.model.model_dump() | {"path": path})
-    policy.to(distributed.device()).eval()
+    _, policy, tools = load_for_evaluation(config, model or config.model.path, Path(config.output_dir))
     builder = prompt_builder(data, tools, policy.family)
     rows = usable_rows(
         read_rows(data.eval, data, data.eval_split, data.max_eval_rows), builder, overlong="error", what="held-out"
@@ -65,6 +64,20 @@ def evaluate_model(
     return record, files
 
 
+def load_for_evaluation(config: Config, model: str, folder: Path) -> tuple[str, Policy, Tools]:
+    """A whole copy of a model on this rank's device: (folder or hub name that was loaded, policy, tools).
+
+    Args:
+        config: how it is held, and its pixel limits.
+        model: run folder, checkpoint, model folder, hub name, or tiny:FAMILY, which is built in `folder`.
+        folder: see `model`.
+    """
+    path = find_policy(resolve_model(model, folder))
+    policy, tools = load_policy(**config.model.model_dump() | {"path": path})
+    policy.to(distributed.device()).eval()
+    return path, policy, tools
+
+
 def evaluation_params(config: Config) -> SamplingParams:
     """The decoding of held-out evaluation."""
     return SamplingParams(
@@ -72,4 +85,5 @@ def evaluation_params(config: Config) -> SamplingParams:
         config.eval.max_completion_length or config.rollout.max_completion_length,
         config.eval.temperature,
         config.eval.top_p,
+        config.eval.top_k,
     )

@@ -17,11 +17,12 @@ from vlm_mhpo.report.records import Evaluation, Record, Run, RunFacts, Sample, S
 R = TypeVar("R", bound=Record)
 
 
-def load_run(run_dir: Path) -> Run:
+def load_run(run_dir: Path, *, may_be_empty: bool = False) -> Run:
     """Read a run folder; what is missing becomes a note, what is damaged an error.
 
     Args:
         run_dir: the folder that the trainer wrote.
+        may_be_empty: take a run that has not finished a step.
     Raises:
         ReportError: no such folder, neither metrics.jsonl nor an evaluation in it, or a damaged file.
     """
@@ -31,7 +32,7 @@ def load_run(run_dir: Path) -> Run:
     notes: list[str] = []
     metrics = _load_metrics(folder / "metrics.jsonl", notes)
     evaluations = tuple(_load_evaluation(path, notes) for path in sorted(folder.glob("eval/*.json")))
-    if not metrics and not evaluations:
+    if not metrics and not evaluations and not may_be_empty:
         raise ReportError(
             f"{run_dir} has neither metrics.jsonl with a row in it nor eval/*.json, so there is nothing to report; "
             "give the folder of a training run, or run an evaluation into it first."
@@ -54,12 +55,12 @@ def _load_facts(path: Path, notes: list[str]) -> RunFacts:
     if not path.is_file():
         notes.append("No run.json in this run: model, configuration and versions are not known.")
         return RunFacts()
-    return _parse(RunFacts, _read_text(path), str(path))
+    return parse(RunFacts, read_text(path), str(path))
 
 
 def _load_evaluation(path: Path, notes: list[str]) -> Evaluation:
     """One eval/*.json; a doubled problem is an error, a number that its items contradict a note."""
-    evaluation = _parse(Evaluation, _read_text(path), str(path))
+    evaluation = parse(Evaluation, read_text(path), str(path))
     ids = Counter(item.id for item in evaluation.items)
     for item_id, count in ids.items():
         if count > 1:
@@ -82,7 +83,7 @@ def _load_metrics(path: Path, notes: list[str]) -> dict[str, Series]:
         return {}
     columns: dict[str, dict[int, float]] = defaultdict(dict)
     num_dropped = 0
-    for where, row in _json_lines(path, notes):
+    for where, row in json_lines(path, notes):
         step = row.get("step")
         if not isinstance(step, int) or isinstance(step, bool):
             raise ReportError(f"{where}: a row of metrics needs an integer 'step', found {step!r}; repair the file.")
@@ -108,10 +109,10 @@ def _load_histograms(path: Path, notes: list[str]) -> dict[str, dict[str, list[i
     """The token counts of the last tenth of the steps, summed."""
     if not path.is_file():
         return {}
-    lines = _json_lines(path, notes)
+    lines = json_lines(path, notes)
     totals: dict[str, dict[str, list[int]]] = {}
     for where, line in lines[-max(1, len(lines) // 10) :]:
-        for name, by_sign in _parse(UpdateRow, line, where).histograms.items():
+        for name, by_sign in parse(UpdateRow, line, where).histograms.items():
             for sign, trimmed in by_sign.items():
                 counts = totals.setdefault(name, {}).setdefault(sign, [0] * NUM_BINS)
                 for offset, count in enumerate(trimmed.counts):
@@ -125,13 +126,13 @@ def _load_newest_samples(folder: Path, notes: list[str]) -> tuple[Sample, ...]:
     if not files:
         notes.append("No samples/ in this run: no completions from training.")
         return ()
-    return tuple(_parse(Sample, row, where) for where, row in _json_lines(files[-1], notes))
+    return tuple(parse(Sample, row, where) for where, row in json_lines(files[-1], notes))
 
 
-def _json_lines(path: Path, notes: list[str]) -> list[tuple[str, dict]]:
+def json_lines(path: Path, notes: list[str]) -> list[tuple[str, dict]]:
     """(place, object) of each line; a last line without its newline is a run that was cut off and is left out."""
     rows = []
-    lines = _read_text(path).split("\n")
+    lines = read_text(path).split("\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -149,7 +150,7 @@ def _json_lines(path: Path, notes: list[str]) -> list[tuple[str, dict]]:
     return rows
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """A file's text; bytes that are not UTF-8 (a character cut in half) become U+FFFD."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
@@ -157,7 +158,7 @@ def _read_text(path: Path) -> str:
         raise ReportError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def _parse(record: type[R], content: str | dict, where: str) -> R:
+def parse(record: type[R], content: str | dict, where: str) -> R:
     """A record from JSON text or from an object; the first thing that is wrong becomes the message."""
     try:
         value = json.loads(content) if isinstance(content, str) else content

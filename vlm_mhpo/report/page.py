@@ -6,21 +6,17 @@ content policy lets no script run but the one that is hashed here.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from vlm_mhpo.report.figures import draw_charts
 from vlm_mhpo.report.gallery import OUTCOMES, Entry, Pair, choose_pair, compare, select
+from vlm_mhpo.report.html import digest, environment, flatten, shorten, source, write_html
 from vlm_mhpo.report.load import load_run
 from vlm_mhpo.report.pictures import PictureBudget
 from vlm_mhpo.report.plotting import ends
@@ -28,9 +24,7 @@ from vlm_mhpo.report.records import EvalItem, Run, Sample, clean_text
 
 MAX_ITEMS = 60
 MAX_PICTURE_BYTES = 6_000_000
-MAX_TEXT = 6_000  # characters of a completion on the page
 MAX_SAMPLES = 16
-_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,29 +74,23 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
     """
     run = load_run(run_dir)
     path = Path(run_dir) / "report.html" if out is None else Path(out)
-    if path.is_dir():
-        path = path / "report.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    # A reader of the old page never sees half of the new one.
-    partial.write_text(render(run), encoding="utf-8", errors="replace", newline="\n")
-    os.replace(partial, path)
-    return path
+    return write_html(render(run), path / "report.html" if path.is_dir() else path)
 
 
-def render(run: Run) -> str:
-    """The page's HTML."""
+def render(run: Run, *, live_version: str = "") -> str:
+    """The page's HTML; with a version it is a live one, which asks its server whether there is a newer."""
     charts, undrawn = draw_charts(run)
     pair = choose_pair(run)
     entries = compare(pair) if pair else ()
     budget = PictureBudget(run.folder, MAX_PICTURE_BYTES)
-    script = (_HERE / "page.js").read_text(encoding="utf-8")
+    script = source("live.js", "page.js") if live_version else source("page.js")
     notes = [*run.notes]
     if run.metrics and undrawn:
         notes.append(f"Not recorded in this run, so not drawn: {', '.join(undrawn)}.")
-    template = _environment().get_template("template.html.j2")
+    template = environment().get_template("template.html.j2")
     return template.render(
         run=run,
+        live_version=live_version,
         description=_description(run),
         pair=pair,
         headline_reward=ends(run.metrics["reward"]) if "reward" in run.metrics else None,
@@ -114,26 +102,13 @@ def render(run: Run) -> str:
         cards=[_card(entry, pair, budget) for entry in select(entries, MAX_ITEMS)],
         sample_groups=_sample_groups(run.samples, budget),
         metric_rows=[(name, *_summary(series.values)) for name, series in sorted(run.metrics.items())],
-        config_rows=list(_flatten(run.facts.config)) if run.facts.config else [],
+        config_rows=list(flatten(run.facts.config)) if run.facts.config else [],
         notes=notes,
-        style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii"),
+        style=source("page.css"),
+        script=script,
+        script_hash=digest(script),
         shorten=shorten,
     )
-
-
-def _environment() -> jinja2.Environment:
-    """The template engine: everything is escaped, and a name that does not exist is an error."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=_percent, number=_number, seconds=_seconds, points=_points, words=_words)
-    return environment
 
 
 def _description(run: Run) -> list[tuple[str, str]]:
@@ -230,11 +205,6 @@ def _answer(when: str, item: EvalItem) -> Answer:
     )
 
 
-def shorten(text: str, limit: int = MAX_TEXT) -> str:
-    """At most `limit` characters of a text, saying how many are left out."""
-    return text if len(text) <= limit else f"{text[:limit]} … ({len(text) - limit} more characters)"
-
-
 def _sample_groups(samples: Sequence[Sample], budget: PictureBudget) -> list[SampleGroup]:
     """The newest training samples by prompt, in file order, at most MAX_SAMPLES completions."""
     groups: dict[str, list[Sample]] = {}
@@ -248,52 +218,9 @@ def _summary(values: Sequence[float]) -> tuple[int, float, float, float, float]:
     return len(values), values[0], values[-1], min(values), max(values)
 
 
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, JSON text) of each leaf of a nested configuration."""
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield clean_text(prefix), clean_text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-
-
-def _percent(share: float | None, decimals: int = 1) -> str:
-    """0.7891 as '78.9 %'; an en dash for None."""
-    return "–" if share is None else f"{100 * share:.{decimals}f}\N{NO-BREAK SPACE}%"
-
-
-def _points(before: float | None, after: float | None) -> str:
-    """The difference of two shares in percentage points with its sign, '+26.6'."""
-    if before is None or after is None:
-        return "–"
-    return f"{100 * (after - before):+.1f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _number(value: float | None) -> str:
-    """Four significant digits; an en dash for None."""
-    return "–" if value is None else f"{value:.4g}".replace("-", "\N{MINUS SIGN}")
-
-
-def _words(name: str) -> str:
-    """A verdict's name as words: 'no_answer' as 'no answer'."""
-    return name.replace("_", " ")
-
-
 def _count(value: int) -> str:
     """A number of parameters: 812, 94.3 K, 1.10 M, 7.62 B."""
     for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
         if value >= size:
             return f"{value / size:.3g} {unit}"
     return str(value)
-
-
-def _seconds(value: float) -> str:
-    """A duration: '0.4 s', '48 s', '3 min 31 s', '2 h 05 min'."""
-    if value < 10:
-        return f"{value:.1f} s"
-    whole = round(value)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

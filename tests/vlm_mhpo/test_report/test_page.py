@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from vlm_mhpo.report import ReportError, page, write_report
+from vlm_mhpo.report import ReportError, html, page, write_report
 
 HOSTILE = (
     "</pre></script><script>document.title='owned'</script><img src=x onerror=\"alert(1)\">{{ 7*7 }} $x$ &amp; '\""
@@ -237,7 +237,7 @@ def test_half_a_character_in_a_completion_does_not_stop_the_page(run_dir):
     [(0.4, "0.4 s"), (48.2, "48 s"), (59.7, "1 min 00 s"), (211.0, "3 min 31 s"), (7500, "2 h 05 min")],
 )
 def test_durations_read_like_durations(value, text):
-    assert page._seconds(value) == text
+    assert html.seconds(value) == text
 
 
 @pytest.mark.parametrize(

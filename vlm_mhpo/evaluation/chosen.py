@@ -1,0 +1,125 @@
+"""Which benchmarks are asked for, with their rows and the questions that the model sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from data_prep import Row
+from vlm_mhpo.benchmarks import Benchmark, benchmark_rows, find
+from vlm_mhpo.config import Config
+from vlm_mhpo.data import prompt_builder
+from vlm_mhpo.errors import ConfigError, EvaluationError
+from vlm_mhpo.evaluation.protocol import benchmark_protocol
+from vlm_mhpo.evaluation.records import BenchmarkProtocol
+from vlm_mhpo.models.families import Family
+from vlm_mhpo.models.loading import Tools
+from vlm_mhpo.processing import PromptBuilder
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A benchmark with its rows.
+
+    Attributes:
+        benchmark: its rules.
+        split: whose rows.
+        rows: as they are judged.
+        asked: the same rows as the model is asked: the official question, or as in training.
+    """
+
+    benchmark: Benchmark
+    split: str
+    rows: tuple[Row, ...]
+    asked: tuple[Row, ...]
+
+    @property
+    def name(self) -> str:
+        """The benchmark's."""
+        return self.benchmark.name
+
+    @property
+    def protocol(self) -> BenchmarkProtocol:
+        """What pins its questions and data; reads every picture file."""
+        instruction = self.benchmark.instruction
+        return benchmark_protocol(self.rows, self.asked, split=self.split, instruction=instruction)
+
+
+def choose(
+    entries: Iterable[str],
+    *,
+    folder: Path,
+    places: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    prompt: Literal["official", "run"] = "official",
+) -> list[Chosen]:
+    """Find and read benchmarks.
+
+    Args:
+        entries: NAME, NAME@SPLIT, or either with =PLACE behind it, where the rows are.
+        folder: of benchmarks, each in a folder of its name; see `benchmarks.benchmark_rows`.
+        places: where rows are, by name; for entries without =PLACE.
+        limit: use only the first rows of each.
+        prompt: "official" asks the benchmark's own question, "run" leaves the rows to the run's prompt.
+
+    Raises:
+        ConfigError: an unknown benchmark or split, one that is named twice, or a place of none that is named.
+        DataError: rows cannot be had; says what to download and where to put it.
+        EvaluationError: a benchmark without rows.
+    """
+    parsed = [parse_entry(entry) for entry in entries]
+    names = [name for name, _, _ in parsed]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    strange = sorted(set(places or {}) - set(names))
+    if twice or strange:
+        raise ConfigError(
+            f"{twice[0]} is named twice among the benchmarks"
+            if twice
+            else f"--data {strange[0]}=...: that benchmark is not among those named ({', '.join(names)})"
+        )
+    return [
+        with_rows(find(name), split, place or (places or {}).get(name), folder, limit, prompt)
+        for name, split, place in parsed
+    ]
+
+
+def chosen_benchmarks(config: Config) -> list[Chosen]:
+    """The benchmarks of `eval.benchmarks`, for a run that trains."""
+    return choose(
+        config.eval.benchmarks,
+        folder=Path(config.eval.benchmark_dir),
+        limit=config.eval.max_benchmark_rows,
+        prompt=config.eval.prompt,
+    )
+
+
+def benchmark_builder(config: Config, tools: Tools, family: Family) -> PromptBuilder:
+    """Makes prompts of `Chosen.asked`: nothing is added to an official question, the run's instruction to its own."""
+    as_trained = config.eval.prompt == "run"
+    data = config.data if as_trained else config.data.model_copy(update={"instruction": ""})
+    return prompt_builder(data, tools, family)
+
+
+def parse_entry(entry: str) -> tuple[str, str | None, str | None]:
+    """(name, split or None, place or None) of NAME[@SPLIT][=PLACE]."""
+    named, _, place = entry.partition("=")
+    name, _, split = named.strip().partition("@")
+    return name, split or None, place or None
+
+
+def with_rows(
+    benchmark: Benchmark, split: str | None, place: str | None, folder: Path, limit: int | None, prompt: str
+) -> Chosen:
+    """One benchmark with its rows."""
+    rows = tuple(benchmark_rows(benchmark, split=split, source=place, folder=folder)[:limit])
+    if not rows:
+        raise EvaluationError(f"{benchmark.name}: {place or folder / benchmark.name} has no rows of it")
+    shown = rows if prompt == "run" else tuple(official_question(benchmark, row) for row in rows)
+    return Chosen(benchmark, split or benchmark.splits[0], rows, shown)
+
+
+def official_question(benchmark: Benchmark, row: Row) -> Row:
+    """The row with the whole official text as its problem, to which nothing is added."""
+    return replace(row, problem=benchmark.prompt(row) + benchmark.instruction, kind="auto", choices=None)

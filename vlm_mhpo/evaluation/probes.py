@@ -1,0 +1,61 @@
+"""Rows without the help of their pictures: uniform grey ones of the same size, or those of another problem."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import chain, islice
+
+from PIL import Image
+
+from data_prep import Row, open_image
+from data_prep.images import read_image
+from vlm_mhpo.benchmarks import Benchmark
+from vlm_mhpo.errors import EvaluationError
+from vlm_mhpo.seeding import derive_seed, permutation
+
+GREY = (128, 128, 128)
+
+
+def blank(rows: Sequence[Row], benchmark: Benchmark, seed: int) -> list[Row]:
+    """The rows with uniform grey pictures of the sizes of their own."""
+    return [replace(row, images=tuple(grey(open_image(image).size) for image in row.images)) for row in rows]
+
+
+def grey(size: tuple[int, int]) -> bytes:
+    """A uniform PNG of this width and height in pixels."""
+    stream = io.BytesIO()
+    Image.new("RGB", size, GREY).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def shuffled(rows: Sequence[Row], benchmark: Benchmark, seed: int) -> list[Row]:
+    """The rows with pictures of other problems, as many as their own and none that they have themselves.
+
+    The rows stand in a circle in an order drawn by `seed`; each takes the pictures that come next. Where every row
+    has one picture of its own this is a derangement.
+
+    Raises:
+        EvaluationError: no other problem has another picture.
+    """
+    order = permutation(derive_seed(seed, "shuffled", benchmark.name), len(rows)).tolist()
+    problems = [benchmark.problem(row) for row in rows]
+    circle = [(problems[index], read_image(image)) for index in order for image in rows[index].images]
+    changed, start = list(rows), 0
+    for index in order:
+        row = rows[index]
+        own, start = {image for _, image in circle[start : start + len(row.images)]}, start + len(row.images)
+        following = chain(circle[start:], circle[:start])
+        others = (image for problem, image in following if problem != problems[index] and image not in own)
+        found = tuple(islice(others, len(row.images)))
+        if len(found) < len(row.images):
+            raise EvaluationError(
+                f"{benchmark.name}: the probe `shuffled` finds {len(found)} pictures of other problems for the "
+                f"{len(row.images)} of row {row.id}: raise --limit or leave the probe out"
+            )
+        changed[index] = replace(row, images=found)
+    return changed
+
+
+PROBES: dict[str, Callable[[Sequence[Row], Benchmark, int], list[Row]]] = {"blank": blank, "shuffled": shuffled}

@@ -1,0 +1,345 @@
+"""The tables of a report: Markdown to read, LaTeX (booktabs) to print, CSV to compute with; each names the protocol."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+
+from vlm_mhpo.comparison.report import LATEX_ESCAPES, plain
+from vlm_mhpo.evaluation.compare import ReportComparison
+from vlm_mhpo.evaluation.records import Accuracy, BenchmarkComparison, BenchmarkResult, Difference, Results
+
+CSV_HEAD = ("benchmark", "split", "group", "value", "metric", "num_rows", "score", "low", "high", "p", "protocol_hash")
+SIGNIFICANT = 0.05
+
+
+def percent(share: float) -> str:
+    """A share in percent with one decimal."""
+    return f"{100 * share:.1f}"
+
+
+def with_interval(found: Accuracy) -> str:
+    """Accuracy and its interval, percent."""
+    return f"{percent(found.accuracy)} [{percent(found.low)}, {percent(found.high)}]"
+
+
+def signed(found: Difference) -> str:
+    """A difference, its interval in points, and its p-value."""
+    return f"{100 * found.difference:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}], {p_value(found.p)}"
+
+
+def p_value(p: float) -> str:
+    """A p-value as a paper prints it."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def decoding(results: Results) -> str:
+    """How completions were drawn, in words."""
+    protocol = results.protocol
+    drawn = (
+        "greedy"
+        if protocol.temperature == 0
+        else f"Avg@{protocol.num_samples} at temperature {protocol.temperature:g}, top-p {protocol.top_p:g}"
+    )
+    return f"{drawn}, at most {protocol.max_tokens} tokens"
+
+
+# Markdown
+
+
+def markdown(results: Results) -> str:
+    """The whole report as Markdown."""
+    hashes = f"protocol {results.protocol_hash}"
+    parts = [
+        f"# Benchmarks: {plain(results.model)}",
+        "",
+        f"{decoding(results)}; {hashes}; {results.created_by}. Accuracy in percent with its 95 % interval.",
+        "",
+        *md_table(SCORE_HEAD, [score_cells(found) for found in results.benchmarks]),
+        "",
+        "## Verdicts of our verifier, percent of the completions",
+        "",
+        *verdict_table(results.benchmarks),
+    ]
+    for title, head, rows in (
+        (f"Against {results.comparison.baseline}" if results.comparison else "", DIFFERENCE_HEAD, compared(results)),
+        ("How much needs the picture", PROBE_HEAD, probed(results)),
+        ("Shared with the training rows", OVERLAP_HEAD, overlapping(results)),
+        ("By category", CATEGORY_HEAD, by_category(results)),
+    ):
+        if rows:
+            parts += ["", f"## {plain(title)}", "", *md_table(head, rows)]
+    notes = [f"- {found.title}: {found.deviation}" for found in results.benchmarks if found.deviation]
+    if results.comparison:
+        notes += [f"- differs from the baseline: {text}" for text in results.comparison.protocol_differences]
+    parts += ["", "## Deviations", "", *map(plain, notes)] if notes else []
+    return "\n".join([*parts, ""])
+
+
+def md_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table; cells are text, whatever they hold."""
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    return lines + ["| " + " | ".join(map(md_cell, row)) + " |" for row in rows]
+
+
+def md_cell(text: str) -> str:
+    """Text that opens no tag and no column; a < before a space is no tag."""
+    return plain(text).replace("|", r"\|").replace("&lt; ", "< ")
+
+
+SCORE_HEAD = ("benchmark", "rows", "official", "our verifier", "pass@k", "other scores", "tokens", "protocol")
+DIFFERENCE_HEAD = ("benchmark", "rows", "difference, points", "better", "worse", "protocol")
+PROBE_HEAD = ("benchmark", "probe", "rows", "accuracy without", "lost, points", "protocol")
+OVERLAP_HEAD = ("benchmark", "training rows", "same picture", "near picture", "same question", "clean rows",
+                "accuracy on clean", "protocol")  # fmt: skip
+CATEGORY_HEAD = ("benchmark", "axis", "value", "rows", "official", "protocol")
+
+
+def titled(found: BenchmarkResult) -> str:
+    """A benchmark's title, with its split where the title does not say it."""
+    return found.title if found.split in found.title else f"{found.title} ({found.split})"
+
+
+def score_cells(found: BenchmarkResult) -> list[str]:
+    """One benchmark's line of the summary."""
+    j = found.num_samples
+    return [
+        titled(found),
+        str(found.num_rows) + (f" ({found.num_problems} problems)" if found.num_problems < found.num_rows else ""),
+        with_interval(found.scores.official),
+        with_interval(found.scores.ours),
+        f"{percent(found.pass_at[j])} (k = {j})",
+        ", ".join(f"{name} {percent(value)}" for name, value in found.extra.items()) or "-",
+        f"{found.mean_tokens:.0f}",
+        found.protocol_hash,
+    ]
+
+
+def verdict_table(benchmarks: Sequence[BenchmarkResult]) -> list[str]:
+    """Share of each verdict, a line a benchmark."""
+    names = sorted({name for found in benchmarks for name in found.verdicts})
+    rows = [
+        [found.title, *(percent(found.verdicts.get(name, 0.0)) for name in names), found.protocol_hash]
+        for found in benchmarks
+    ]
+    return md_table(["benchmark", *names, "protocol"], rows)
+
+
+def compared(results: Results) -> list[list[str]]:
+    """Lines of the comparison with the baseline."""
+    if not results.comparison:
+        return []
+    hashes = {found.name: found.protocol_hash for found in results.benchmarks}
+    titles = {found.name: found.title for found in results.benchmarks}
+    return [difference_cells(titles[one.name], one, hashes[one.name]) for one in results.comparison.benchmarks]
+
+
+def difference_cells(label: str, found: BenchmarkComparison, protocol: str) -> list[str]:
+    """One line of a comparison."""
+    return [label, str(found.num_rows), signed(found), str(found.wins), str(found.losses), protocol]
+
+
+def probed(results: Results) -> list[list[str]]:
+    """Lines of the probes."""
+    return [
+        [found.title, name, str(probe.num_rows), with_interval(probe), signed(probe.needs_picture), found.protocol_hash]
+        for found in results.benchmarks
+        for name, probe in found.probes.items()
+    ]
+
+
+def overlapping(results: Results) -> list[list[str]]:
+    """Lines of the overlap with training rows."""
+    return [
+        [
+            found.title,
+            f"{part.train} ({part.num_train_rows})",
+            *map(str, (part.same_picture, part.near_picture, part.same_question, part.num_clean_rows)),
+            with_interval(part.clean) if part.clean else "-",
+            found.protocol_hash,
+        ]
+        for found in results.benchmarks
+        if (part := found.overlap)
+    ]
+
+
+def by_category(results: Results) -> list[list[str]]:
+    """Lines of the categories."""
+    return [
+        [found.title, axis, value, str(part.num_rows), with_interval(part), found.protocol_hash]
+        for found in results.benchmarks
+        for axis, values in found.categories.items()
+        for value, part in values.items()
+    ]
+
+
+# LaTeX
+
+
+def latex(results: Results) -> str:
+    """The summary as a booktabs table, its protocol in the last line."""
+    rows = [
+        [
+            titled(found),
+            str(found.num_rows),
+            with_interval(found.scores.official),
+            with_interval(found.scores.ours),
+            percent(found.pass_at[found.num_samples]),
+        ]
+        for found in results.benchmarks
+    ]
+    k = results.protocol.num_samples
+    head = ["Benchmark", "Rows", "Official", "Our verifier", f"pass@{k}"]
+    if results.comparison:
+        by_name = {one.name: signed(one) for one in results.comparison.benchmarks}
+        head.append(f"vs. {results.comparison.baseline}")
+        rows = [[*row, by_name.get(found.name, "-")] for row, found in zip(rows, results.benchmarks, strict=True)]
+    return tex_table(head, rows, f"{results.model}; {decoding(results)}; protocol {results.protocol_hash}")
+
+
+def tex_table(head: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> str:
+    """A booktabs table with a note below it; all cells are escaped."""
+    width = len(head)
+    lines = [
+        rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}",
+        r"\toprule",
+        tex_row(head),
+        r"\midrule",
+        *(tex_row(row) for row in rows),
+        r"\midrule",
+        rf"\multicolumn{{{width}}}{{l}}{{\footnotesize {tex(note)}}} \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def tex_row(cells: Sequence[str]) -> str:
+    """One line of a table."""
+    return " & ".join(map(tex, cells)) + r" \\"
+
+
+def tex(text: str) -> str:
+    """Text that LaTeX prints as it is."""
+    return " ".join(text.split()).translate(LATEX_ESCAPES).replace("<", r"\textless{}").replace(">", r"\textgreater{}")
+
+
+# CSV
+
+
+def csv_text(results: Results) -> str:
+    """Every figure of the report, one a line."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(CSV_HEAD)
+    comparisons = {one.name: one for one in results.comparison.benchmarks} if results.comparison else {}
+    for found in results.benchmarks:
+        for group, value, metric, num_rows, figures in csv_figures(found, comparisons.get(found.name)):
+            row = (found.name, found.split, group, value, metric, num_rows, *figures, found.protocol_hash)
+            writer.writerow([spreadsheet_safe(cell) for cell in row])
+    return stream.getvalue()
+
+
+def csv_figures(found: BenchmarkResult, compared: BenchmarkComparison | None) -> Iterator[tuple]:
+    """(group, value, metric, rows, (score, low, high, p)) of a benchmark."""
+    rows = found.num_rows
+    yield "", "", "official_accuracy", rows, spread(found.scores.official)
+    yield "", "", "our_accuracy", rows, spread(found.scores.ours)
+    for j, share in found.pass_at.items():
+        yield "", "", f"pass@{j}", rows, (share, "", "", "")
+    for name, share in found.extra.items():
+        yield "", "", name, rows, (share, "", "", "")
+    for verdict, share in found.verdicts.items():
+        yield "verdict", verdict, "share", rows, (share, "", "", "")
+    yield "", "", "mean_tokens", rows, (found.mean_tokens, "", "", "")
+    for axis, values in found.categories.items():
+        for value, part in values.items():
+            yield axis, value, "official_accuracy", part.num_rows, spread(part)
+    for name, probe in found.probes.items():
+        yield "probe", name, "official_accuracy", probe.num_rows, spread(probe)
+        yield "probe", name, "needs_picture", probe.num_rows, gap(probe.needs_picture)
+    if found.overlap and found.overlap.clean:
+        yield "overlap", "clean", "official_accuracy", found.overlap.num_clean_rows, spread(found.overlap.clean)
+    if compared:
+        yield "", "", "difference_to_baseline", compared.num_rows, gap(compared)
+
+
+def spread(found: Accuracy) -> tuple:
+    """The last columns of an accuracy."""
+    return found.accuracy, found.low, found.high, ""
+
+
+def gap(found: Difference) -> tuple:
+    """The last columns of a difference."""
+    return found.difference, found.low, found.high, found.p
+
+
+def spreadsheet_safe(cell: object) -> object:
+    """A text that no spreadsheet takes for a formula; numbers as they are."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
+
+
+# Several reports
+
+
+def comparison_markdown(found: ReportComparison) -> str:
+    """Methods against the baseline as Markdown."""
+    lines = [f"# Against {plain(found.baseline)}", "", f"Accuracy in percent; protocol {found.protocol_hash}.", ""]
+    lines += md_table(COMPARISON_SCORES, comparison_scores(found))
+    lines += ["", *md_table(COMPARISON_DIFFERENCES, comparison_differences(found))]
+    if found.protocol_differences:
+        lines += ["", "Protocols differ:", "", *(f"- {plain(text)}" for text in found.protocol_differences)]
+    return "\n".join([*lines, ""])
+
+
+COMPARISON_SCORES = ("method", "benchmark", "runs", "official accuracy", "protocol")
+COMPARISON_DIFFERENCES = ("method", "benchmark", "rows", "over problems, points", "better", "worse",
+                          "over runs, points", "protocol")  # fmt: skip
+
+
+def comparison_scores(found: ReportComparison) -> list[list[str]]:
+    """Lines of the methods' accuracies."""
+    return [[one.method, one.name, str(one.num_runs), with_interval(one), found.protocol_hash] for one in found.scores]
+
+
+def comparison_differences(found: ReportComparison) -> list[list[str]]:
+    """Lines of the methods' differences from the baseline."""
+    return [
+        [
+            one.method,
+            one.name,
+            *(str(one.num_rows), signed(one), str(one.wins), str(one.losses)),
+            signed(one.over_runs) if one.over_runs else "-",
+            found.protocol_hash,
+        ]
+        for one in found.differences
+    ]
+
+
+def comparison_latex(found: ReportComparison) -> str:
+    """Methods against the baseline as two booktabs tables."""
+    note = f"protocol {found.protocol_hash}"
+    return "\n".join(
+        [
+            tex_table(COMPARISON_SCORES[:-1], [row[:-1] for row in comparison_scores(found)], note),
+            tex_table(COMPARISON_DIFFERENCES[:-1], [row[:-1] for row in comparison_differences(found)], note),
+        ]
+    )
+
+
+def comparison_csv(found: ReportComparison) -> str:
+    """Methods against the baseline, one figure a line."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(("method", "benchmark", "metric", "runs", "score", "low", "high", "p", "protocol_hash"))
+    for one in found.scores:
+        writer.writerow((*map(spreadsheet_safe, (one.method, one.name)), "official_accuracy", one.num_runs,
+                         *spread(one), found.protocol_hash))  # fmt: skip
+    for one in found.differences:
+        for metric, figures in (("difference_over_problems", one), ("difference_over_runs", one.over_runs)):
+            if figures:
+                writer.writerow((*map(spreadsheet_safe, (one.method, one.name)), metric, "", *gap(figures),
+                                 found.protocol_hash))  # fmt: skip
+    return stream.getvalue()
