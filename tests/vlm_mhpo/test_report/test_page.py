@@ -205,11 +205,11 @@ def test_a_large_evaluation_shows_some_problems_and_says_so(run_dir, monkeypatch
 def test_a_very_long_completion_is_cut_and_says_so(run_dir):
     path = run_dir / "eval/after.json"
     content = json.loads(path.read_text())
-    content["items"][0]["completions"][0]["text"] = "z" * (page.MAX_TEXT + 123)
+    content["items"][0]["completions"][0]["text"] = "z" * (html.MAX_TEXT + 123)
     path.write_text(json.dumps(content))
     html = write_report(run_dir).read_text()
     assert "… (123 more characters)" in html
-    assert "z" * (page.MAX_TEXT + 1) not in html
+    assert "z" * (html.MAX_TEXT + 1) not in html
 
 
 def test_several_completions_are_scored_and_choices_are_lettered(run_dir):
