@@ -158,7 +158,6 @@
   function picture(place, row) {
     const image = new Image();
     image.decoding = "async";
-    image.loading = "lazy";
     image.alt = "picture of problem " + row.id;
     image.src = data.pictures[place];
     return image;

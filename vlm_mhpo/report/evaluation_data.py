@@ -14,7 +14,7 @@ from vlm_mhpo.report.html import shorten
 from vlm_mhpo.report.pictures import PictureBudget, webp_uri
 
 MAX_PICTURE_BYTES = 16_000_000
-MAX_PICTURE_SIDE = 400  # pixels; the page shows 240 of them, twice that on a fine screen
+MAX_PICTURE_SIDE = 360  # pixels; the page shows 240 of them, finer screens more
 MAX_TEXT_BYTES = 40_000_000  # of all completions together
 TEXT_LIMITS = (6_000, 2_000, 800, 300)  # characters a completion; the first that keeps to MAX_TEXT_BYTES
 # In JSON text these occur inside strings only. The first three could end the block or open a comment in it; the last

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from vlm_mhpo.report.errors import ReportError
 from vlm_mhpo.report.evaluation_data import Gallery, as_json, gather
-from vlm_mhpo.report.evaluation_records import BenchmarkResult, Evaluated, Share, load_evaluated
+from vlm_mhpo.report.evaluation_records import BenchmarkResult, Comparison, Evaluated, Share, load_evaluated
 from vlm_mhpo.report.figures import Chart, draw_charts
 from vlm_mhpo.report.gallery import OUTCOMES
 from vlm_mhpo.report.html import digest, environment, flatten, source, write_html
@@ -61,7 +61,7 @@ def render(after: Evaluated, before: Evaluated | None = None) -> str:
             before=before.results if before else None,
             baseline=_baseline_name(after, before),
             theirs={b.name: b.scores.official for b in before.results.benchmarks} if before else {},
-            changes=_changes(after, gallery),
+            changes=_changes(after, before, gallery),
             headline=headline(after.results.benchmarks, before.results.benchmarks if before else ()),
             verdict_names=verdict_names(after.results.benchmarks),
             pass_names=_keys(after.results.benchmarks, "pass_at"),
@@ -129,12 +129,21 @@ def _baseline_name(after: Evaluated, before: Evaluated | None) -> str:
     """The baseline's model, from its own results or from the comparison; empty without one."""
     if before is not None:
         return short_model(before.results.model)
-    return short_model(after.results.comparison.baseline) if after.results.comparison else ""
+    comparison = _comparison(after, before)
+    return short_model(comparison.baseline) if comparison else ""
+
+
+def _comparison(after: Evaluated, before: Evaluated | None) -> Comparison | None:
+    """The comparison that the results hold, unless it is with another model than the baseline shown."""
+    comparison = after.results.comparison
+    if comparison is None or (before is not None and comparison.baseline != before.results.model):
+        return None
+    return comparison
 
 
 def _protocol_notes(after: Evaluated, before: Evaluated | None) -> list[str]:
     """What differs between the protocols, if that was allowed when the two were compared; else a refusal."""
-    comparison = after.results.comparison
+    comparison = _comparison(after, before)
     allowed = comparison.protocol_differences if comparison else ()
     if before and before.results.protocol_hash != after.results.protocol_hash and not allowed:
         raise ReportError(
@@ -145,9 +154,10 @@ def _protocol_notes(after: Evaluated, before: Evaluated | None) -> list[str]:
     return [f"Not the same protocol as the baseline's: {'; '.join(allowed)}."] if allowed else []
 
 
-def _changes(after: Evaluated, gallery: Gallery) -> dict[str, dict[str, Any]]:
+def _changes(after: Evaluated, before: Evaluated | None, gallery: Gallery) -> dict[str, dict[str, Any]]:
     """By benchmark: the paired difference of the comparison where there is one, and the rows that changed."""
-    compared = {c.name: c for c in after.results.comparison.benchmarks} if after.results.comparison else {}
+    comparison = _comparison(after, before)
+    compared = {c.name: c for c in comparison.benchmarks} if comparison else {}
     counts = Counter((row["benchmark"], row["outcome"]) for row in gallery.rows)
     changes = {}
     for index, benchmark in enumerate(after.results.benchmarks):

@@ -40,7 +40,7 @@ def data_uri(picture: Image.Image) -> str:
 def webp_uri(picture: Image.Image) -> str:
     """A picture as a data: URI in lossy WebP: quick to write and small, for pages of hundreds of them."""
     data = io.BytesIO()
-    picture.save(data, "WEBP", quality=80)
+    picture.save(data, "WEBP", quality=75)
     return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
 
 

@@ -175,6 +175,14 @@ def test_another_protocol_is_refused_unless_the_comparison_allowed_it(folders, t
     )
 
 
+def test_a_comparison_with_another_model_is_not_shown_as_one_with_the_baseline(folders, tmp_path):
+    assert "0.620 2 : 1" in read(folders[0], tmp_path, folders[1]).text
+    change_results(folders[1], model="a third model")
+    text = read(folders[0], tmp_path, folders[1]).text
+    assert "0.620" not in text and "against a third model" in text
+    assert "+20.0 – 2 : 1" in text  # the plain difference and the rows that changed are still known
+
+
 def test_a_doubled_row_and_a_path_outside_are_refused(folders, tmp_path):
     path = folders[0] / "results/words.jsonl"
     path.write_text(path.read_text() * 2)

@@ -10,7 +10,8 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from vlm_mhpo.report import ReportError, html, page, write_report
+from vlm_mhpo.report import ReportError, page, write_report
+from vlm_mhpo.report.html import MAX_TEXT, seconds
 
 HOSTILE = (
     "</pre></script><script>document.title='owned'</script><img src=x onerror=\"alert(1)\">{{ 7*7 }} $x$ &amp; '\""
@@ -205,11 +206,11 @@ def test_a_large_evaluation_shows_some_problems_and_says_so(run_dir, monkeypatch
 def test_a_very_long_completion_is_cut_and_says_so(run_dir):
     path = run_dir / "eval/after.json"
     content = json.loads(path.read_text())
-    content["items"][0]["completions"][0]["text"] = "z" * (page.MAX_TEXT + 123)
+    content["items"][0]["completions"][0]["text"] = "z" * (MAX_TEXT + 123)
     path.write_text(json.dumps(content))
     html = write_report(run_dir).read_text()
     assert "… (123 more characters)" in html
-    assert "z" * (page.MAX_TEXT + 1) not in html
+    assert "z" * (MAX_TEXT + 1) not in html
 
 
 def test_several_completions_are_scored_and_choices_are_lettered(run_dir):
@@ -237,7 +238,7 @@ def test_half_a_character_in_a_completion_does_not_stop_the_page(run_dir):
     [(0.4, "0.4 s"), (48.2, "48 s"), (59.7, "1 min 00 s"), (211.0, "3 min 31 s"), (7500, "2 h 05 min")],
 )
 def test_durations_read_like_durations(value, text):
-    assert html.seconds(value) == text
+    assert seconds(value) == text
 
 
 @pytest.mark.parametrize(
