@@ -1,13 +1,20 @@
 """Log-probs and entropy of chosen tokens, without the logits of the whole batch in memory.
 
+One buffer holds the logits of a chunk of tokens; everything is computed in it, in backward once more, and the gradient
+of the head's weight is added up in place. So the extra memory is that buffer, whatever the number of tokens.
+
 Shape suffixes: N tokens, H hidden, V vocabulary.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor, nn
+
+# Rows of a chunk whose exponentials exist beside their logits.
+SLICE = 32
 
 
 def scaled_logits(logits_NV: Tensor, banned_V: Tensor, temperature: float) -> Tensor:
@@ -26,40 +33,97 @@ def entropy(logits_NV: Tensor) -> Tensor:
 
 
 def token_log_probs(
-    hidden_NH: Tensor,
-    targets_N: Tensor,
-    lm_head: Callable[[Tensor], Tensor],
-    banned_V: Tensor,
-    *,
-    temperature: float,
-    chunk_size: int,
-    min_chunks: int = 1,
+    hidden_NH: Tensor, targets_N: Tensor, lm_head: nn.Linear, banned_V: Tensor, *, temperature: float, chunk_size: int
 ) -> tuple[Tensor, Tensor]:
     """Log-probs of `targets_N` and entropies of their distributions.
 
     Args:
         hidden_NH: [N, H] states that predict the targets.
         targets_N: [N] int64.
-        lm_head: maps [n, H] to [n, V]; called once a chunk, so hooks (ZeRO-3) and tied weights work.
+        lm_head: maps [n, H] to [n, V]. Called once, as a module, so hooks (ZeRO-3) and tied weights work.
         banned_V: [V] bool, True for tokens that can never be sampled.
         temperature: softmax temperature, > 0.
         chunk_size: rows whose logits exist at the same time; they are computed again in backward.
-        min_chunks: calls of `lm_head` at least, some with no rows: under ZeRO-3 all ranks need the same number.
 
     Returns:
         log_probs_N: [N] float32, nats, with gradient. entropy_N: [N] float32, nats, constant.
     """
 
-    def one_chunk(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = scaled_logits(lm_head(hidden), banned_V, temperature)
-        chosen = logits.gather(-1, targets[:, None]).squeeze(-1)
-        return chosen - logits.logsumexp(dim=-1), entropy(logits.detach())
+    def forward(hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return TokenLogProbs.apply(
+            hidden, lm_head.weight, lm_head.bias, targets_N, banned_V, float(temperature), chunk_size
+        )
 
-    num_chunks = max(min_chunks, -(-len(targets_N) // chunk_size))
-    pieces = list(zip(hidden_NH.tensor_split(num_chunks), targets_N.tensor_split(num_chunks), strict=True))
-    if len(pieces) == 1 or not torch.is_grad_enabled():
-        parts = [one_chunk(hidden, targets) for hidden, targets in pieces]
-    else:
-        parts = [checkpoint(one_chunk, hidden, targets, use_reentrant=False) for hidden, targets in pieces]
-    log_probs, entropies = zip(*parts, strict=True)
-    return torch.cat(log_probs), torch.cat(entropies)
+    # In the place of the module's own product, and only for this call.
+    lm_head.forward = forward
+    try:
+        return lm_head(hidden_NH)
+    finally:
+        del lm_head.forward
+
+
+class TokenLogProbs(torch.autograd.Function):
+    """log softmax(hidden weight^T / temperature) at the targets; the gradient of a logit is (1[target] - p) / T."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        targets_N: Tensor,
+        banned_V: Tensor,
+        temperature: float,
+        chunk_size: int,
+    ) -> tuple[Tensor, Tensor]:
+        log_probs_N = hidden_NH.new_empty(len(targets_N), dtype=torch.float32)
+        entropy_N, total_N = torch.empty_like(log_probs_N), torch.empty_like(log_probs_N)
+        ctx.settings = temperature, chunk_size
+        for chunk in chunks(len(targets_N), chunk_size):
+            logits_NV = chunk_logits(hidden_NH[chunk], weight_VH, bias_V, banned_V, temperature)
+            for rows in chunks(len(logits_NV), SLICE):
+                here = slice(chunk.start + rows.start, chunk.start + rows.stop)
+                total_N[here] = logits_NV[rows].logsumexp(dim=-1)
+                entropy_N[here] = entropy(logits_NV[rows])
+            chosen_N = logits_NV.gather(-1, targets_N[chunk, None]).squeeze(-1)
+            log_probs_N[chunk] = chosen_N - total_N[chunk]
+        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, banned_V, total_N)
+        ctx.mark_non_differentiable(entropy_N)
+        return log_probs_N, entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, gradient_N: Tensor, _entropy: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_NH, weight_VH, bias_V, targets_N, banned_V, total_N = ctx.saved_tensors
+        temperature, chunk_size = ctx.settings
+        wanted = ctx.needs_input_grad
+        hidden_gradient = torch.empty_like(hidden_NH) if wanted[0] else None
+        weight_gradient = torch.zeros_like(weight_VH) if wanted[1] else None
+        bias_gradient = torch.zeros_like(bias_V) if bias_V is not None and wanted[2] else None
+        for chunk in chunks(len(targets_N), chunk_size):
+            logits_NV = chunk_logits(hidden_NH[chunk], weight_VH, bias_V, banned_V, temperature)
+            # From here on the buffer holds the gradient of the logits.
+            probs_NV = logits_NV.sub_(total_N[chunk, None]).exp_()
+            # The logit of a banned target is a constant.
+            is_allowed_N1 = (~banned_V[targets_N[chunk]]).float()[:, None]
+            probs_NV.scatter_add_(-1, targets_N[chunk, None], -is_allowed_N1)
+            logit_gradient = probs_NV.mul_(gradient_N[chunk, None] / -temperature).to(weight_VH.dtype)
+            if hidden_gradient is not None:
+                torch.mm(logit_gradient, weight_VH, out=hidden_gradient[chunk])
+            if weight_gradient is not None:
+                weight_gradient.addmm_(logit_gradient.T, hidden_NH[chunk])
+            if bias_gradient is not None:
+                bias_gradient += logit_gradient.sum(dim=0)
+        return hidden_gradient, weight_gradient, bias_gradient, None, None, None, None
+
+
+def chunk_logits(
+    hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, banned_V: Tensor, temperature: float
+) -> Tensor:
+    """`scaled_logits` of some states, in one buffer if the weights are float32."""
+    logits_NV = nn.functional.linear(hidden_NH, weight_VH, bias_V).float()
+    return logits_NV.div_(temperature).masked_fill_(banned_V, -torch.inf)
+
+
+def chunks(length: int, size: int) -> list[slice]:
+    """0..length in slices of `size`; the last is shorter."""
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlm_mhpo.logprobs import entropy, scaled_logits, token_log_probs
 
@@ -61,14 +62,69 @@ def test_chunks_change_nothing(chunk_size):
         torch.testing.assert_close(found, right, atol=1e-5, rtol=1e-5)
 
 
+class Largest(TorchDispatchMode):
+    """Remembers the most rows of any tensor as wide as the vocabulary, but for the transposed weight."""
+
+    rows = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, torch.Tensor) and tensor.ndim == 2 and tensor.shape[1] == V:
+                self.rows = max(self.rows, tensor.shape[0] if tensor.shape[0] != H else 0)
+        return result
+
+
 def test_no_more_rows_of_logits_than_a_chunk_exist_at_once():
     hidden, targets, head, banned, _ = case()
-    seen = []
-    head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[0]))
+    with Largest() as watched:
+        run(hidden, targets, head, banned, chunk_size=5)
+    assert watched.rows == 5
+
+
+def test_the_head_is_called_as_a_module_once_and_is_itself_again_afterwards():
+    hidden, targets, head, banned, _ = case()
+    calls = []
+    head.register_forward_pre_hook(lambda module, inputs: calls.append(inputs[0].shape))
     run(hidden, targets, head, banned, chunk_size=5)
-    assert max(seen) == 5
-    # Forward once, and once more in backward.
-    assert sum(seen) == 2 * N
+    assert calls == [(N, H)]
+    assert head(hidden).shape == (N, V)
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        token_log_probs(hidden, targets + 1000, head, banned, temperature=1.0, chunk_size=5)
+    assert head(hidden).shape == (N, V)
+
+
+def test_a_head_with_a_bias_and_no_token_at_all():
+    hidden, targets, head, banned, allowed = case()
+    head.bias = nn.Parameter(torch.linspace(-1.0, 1.0, V))
+    log_probs, _ = token_log_probs(hidden, targets, head, banned, temperature=0.7, chunk_size=5)
+    weights = torch.linspace(-1.0, 2.0, N)
+    found = torch.autograd.grad((log_probs * weights).sum(), [hidden, head.weight, head.bias])
+    logits = head(hidden)[:, allowed] / 0.7
+    renumbered = torch.tensor([allowed.index(index) for index in targets.tolist()])
+    expected = -nn.functional.cross_entropy(logits, renumbered, reduction="none")
+    right = torch.autograd.grad((expected * weights).sum(), [hidden, head.weight, head.bias])
+    torch.testing.assert_close(log_probs, expected, atol=1e-6, rtol=1e-6)
+    for one, other in zip(found, right, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    # A rank without tokens takes part all the same: its gradients are there, and zero.
+    none, _ = token_log_probs(hidden[:0], targets[:0], head, banned, temperature=0.7, chunk_size=5)
+    assert [grad.abs().sum() for grad in torch.autograd.grad(none.sum(), [head.weight, head.bias])] == [0.0, 0.0]
+
+
+def test_the_gradient_is_the_derivative():
+    hidden, targets, head, banned, _ = case()
+    # In float32 a difference quotient is good to some 1e-3; the step is large and the function smooth.
+    log_probs, _ = token_log_probs(hidden, targets, head, banned, temperature=1.3, chunk_size=4)
+    (gradient,) = torch.autograd.grad(log_probs.sum(), [hidden])
+    direction = torch.randn(N, H, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ahead, behind = (
+            token_log_probs(hidden + sign * 0.01 * direction, targets, head, banned, temperature=1.3, chunk_size=4)[0]
+            for sign in (1, -1)
+        )
+    quotient = float((ahead.double() - behind.double()).sum() / 0.02)
+    assert float((gradient * direction).sum()) == pytest.approx(quotient, rel=2e-3)
 
 
 def test_banned_tokens_have_no_probability_and_no_gradient():

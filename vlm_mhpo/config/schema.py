@@ -148,7 +148,7 @@ class TrainConfig(OptimizerConfig):
     max_tokens_per_micro_batch: PositiveInt = Field(
         16384, description="Padded tokens of one forward on a rank; lower it when training runs out of memory."
     )
-    logits_chunk_size: PositiveInt = Field(4096, description="Completion tokens whose logits exist at the same time.")
+    logits_chunk_size: PositiveInt = Field(384, description="Completion tokens whose logits exist at the same time.")
     mask_truncated_completions: bool = Field(False, description="Tokens of completions cut at the budget do not count.")
     on_nonfinite: Literal["stop", "skip"] = Field("stop", description="What a NaN or inf loss or gradient does.")
 
@@ -160,7 +160,7 @@ class SftConfig(OptimizerConfig):
     max_steps: PositiveInt = Field(100, description="Optimizer updates.")
     num_prompts_per_step: PositiveInt = Field(64, description="Pairs an update, over all ranks.")
     max_tokens_per_micro_batch: PositiveInt = Field(16384, description="Padded tokens of one forward on a rank.")
-    logits_chunk_size: PositiveInt = Field(4096, description="Target tokens whose logits exist at the same time.")
+    logits_chunk_size: PositiveInt = Field(384, description="Target tokens whose logits exist at the same time.")
     on_nonfinite: Literal["stop", "skip"] = Field("stop", description="What a NaN or inf loss or gradient does.")
 
 

@@ -173,9 +173,10 @@ def micro_batch_bytes(config: Config, shapes: Shapes) -> float:
 
 
 def chunk_bytes(config: Config, shapes: Shapes) -> float:
-    """Logits of one chunk in backward: the model's, float32, scaled, masked, gradients of both, and the entropy's."""
+    """Logits of one chunk in backward: in float32, and twice in the weights' type where that is another."""
     size = min(config.train.logits_chunk_size, config.train.max_tokens_per_micro_batch)
-    return float(size * shapes.vocabulary * (BYTES[config.model.dtype] + 6 * FLOAT32))
+    width = BYTES[config.model.dtype]
+    return float(size * shapes.vocabulary * (FLOAT32 + (2 * width if width != FLOAT32 else 0)))
 
 
 def cache_bytes(config: Config, shapes: Shapes) -> float:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm_mhpo import distributed
 from vlm_mhpo.logprobs import token_log_probs
 from vlm_mhpo.models.attention import SPLIT_WIDTH, no_mask, segments_of
 from vlm_mhpo.models.families import Family
@@ -54,7 +53,6 @@ class Policy(nn.Module):
             self.banned_V.to(hidden_NH.device),
             temperature=temperature,
             chunk_size=chunk_size,
-            min_chunks=self.common_chunks(-(-len(rows.target_N) // chunk_size)),
         )
         return log_probs_N, entropy_N
 
@@ -133,11 +131,6 @@ class Policy(nn.Module):
             )
             for prompt in prompts
         ]
-
-    def common_chunks(self, num_chunks: int) -> int:
-        """Calls of the head that every rank makes: under ZeRO-3 each gathers its weight from all of them."""
-        is_partitioned = hasattr(next(self.parameters()), "ds_id")
-        return distributed.largest(num_chunks) if is_partitioned else num_chunks
 
     def lacks_image(self, rows: PackedRows) -> bool:
         """The rows would leave out vision modules that other rows run with gradient (or gather, under ZeRO-3)."""
