@@ -22,6 +22,8 @@ from vlm_mhpo import cli
 BASE = Path(__file__).with_name("base.yaml")
 GOOD = {"problem": "What is 3 + 4 ?", "answer": "7"}
 SUM_OF_ROWS = "synthetic/shapes/1/0/train/0"
+# The end of a sentence about a batch that is kept.
+DUMPED = r"\. The batch of step 1 is in .*/dumps/step_1"
 
 
 # In this process: what is refused before any weight is loaded.
@@ -184,8 +186,11 @@ def bad_inputs(root: Path) -> dict[str, tuple[list[str], str]]:
         ),
         "pictures for a text model": (["model.path=tiny:qwen2"], f"row {SUM_OF_ROWS}: it has 1 images and a qwen2 .*"),
         "no model": ([f"model.path={root}/nothing"], f"no model at '{re.escape(str(root))}/nothing': .*"),
-        "reward raises": (mine("raises"), r"reward 'mine' \(.*:raises\) raised KeyError: 'no such column' \(on .*\)"),
-        "reward length": (mine("one_too_few"), r"reward 'mine' \(.*\) returned 15 values for 16 samples"),
+        "reward raises": (
+            mine("raises"),
+            rf"reward 'mine' \(.*:raises\) raised KeyError: 'no such column' \(on .*\){DUMPED}",
+        ),
+        "reward length": (mine("one_too_few"), rf"reward 'mine' \(.*\) returned 15 values for 16 samples{DUMPED}"),
         "reward not finite": (mine("not_a_number"), r"reward 'mine' \(.*\) returned nan, not a finite number, for .*"),
         "reward unknown": (["rewards.functions=[{name: acuracy}]"], "unknown reward 'acuracy'; built in are .*"),
         "reward file": (
