@@ -87,6 +87,8 @@ class TokenLogProbs(torch.autograd.Function):
                 entropy_N[here] = entropy(logits_NV[rows])
             chosen_N = logits_NV.gather(-1, targets_N[chunk, None]).squeeze(-1)
             log_probs_N[chunk] = chosen_N - total_N[chunk]
+            # Or the next chunk would be made beside this one.
+            del logits_NV
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, banned_V, total_N)
         ctx.mark_non_differentiable(entropy_N)
         return log_probs_N, entropy_N
@@ -113,6 +115,7 @@ class TokenLogProbs(torch.autograd.Function):
                 weight_gradient.addmm_(logit_gradient.T, hidden_NH[chunk])
             if bias_gradient is not None:
                 bias_gradient += logit_gradient.sum(dim=0)
+            del logits_NV, probs_NV, logit_gradient
         return hidden_gradient, weight_gradient, bias_gradient, None, None, None, None
 
 
