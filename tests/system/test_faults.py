@@ -16,7 +16,7 @@ import pytest
 from tests.system.ranks import CLI, REPOSITORY, environment, kill_group, run_ranks
 from tests.system.test_runs import rows_of
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.full, pytest.mark.timeout(1200)]
 
 BASE = Path(__file__).with_name("base.yaml")
 SMALL = [
@@ -42,7 +42,7 @@ def drive(folder: Path, requests: list[dict[str, Any]]) -> dict[str, dict[str, A
         request["arguments"] = ["train", str(BASE), f"output_dir={folder / name}", *SMALL, *request.pop("more", [])]
     (folder / "requests.json").write_text(json.dumps(requests))
     arguments = ("-m", "tests.system.drive_faults", folder / "requests.json", folder)
-    (ended,) = run_ranks(arguments, folder / "driver", timeout_s=580)
+    (ended,) = run_ranks(arguments, folder / "driver", timeout_s=1180)
     assert ended.code == 0, ended.stderr[-3000:]
     return json.loads((folder / "answers.json").read_text())
 

@@ -11,7 +11,7 @@ import pytest
 from tests.system.ranks import run_ranks
 from tests.system.resume_cases import assert_same_checkpoint, rows_of
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.full, pytest.mark.timeout(1200)]
 
 SHARD_POINTS = ("before own shard", "inside own shard", "after own shard")
 MAIN_POINTS = ("before manifest", "before rename", "after rename", "before prune", "inside prune")
@@ -23,7 +23,7 @@ def drive(folder: Path, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What `drive_kills` answers."""
     (folder / "requests.json").write_text(json.dumps(requests))
     arguments = ("-m", "tests.system.drive_kills", folder / "requests.json", folder / "answers.json")
-    (ended,) = run_ranks(arguments, folder, timeout_s=580)
+    (ended,) = run_ranks(arguments, folder, timeout_s=1180)
     assert ended.code == 0, ended.stderr[-3000:]
     return json.loads((folder / "answers.json").read_text())
 

@@ -10,7 +10,7 @@ import torch
 
 from tests.system.resume_cases import rows_of, run_all
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.full, pytest.mark.timeout(1200)]
 
 # ZeRO stages on 1 rank, then on 2, then on 1 again.
 CHAINS = ((2, 2, 2), (3, 3, 1), (0, 3, 2), (1, 2, 0))

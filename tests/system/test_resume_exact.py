@@ -8,7 +8,7 @@ import pytest
 
 from tests.system.resume_cases import assert_same_checkpoint, rows_of, run_all
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.full, pytest.mark.timeout(1200)]
 
 STEPS = 12
 STOPS = (1, 4, 7, 11)
