@@ -91,7 +91,7 @@ def run_rank(run_dir: Path, overrides: Sequence[str], rank: int, ids: Path, kill
     if kill and rank == kill["by"]:
         victim = kill["rank"]
         disk = StrikingDisk(kill["point"], kill["step"], lambda: os.kill(json.loads(ids.read_text())[victim], 9))
-        continuation.checkpoint.save = functools.partial(checkpoint.save, disk=disk)
+        continuation.checkpoint.begin = functools.partial(checkpoint.begin, disk=disk)
     # Nothing is verified in these runs, and the workers would cost more than the training.
     trainer.start_verifier = lambda config: nullcontext()
     code = 1
