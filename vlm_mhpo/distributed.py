@@ -30,7 +30,8 @@ def start(num_threads: int) -> None:
     torch.set_num_threads(num_threads or max(1, (os.cpu_count() or 1) // local_world))
     if dist.is_initialized():
         return
-    if "RANK" not in os.environ:
+    alone = "RANK" not in os.environ
+    if alone:
         os.environ.update(
             RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port())
         )
@@ -44,6 +45,9 @@ def start(num_threads: int) -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if alone:
+        # Without a port: another run that starts at the same moment may take the one that was just free.
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     # A rank may spend long in a rollout or an evaluation that others have finished.
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(minutes=60))
     atexit.register(leave)

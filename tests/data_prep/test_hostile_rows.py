@@ -134,6 +134,8 @@ ALLOWED = {
     "vlm_mhpo/distributed.py": {"socket"},  # names the host of a rank
     "vlm_mhpo/recorder.py": {"wandb"},  # only with logging.wandb
     "rewards/worker.py": {"socket"},  # a pair of connected sockets to its own child
+    "vlm_mhpo/monitor/access.py": {"http"},  # names of status codes
+    "vlm_mhpo/monitor/server.py": {"http"},  # names of status codes
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -128,7 +129,16 @@ def environment(rank: int, num_ranks: int, port: str, more: Mapping[str, str]) -
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody listens on, outside the range that the system hands out by itself; never twice the same.
+
+    The ranks bind it seconds later, when a port out of that range may be another test's.
+    """
+    for number in PORTS:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", number))
+            return number
+    raise AssertionError("no free port")
+
+
+# Another start for each process that runs tests.
+PORTS = iter(itertools.chain(*([range(20_000 + 89 * os.getpid() % 11_000, 32_000), range(20_000, 32_000)])))
