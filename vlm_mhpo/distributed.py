@@ -16,6 +16,9 @@ from torch import Tensor
 
 from vlm_mhpo.errors import VlmMhpoError
 
+# What a launcher, or `start` in its place, tells a rank.
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
 
 def start(num_threads: int) -> None:
     """Join the process group that torchrun or deepspeed described; alone, make a group of one.

@@ -9,10 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from vlm_mhpo.distributed import LAUNCHER_VARIABLES
 from vlm_mhpo.errors import TrainingError
 
 PROGRAM = "vlm_mhpo.checks.rank"
-LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # A tiny model needs seconds; what is slow is a first start on a busy machine.
 TIMEOUT_S = 900.0
 

@@ -18,6 +18,7 @@ from vlm_mhpo.checkpoint import steps_in
 from vlm_mhpo.comparison.measures import RunMeasures, measure
 from vlm_mhpo.comparison.variants import Variant
 from vlm_mhpo.config import load_config
+from vlm_mhpo.distributed import LAUNCHER_VARIABLES
 from vlm_mhpo.errors import ConfigError, TrainingError
 
 SEED_PLACEHOLDER = "{seed}"
@@ -127,7 +128,9 @@ def run_one(config: Path, job: Job) -> None:
     command = [sys.executable, "-m", "vlm_mhpo.cli", "train", str(config), *job.overrides]
     with log.open("w") as stream:
         # One thread a process: several share the cores.
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        # A run by itself, also when this process is, or was, a rank.
+        inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+        environment = inherited | {"OMP_NUM_THREADS": "1"}
         finished = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
     if finished.returncode:
         end = log.read_text(errors="replace")[-300:].strip()
