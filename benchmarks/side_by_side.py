@@ -7,6 +7,7 @@ one thread.
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ import random
 import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -307,6 +309,23 @@ def compare(steps: Mapping[str, Sequence[Mapping[str, float]]], ours: str, peer:
         record[f"{clock.removesuffix('_s')}_ratio"] = spread(ratios)
     record["rounds"] = len(steps[ours])
     return record
+
+
+def measure_shapes(name: str, description: str | None, measure: Callable[..., Any], default: Sequence[str]) -> None:
+    """Command line of a benchmark that measures shapes, each in a process of its own, and writes the JSON."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(default))
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--start", type=Path, help="warm-started model of the quickstart's shape; default: made")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    use_one_thread()
+    results = {}
+    for shape in arguments.shapes:
+        with tempfile.TemporaryDirectory() as folder:
+            overrides = apart(prepare, SHAPES[shape], Path(folder), arguments.start)
+            results[shape] = apart(measure, SHAPES[shape], overrides, arguments.rounds)
+    write_record(name, results, arguments.out)
 
 
 def write_record(name: str, results: Mapping[str, Any], out: Path | None = None) -> None:

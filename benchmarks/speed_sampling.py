@@ -10,44 +10,20 @@ Usage: python benchmarks/speed_sampling.py [--shapes realistic quickstart] [--ro
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from side_by_side import (
     CONFIG,
-    SHAPES,
     Shape,
     alternate,
-    apart,
     compare,
-    prepare,
+    measure_shapes,
     timed,
-    use_one_thread,
-    write_record,
 )
 
 WARMUP = 1
-
-
-def main() -> None:
-    """Measure every shape, each in a process of its own, and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["realistic", "quickstart"])
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--start", type=Path, help="warm-started model of the quickstart's shape; default: made")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    use_one_thread()
-    results = {}
-    for name in arguments.shapes:
-        with tempfile.TemporaryDirectory() as folder:
-            overrides = apart(prepare, SHAPES[name], Path(folder), arguments.start)
-            results[name] = apart(measure, SHAPES[name], overrides, arguments.rounds)
-    write_record("speed_sampling", results, arguments.out)
 
 
 def measure(shape: Shape, overrides: Sequence[str], rounds: int) -> dict[str, Any]:
@@ -127,4 +103,4 @@ def peer(shape: Shape, config: Any, prompts: Sequence[Any], banned: list[int], t
 
 
 if __name__ == "__main__":
-    main()
+    measure_shapes("speed_sampling", __doc__, measure, ("realistic", "quickstart"))

@@ -11,13 +11,10 @@ Usage: python benchmarks/speed_update.py [--shapes quickstart realistic] [--roun
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from side_by_side import (
@@ -25,32 +22,12 @@ from side_by_side import (
     SHAPES,
     Shape,
     alternate,
-    apart,
     compare,
-    prepare,
+    measure_shapes,
     timed,
-    use_one_thread,
-    write_record,
 )
 
 WARMUP = 1
-
-
-def main() -> None:
-    """Measure every shape, each in a process of its own, and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--start", type=Path, help="warm-started model of the quickstart's shape; default: made")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    use_one_thread()
-    results = {}
-    for name in arguments.shapes:
-        with tempfile.TemporaryDirectory() as folder:
-            overrides = apart(prepare, SHAPES[name], Path(folder), arguments.start)
-            results[name] = apart(measure, SHAPES[name], overrides, arguments.rounds)
-    write_record("speed_update", results, arguments.out)
 
 
 def measure(shape: Shape, overrides: Sequence[str], rounds: int) -> dict[str, Any]:
@@ -129,4 +106,4 @@ def token_ratio(scored: Sequence[Any]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    measure_shapes("speed_update", __doc__, measure, tuple(SHAPES))

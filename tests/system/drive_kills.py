@@ -5,6 +5,7 @@ One process imports everything once; each rank is a fork of it, so a kill costs 
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import json
 import os
@@ -12,12 +13,15 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from tqdm import tqdm
 
 from tests.system.drive_resume import copy_run
 from tests.system.ranks import free_port
@@ -88,6 +92,10 @@ def run_rank(run_dir: Path, overrides: Sequence[str], rank: int, ids: Path, kill
     output = os.open(run_dir.with_name(f"{run_dir.name}.rank{rank}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
+    # tqdm's own lock is a semaphore that all forks share: a rank that is killed while it draws would keep it for ever,
+    # and every later run would wait. Ranks that were started as programs share nothing.
+    tqdm.set_lock(threading.RLock())
     if kill and rank == kill["by"]:
         victim = kill["rank"]
         disk = StrikingDisk(kill["point"], kill["step"], lambda: os.kill(json.loads(ids.read_text())[victim], 9))
@@ -119,7 +127,13 @@ def wait(processes: Sequence[int], kill_after_s: float | None = None, grace_s: f
                     if codes[process]:
                         deadline = min(deadline, time.monotonic() + grace_s)
         if time.monotonic() > deadline:
-            for process in set(processes) - set(codes):
+            stuck = set(processes) - set(codes)
+            if kill_after_s is None and len(stuck) == len(processes):
+                # Nobody wanted that: each writes down where it stands, which is all that can be learnt afterwards.
+                for process in stuck:
+                    os.kill(process, signal.SIGUSR2)
+                time.sleep(1.0)
+            for process in stuck:
                 os.killpg(process, signal.SIGKILL)
                 codes[process] = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         time.sleep(0.005)

@@ -64,6 +64,12 @@ def test_a_rank_that_is_killed_inside_a_save_costs_nothing(named, index):
     assert [path.name for path in (folder / str(index) / "checkpoints").iterdir()] == ["step_000003"]
 
 
+def last_words(folder: Path, newest: list[list[int]]) -> str:
+    """What the ranks of the first and of the last run printed at their end, and where the runs were taken up."""
+    files = [folder / f"{run}.rank{rank}" for run in ("timing", f"run{len(newest)}") for rank in (0, 1)]
+    return "\n".join([str(newest), *(f"--- {file.name}\n{file.read_text()[-4000:]}" for file in files)])
+
+
 def random_kills(folder: Path, number: int, seed: int) -> None:
     """Kill both ranks so many times at random; every run that ends equals the undisturbed one."""
     overrides = [*COMMON, "train.max_steps=8"]
@@ -74,7 +80,7 @@ def random_kills(folder: Path, number: int, seed: int) -> None:
     ]
     straight, answer = drive(folder, requests)
     assert straight["codes"] == [0, 0]
-    assert set(map(tuple, answer["codes"])) == {(0, 0)}
+    assert set(map(tuple, answer["codes"])) == {(0, 0)}, last_words(folder, answer["newest"])
     assert sum(map(len, answer["newest"])) == number
     for run, newest in enumerate(answer["newest"], 1):
         # A checkpoint that was there is never lost.
