@@ -17,7 +17,9 @@ from hypothesis import settings
 
 # Derandomised: a red test is a changed program, never a new draw.
 settings.register_profile("steady", derandomize=True, deadline=None, database=None)
-settings.load_profile("steady")
+# The long lane looks for new ones; what fails is printed with the line that repeats it.
+settings.register_profile("long", max_examples=1000, derandomize=False, deadline=None, database=None, print_blob=True)
+settings.load_profile("long" if os.environ.get("LANE") == "long" else "steady")
 
 
 def is_local(host: str | bytes | None) -> bool:

@@ -71,6 +71,14 @@ def test_twenty_thousand_texts_get_the_same_verdict_twice_and_never_raise(text, 
     _check(text, gold, template)
 
 
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@settings(max_examples=200_000, derandomize=False, print_blob=True)
+@given(TEXTS, st.sampled_from(GOLDS), st.sampled_from(TEMPLATES))
+def test_two_hundred_thousand_new_texts_get_the_same_verdict_twice_and_never_raise(text, gold, template):
+    _check(text, gold, template)
+
+
 @settings(max_examples=500)
 @given(SHORT)
 def test_any_text_as_a_gold_is_a_verdict(gold):
