@@ -10,6 +10,7 @@ import pytest
 
 from tests.builders import picture
 from tests.system.ranks import CLI, run_ranks
+from vlm_mhpo.faults.dump import read_dump
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(120)]
 
@@ -70,6 +71,16 @@ def test_a_nan_on_one_rank_ends_both_and_names_step_rank_and_prompts(spoilt):
             sentence,
         )
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["step_000001"]
+
+
+@pytest.mark.parametrize("action", ["stop", "skip"])
+def test_a_nan_on_one_rank_leaves_the_batch_of_both(spoilt, action):
+    _, run_dir = spoilt[action]
+    shares = read_dump(run_dir / "dumps" / "step_2")
+    assert [(share.rank, share.world_size, share.step) for share in shares] == [(0, 2, 2), (1, 2, 2)]
+    named = re.search(r"rank 1: prompts ([^)]*)\)", shares[0].reason).group(1).split(", ")
+    assert named == [scored.group.prompt.row.id for scored in shares[1].batch.groups]
+    assert set(named).isdisjoint(scored.group.prompt.row.id for scored in shares[0].batch.groups)
 
 
 def test_a_skipped_nan_is_counted_and_the_run_goes_on(spoilt):
