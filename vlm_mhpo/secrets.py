@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterable
 from typing import Any
 
 MASK = "***"
@@ -36,3 +37,21 @@ def without_secrets(value: Any) -> Any:
         if len(secret) >= _MIN_LENGTH and _NAME.search(name):
             value = value.replace(secret, MASK)
     return _IN_QUERY.sub(rf"\1{MASK}", _IN_URL.sub(MASK, value))
+
+
+def overrides_without_secrets(overrides: Iterable[str]) -> str:
+    """Valid overrides KEY.SUB=VALUE on one line; a value that holds a secret is shown without it."""
+    return " ".join(map(_shown, overrides))
+
+
+def _shown(override: str) -> str:
+    from omegaconf import OmegaConf
+
+    nested = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
+    safe = without_secrets(nested)
+    if safe == nested:
+        return override
+    key = override.partition("=")[0]
+    for part in key.split("."):
+        safe = safe[part]
+    return f"{key}={safe}"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.ranks import CLI, REPOSITORY, run_ranks
+from tests.system.ranks import CLI, REPOSITORY, run_commands, run_ranks
 from vlm_mhpo import cli
-from vlm_mhpo.secrets import without_secrets
+from vlm_mhpo.secrets import overrides_without_secrets, without_secrets
 
 MARKER = "Marked-Secret-4711"
 
@@ -44,6 +44,21 @@ def test_the_value_of_a_secret_variable_is_masked_wherever_it_stands(monkeypatch
     assert without_secrets("a short word") == "a short word"
 
 
+def test_overrides_are_shown_as_given_but_for_their_secrets():
+    given = [
+        "train.learning_rate=1e-6",
+        "output_dir='a b'",
+        f"rewards.functions=[{{name: judge, kwargs: {{api_key: {MARKER}, port: 80}}}}]",
+        f"judge.token={MARKER}",
+        f"data.train=s3://{MARKER}@bucket/rows",
+    ]
+    assert overrides_without_secrets(given) == (
+        "train.learning_rate=1e-6 output_dir='a b' "
+        "rewards.functions=[{'name': 'judge', 'kwargs': {'api_key': '***', 'port': 80}}] "
+        "judge.token=*** data.train=s3://***@bucket/rows"
+    )
+
+
 def test_an_error_about_an_address_hides_its_password(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["vlm-mhpo", "prepare", f"https://user:{MARKER}@host/rows.jsonl", "--out", "x"])
     # Torch may be loaded by other tests; a command line has no ranks to end.
@@ -59,34 +74,73 @@ REWARD = """
 def judge(completions, **kwargs):
     assert kwargs["api_key"] == kwargs["header"].split()[-1], "the reward itself gets the real value"
     return [float(len(text) % 2) for text in completions]
+
+
+def unreachable(completions, **kwargs):
+    raise ConnectionError(f"{kwargs['header']} was refused by {kwargs['address']}")
 """
+SECRETS = dict.fromkeys(("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "OUR_JUDGE_TOKEN"), MARKER)
+BASE = REPOSITORY / "tests/system/base.yaml"
+
+
+def judged_by(folder: Path, function: str) -> list[str]:
+    """Overrides of one short step whose reward is told secrets in three ways."""
+    reward = folder / "judge.py"
+    reward.write_text(REWARD)
+    functions = (
+        f"rewards.functions=[{{name: accuracy}}, {{name: judge, path: '{reward}:{function}', "
+        "kwargs: {api_key: '${oc.env:OUR_JUDGE_TOKEN}', header: 'Bearer ${oc.env:OUR_JUDGE_TOKEN}', "
+        f"address: 'https://user:{MARKER}@host/v1'}}}}]"
+    )
+    return ["train.max_steps=1", "data.eval=null", functions]
 
 
 @pytest.mark.full
 @pytest.mark.timeout(300)
 def test_a_run_leaves_no_secret_in_any_file_or_line(tmp_path):
-    reward = tmp_path / "judge.py"
-    reward.write_text(REWARD)
     run_dir = tmp_path / "run"
-    functions = (
-        "rewards.functions=[{name: accuracy}, {name: judge, path: '%s:judge', "
-        "kwargs: {api_key: '${oc.env:OUR_JUDGE_TOKEN}', header: 'Bearer ${oc.env:OUR_JUDGE_TOKEN}', "
-        "address: 'https://user:%s@host/v1'}}]"
-    )
     arguments = [
-        *CLI, "train", REPOSITORY / "tests/system/base.yaml", f"output_dir={run_dir}", "train.max_steps=1",
-        "data.eval=null",
+        *CLI, "train", BASE, f"output_dir={run_dir}", *judged_by(tmp_path, "judge"),
         "logging.report=true", "logging.tensorboard=true", "logging.sample_steps=1",
-        functions % (reward, MARKER),
     ]  # fmt: skip
-    secrets = dict.fromkeys(("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "OUR_JUDGE_TOKEN"), MARKER)
-    (ended,) = run_ranks(arguments, tmp_path / "logs", timeout_s=240, **secrets)
+    (ended,) = run_ranks(arguments, tmp_path / "logs", timeout_s=240, **SECRETS)
     assert ended.code == 0, ended.stderr[-2000:]
     assert leaks(run_dir) == [] and leaks(tmp_path / "logs") == []
     names = {path.name for path in run_dir.rglob("*")}
     assert {"run.json", "config.yaml", "metrics.jsonl", "report.html", "state.json"} <= names
     kwargs = json.loads((run_dir / "run.json").read_text())["config"]["rewards"]["functions"][1]["kwargs"]
     assert kwargs == {"api_key": "***", "header": "Bearer ***", "address": "https://***@host/v1"}
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
+def test_neither_a_dump_nor_a_profile_nor_a_comparison_holds_a_secret(tmp_path, monkeypatch):
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    left, honest = tmp_path / "left", judged_by(tmp_path, "judge")
+    commands = [
+        ["train", BASE, f"output_dir={left / 'failed'}", *judged_by(tmp_path, "unreachable")],
+        ["profile", BASE, f"output_dir={left / 'profiled'}", *honest, "--steps", 1],
+        [
+            "compare",
+            BASE,
+            *honest[:1],
+            honest[2],
+            "--objectives",
+            "mhpo,grpo",
+            "--seeds",
+            "0,1",
+            "--out",
+            left / "compared",
+        ],
+    ]
+    failed, profiled, compared = run_commands(commands, tmp_path / "commands", timeout_s=280)
+    assert failed["code"] == 2 and "Bearer *** was refused by https://***@host/v1" in failed["stderr"]
+    assert (profiled["code"], compared["code"]) == (0, 0), profiled["stderr"] + compared["stderr"]
+    assert MARKER not in "".join(each["stdout"] + each["stderr"] for each in (failed, profiled, compared))
+    names = {path.name for path in left.rglob("*")}
+    assert {"rank_0.json", "profile.json", "comparison.json", "comparison.html"} <= names
+    assert leaks(left) == []
 
 
 def leaks(folder: Path) -> list[str]:

@@ -187,6 +187,7 @@ def compare(
     from vlm_mhpo.comparison.runs import plan, run_all
     from vlm_mhpo.comparison.variants import parse_seeds, parse_variants
     from vlm_mhpo.errors import ConfigError
+    from vlm_mhpo.secrets import overrides_without_secrets
 
     variants, chosen = parse_variants(objectives), parse_seeds(seeds)
     names = {variant.name for variant in variants}
@@ -195,13 +196,14 @@ def compare(
     if baseline not in names:
         raise ConfigError(f"--baseline {baseline} is not among the objectives {objectives}")
     planned = plan(config, overrides or [], variants, chosen, out)
+    changed = overrides_without_secrets(overrides or []) or "no overrides"
     measures = run_all(config, planned, num_jobs=jobs)
     page = write_comparison(
         measures,
         out,
         baseline=baseline,
         title=f"Objectives on {config.stem}",
-        description=f"{len(chosen)} seeds ({seeds}), {config.name} with {' '.join(overrides or []) or 'no overrides'}.",
+        description=f"{len(chosen)} seeds ({seeds}), {config.name} with {changed}.",
     )
     typer.echo(page.with_suffix(".md").read_text())
     typer.echo(page)

@@ -20,6 +20,7 @@ from vlm_mhpo.comparison.variants import Variant
 from vlm_mhpo.config import load_config
 from vlm_mhpo.distributed import LAUNCHER_VARIABLES
 from vlm_mhpo.errors import ConfigError, TrainingError
+from vlm_mhpo.secrets import without_secrets
 
 SEED_PLACEHOLDER = "{seed}"
 
@@ -106,8 +107,8 @@ def setting_file(job: Job) -> Path:
 
 
 def setting_of(config: Path, job: Job) -> dict:
-    """The resolved configuration of a job, as JSON values."""
-    return load_config(config, job.overrides).model_dump(mode="json")
+    """The resolved configuration of a job, as JSON values, without passwords and tokens."""
+    return without_secrets(load_config(config, job.overrides).model_dump(mode="json"))
 
 
 def check_setting(config: Path, job: Job) -> None:

@@ -15,6 +15,7 @@ from data_prep import Row
 from vlm_mhpo import distributed
 from vlm_mhpo.config import Config, parse_config
 from vlm_mhpo.errors import ConfigError
+from vlm_mhpo.secrets import without_secrets
 from vlm_mhpo.types import Completion, Group, Prompt, ScoredGroup
 from vlm_mhpo.update import Batch
 
@@ -92,11 +93,12 @@ def write_dump(run_dir: Path, step: int, batch: Batch, config: Config, reason: s
         "step": step,
         "rank": distributed.rank(),
         "world_size": distributed.world_size(),
-        "reason": reason,
+        "reason": without_secrets(reason),
         "checkpoint": str(checkpoints[-1].resolve()) if checkpoints else "",
         "masked": sorted(batch.masked),
         "groups": [group_record(scored) for scored in batch.groups],
-        "config": config.model_dump(),
+        # A replay scores nothing, so it can do without the keys of a reward.
+        "config": without_secrets(config.model_dump()),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from vlm_mhpo.profiling.advice import advise, percent
 from vlm_mhpo.profiling.figures import GROUPS, PHASES, Profile, Stage, merge
 from vlm_mhpo.recorder import git_commit, versions
 from vlm_mhpo.report.plotting import ACCENT, GREYS, INK, MUTED, PAPER, chart_style
+from vlm_mhpo.secrets import without_secrets
 
 STAGES = {"sample": "sample", "log_probs": "log-probs", "update": "train"}
 GIB = 2**30
@@ -62,7 +63,7 @@ def record(profiles: Sequence[Profile], profile: Profile, sentences: Sequence[st
         "stages": stages,
         "advice": list(sentences),
         "by_rank": [asdict(each) for each in profiles] if len(profiles) > 1 else [],
-        "config": config.model_dump(),
+        "config": without_secrets(config.model_dump()),
         "versions": versions(),
         "git_commit": git_commit(),
     }
