@@ -170,3 +170,10 @@ def test_text_is_never_run_and_pickles_are_never_read():
         if called in FORBIDDEN_CALLS or unsafe_load or harmful:
             wrong.append(f"{place} {called}")
     assert wrong == []
+
+
+@pytest.mark.parametrize("command", [("check",), ("format", "--check")], ids=["rules", "form"])
+def test_ruff_has_nothing_to_say(command):
+    pytest.importorskip("ruff", reason="ruff comes with the dev extra")
+    found = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
