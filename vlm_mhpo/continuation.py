@@ -53,7 +53,8 @@ def resume(setup: Setup) -> int:
     """Load the newest whole checkpoint of the run folder; returns the finished steps, 0 for a new run.
 
     Raises:
-        CheckpointError: the checkpoint is of another setting, all are damaged, or a run is there without any.
+        CheckpointError: the checkpoint is of another setting, a stranger's or holds a program, all are damaged, or a
+            run is there without any.
     """
     root = setup.run_dir / "checkpoints"
     found, recut, error = None, [], None
@@ -65,6 +66,7 @@ def resume(setup: Setup) -> int:
                 if not setup.config.checkpoint.trust_folder:
                     checkpoint.refuse_strangers(folder)
                 recut = checkpoint.check_state(found[1], fixed_values(setup), folder, free=LAYOUT_KEYS)
+                checkpoint.refuse_programs(folder)
             else:
                 refuse_silent_restart(setup.run_dir)
         except CheckpointError as problem:

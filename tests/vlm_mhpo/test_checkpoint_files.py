@@ -5,6 +5,7 @@ Not covered here: DeepSpeed's own shards and several ranks (see tests/system).
 
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -285,15 +286,67 @@ def planted(kind: str, file: Path, canary: Path) -> None:
         torch.save({"a": __import__("functools").partial(open, str(canary), "w")}, file)
 
 
-@pytest.mark.parametrize(
-    "kind", ["plain", "nested", "beside tensors", "legacy format", "bare pickle", "protocol 0", "os.system", "partial"]
-)
-def test_a_planted_pickle_is_refused_and_never_runs(tmp_path, kind):
+# What the refusal must name; the two bare pickles are none that torch's reader understands so far.
+PLANTED = {
+    "plain": "io.open",
+    "nested": "io.open",
+    "beside tensors": "io.open",
+    "legacy format": "io.open",
+    "bare pickle": None,
+    "protocol 0": None,
+    "os.system": "os.system",
+    "partial": "functools.partial",
+}
+
+
+@pytest.mark.parametrize("mmap", [False, True], ids=["read", "mapped"])
+@pytest.mark.parametrize("kind", PLANTED)
+def test_a_planted_pickle_is_refused_by_name_and_never_runs(tmp_path, kind, mmap):
     file, canary = tmp_path / "shard.pt", tmp_path / "canary"
     planted(kind, file, canary)
-    with pytest.raises((pickle.UnpicklingError, RuntimeError)):
-        checkpoint.safe_load(str(file))
+    name = PLANTED[kind]
+    what = f"{name}, which may run code" if name else "more than tensors and plain values"
+    with pytest.raises(CheckpointError, match=f"/shard.pt holds {re.escape(what)}, and is not read"):
+        checkpoint.safe_load(str(file), "cpu", mmap=mmap)
     assert not canary.exists()
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+@pytest.mark.parametrize("shard", [name for name in DATA_FILES if name.startswith("engine/")])
+def test_a_planted_pickle_in_any_shard_is_found_before_anything_is_loaded(tmp_path, shard, kind):
+    folder, canary = save(tmp_path, 4), tmp_path / "canary"
+    checkpoint.refuse_programs(folder)
+    planted(kind, folder / shard, canary)
+    with pytest.raises(CheckpointError, match=f"step_000004/{shard} holds "):
+        checkpoint.refuse_programs(folder)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"junk" * 10, b"PK\x03\x04" + b"\0" * 40, b"\x80\x02.", b"\x80\x02}"])
+def test_a_shard_that_is_none_is_one_sentence(tmp_path, content):
+    file = tmp_path / "shard.pt"
+    file.write_bytes(content)
+    for mmap in (False, True):
+        with pytest.raises(CheckpointError, match=r"/shard.pt (cannot be read \(|holds more than tensors and plain)"):
+            checkpoint.safe_load(str(file), "cpu", mmap=mmap)
+
+
+def test_three_classes_may_be_loaded_and_no_fourth(tmp_path, monkeypatch):
+    inside = set()
+
+    def note(path: str, **options: object) -> None:
+        assert options["weights_only"] is True
+        inside.update(torch.serialization.get_safe_globals())
+
+    monkeypatch.setattr(torch, "load", note)
+    checkpoint.safe_load(str(tmp_path))
+    # torch allows a few of its own in every load.
+    ours = inside - set(torch.serialization.get_safe_globals())
+    assert sorted(f"{each.__module__}.{each.__name__}" for each in ours) == [
+        "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+        "deepspeed.runtime.zero.config.ZeroStageEnum",
+        "deepspeed.utils.tensor_fragment.fragment_address",
+    ]
 
 
 def test_the_planted_pickles_would_run_elsewhere(tmp_path):

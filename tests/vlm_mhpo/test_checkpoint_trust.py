@@ -7,12 +7,14 @@ import os
 import pickle
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests.vlm_mhpo.checkpoint_cases import save
-from vlm_mhpo import checkpoint
+from vlm_mhpo import checkpoint, continuation
+from vlm_mhpo.checkpoint.files import files_of, listing_of
 from vlm_mhpo.errors import CheckpointError, ModelError
 from vlm_mhpo.models.export import export, find_policy
 from vlm_mhpo.models.loading import load_policy
@@ -136,6 +138,56 @@ def test_our_own_checkpoint_is_trusted_whatever_the_umask(tmp_path):
     finally:
         os.umask(before)
     checkpoint.refuse_strangers(folder)
+
+
+@pytest.fixture
+def resumed(tmp_path, monkeypatch):
+    """`resume` of a run with a checkpoint at step 4, which gives (its answer, whether it was loaded)."""
+    save(tmp_path / "checkpoints", 4)
+    loaded: list[Path] = []
+    monkeypatch.setattr(continuation, "fixed_values", lambda setup: {"seed": 3})
+    monkeypatch.setattr(checkpoint, "load", lambda engine, folder: loaded.append(folder))
+
+    def run(trust: bool) -> tuple[int, bool]:
+        settings = SimpleNamespace(trust_folder=trust)
+        config = SimpleNamespace(checkpoint=settings, train=SimpleNamespace(max_steps=6))
+        step = continuation.resume(SimpleNamespace(run_dir=tmp_path, config=config, engine=None))
+        return step, loaded == [tmp_path / "checkpoints" / "step_000004"]
+
+    return run
+
+
+def open_to_everybody(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root.chmod(0o777)
+
+
+def of_another_user(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+
+
+@pytest.mark.parametrize("spoil", [open_to_everybody, of_another_user])
+def test_a_run_goes_on_from_a_strangers_folder_only_when_told_to(resumed, tmp_path, monkeypatch, spoil):
+    assert resumed(trust=False) == (4, True)
+    spoil(tmp_path / "checkpoints", monkeypatch)
+    with pytest.raises(CheckpointError, match=r"set checkpoint.trust_folder=true if you trust"):
+        resumed(trust=False)
+    assert resumed(trust=True)[0] == 4
+
+
+def test_a_trusted_folder_runs_no_program_either(resumed, tmp_path):
+    canary = tmp_path / "canary"
+    shard = tmp_path / "checkpoints" / "step_000004" / "engine" / "zero_pp_rank_0.pt"
+    torch.save({"optimizer": Bomb(canary)}, shard)
+    commit_anew(shard.parents[1])
+    with pytest.raises(CheckpointError, match=r"zero_pp_rank_0.pt holds io.open, which may run code"):
+        resumed(trust=True)
+    assert not canary.exists()
+
+
+def commit_anew(folder: Path) -> None:
+    """Write a manifest that agrees with the files."""
+    files = [file for file in files_of(folder) if file.name != "manifest.json"]
+    (folder / "manifest.json").write_text(json.dumps({"files": listing_of(files, folder)}))
 
 
 # ---- policies are safetensors ----------------------------------------------------------------------------------

@@ -3,7 +3,15 @@
 from vlm_mhpo.checkpoint.best import BEST, Best, best_step, read_best
 from vlm_mhpo.checkpoint.files import DISK, Disk, only_writer
 from vlm_mhpo.checkpoint.names import folder_of, steps_in
-from vlm_mhpo.checkpoint.reading import check_state, load, newest_valid, read_state, refuse_strangers, safe_load
+from vlm_mhpo.checkpoint.reading import (
+    check_state,
+    load,
+    newest_valid,
+    read_state,
+    refuse_programs,
+    refuse_strangers,
+    safe_load,
+)
 from vlm_mhpo.checkpoint.resharding import load_resharded
 from vlm_mhpo.checkpoint.writing import Saving, begin, commit, finish, save
 
@@ -25,6 +33,7 @@ __all__ = [
     "only_writer",
     "read_best",
     "read_state",
+    "refuse_programs",
     "refuse_strangers",
     "safe_load",
     "save",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import stat
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -111,27 +113,43 @@ def check_state(
     return list(phrases.values())
 
 
+def refuse_programs(folder: Path) -> None:
+    """CheckpointError for a checkpoint with a shard that might run code; its tensors stay on the disk.
+
+    Loading refuses it as well, but shard by shard, when other ranks may wait for the one that met it.
+    """
+    for shard in sorted((folder / ENGINE_TAG).rglob("*.pt")):
+        safe_load(str(shard), "cpu", mmap=True)
+
+
 def load(engine: Engine, folder: Path) -> None:
     """Put a checkpoint's weights and optimizer state into the engine; no pickle but DeepSpeed's own is read."""
     engine.deepspeed.checkpoint_engine.load = safe_load
-    try:
-        path, _ = engine.deepspeed.load_checkpoint(str(folder), tag=ENGINE_TAG, load_lr_scheduler_states=False)
-    except pickle.UnpicklingError as error:
-        raise not_plain(folder) from error
+    path, _ = engine.deepspeed.load_checkpoint(str(folder), tag=ENGINE_TAG, load_lr_scheduler_states=False)
     if path is None:
         raise CheckpointError(f"{folder}: DeepSpeed found nothing to load")
 
 
-def not_plain(folder: Path) -> CheckpointError:
-    """The error of a shard that might run code."""
-    return CheckpointError(f"{folder}: a shard holds more than tensors and plain values, and is not read")
-
-
 def safe_load(path: str, map_location: Any = None, *, mmap: bool = False) -> Any:
-    """torch.load that runs no code: tensors, plain values, and three classes of DeepSpeed's shards."""
+    """torch.load that runs no code: tensors, plain values, and three classes of DeepSpeed's shards.
+
+    Raises:
+        CheckpointError: the file holds anything else, which is named.
+    """
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
     with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+        try:
+            # torch maps only zip files; what is none is read, to say what it holds.
+            mmap = mmap and zipfile.is_zipfile(path)
+            return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+        except pickle.UnpicklingError as error:
+            # Of torch's page only this word: the rest tells how to load it all the same.
+            named = re.search(r"GLOBAL ([\w.]+)", str(error))
+            what = f"holds {named[1]}, which may run code" if named else "holds more than tensors and plain values"
+            raise CheckpointError(f"{path} {what}, and is not read") from error
+        # A file made to harm can break torch's reader in any way.
+        except Exception as error:
+            raise CheckpointError(f"{path} cannot be read ({error!r})") from error

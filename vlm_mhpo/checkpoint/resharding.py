@@ -6,7 +6,6 @@ the bit. Not covered: bfloat16 at ZeRO-0 and states on NVMe (refused by name).
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from vlm_mhpo import distributed
 from vlm_mhpo.checkpoint.names import ENGINE_TAG
-from vlm_mhpo.checkpoint.reading import not_plain, safe_load
+from vlm_mhpo.checkpoint.reading import safe_load
 from vlm_mhpo.engine import Engine
 from vlm_mhpo.errors import CheckpointError
 
@@ -76,8 +75,6 @@ def load_resharded(engine: Engine, folder: Path) -> None:
     error: CheckpointError | None = None
     try:
         fill(engine, read_shards(folder / ENGINE_TAG, trained_parameters(engine)))
-    except pickle.UnpicklingError:
-        error = not_plain(folder)
     except CheckpointError as problem:
         error = CheckpointError(f"{folder}: {problem}")
     except (KeyError, IndexError, AttributeError, TypeError) as problem:
