@@ -19,7 +19,7 @@ from vlm_mhpo.engine import Engine, deepspeed_settings
 from vlm_mhpo.errors import ConfigError
 from vlm_mhpo.evaluation.chosen import Chosen, benchmark_builder, chosen_benchmarks
 from vlm_mhpo.models.families import parameter_table
-from vlm_mhpo.models.loading import Tools, load_policy
+from vlm_mhpo.models.loading import Tools, load_policy, loaded_commit
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.models.tiny import resolve_model
 from vlm_mhpo.objectives import build_objective
@@ -107,6 +107,9 @@ def record_setup(setup: Setup) -> None:
         "family": setup.policy.family.model_type,
     }
     if distributed.is_main():
+        # The name alone may mean other weights tomorrow.
+        if commit := loaded_commit(setup.policy.model.name_or_path, setup.config.model.revision):
+            model["commit"] = commit
         write_run_file(setup.run_dir, setup.config, model)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -13,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.builders import picture
+from tests.system.outcomes import assert_one_sentence, contents
 from tests.system.ranks import CLI, run_commands, run_ranks
 from vlm_mhpo import cli
 
@@ -236,15 +235,6 @@ def test_bad_rows_prompts_and_rewards_end_in_one_sentence(name, answers):
     assert not (run_dir / "checkpoints").exists()
 
 
-def assert_one_sentence(code: int | None, stderr: str, sentence: str) -> None:
-    """A non-zero code, and one line that begins with `error:`, the last."""
-    lines = [line for line in stderr.replace("\r", "\n").splitlines() if line.strip()]
-    assert code, stderr
-    assert "Traceback" not in stderr
-    assert [line for line in lines if line.startswith("error:")] == lines[-1:]
-    assert re.fullmatch(f"error: {sentence}", lines[-1]), lines[-1]
-
-
 @pytest.mark.full
 @pytest.mark.timeout(60)
 def test_a_batch_that_two_ranks_cannot_share_is_one_sentence_on_both(tmp_path):
@@ -277,11 +267,6 @@ def finished(tmp_path_factory) -> Path:
     return root / "run"
 
 
-def contents(run_dir: Path) -> dict[str, bytes]:
-    """Every file of a run but its log of events."""
-    return {str(path.relative_to(run_dir)): path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
-
-
 @pytest.fixture(scope="module")
 def refused(finished, tmp_path_factory) -> dict[str, tuple[dict[str, Any], dict[str, bytes], Path]]:
     """What continuing each spoilt copy of the run gave, the copy before, and where it lies."""
@@ -291,13 +276,11 @@ def refused(finished, tmp_path_factory) -> dict[str, tuple[dict[str, Any], dict[
         "rows": ["data.train=synthetic:shapes?seed=1&num_rows=32@train"],
         "no checkpoint": [],
         "damaged": [],
-        "program": [],
     }
     copies = {name: Path(shutil.copytree(finished, root / name)) for name in changes}
     shutil.rmtree(copies["no checkpoint"] / "checkpoints")
     for weights in (copies["damaged"] / "checkpoints").rglob("model.safetensors"):
         weights.write_bytes(weights.read_bytes()[:-1])
-    plant_program(copies["program"], root / "canary")
     before = {name: contents(copy) for name, copy in copies.items()}
     commands = [
         ["train", BASE, f"output_dir={copies[name]}", "checkpoint.save_steps=1", "train.max_steps=3", *overrides]
@@ -305,23 +288,6 @@ def refused(finished, tmp_path_factory) -> dict[str, tuple[dict[str, Any], dict[
     ]
     done = run_commands(commands, root / "commands")
     return {name: (outcome, before[name], copies[name]) for name, outcome in zip(changes, done, strict=True)}
-
-
-def plant_program(run_dir: Path, canary: Path) -> None:
-    """Put a pickle that creates `canary` when loaded into every shard, with a manifest that agrees."""
-
-    class Program:
-        def __reduce__(self):
-            return Path.touch, (canary,)
-
-    for step in (run_dir / "checkpoints").iterdir():
-        manifest = json.loads((step / "manifest.json").read_text())
-        for shard in step.rglob("*.pt"):
-            torch.save({"module": Program()}, shard)
-            digest = hashlib.sha256(shard.read_bytes()).hexdigest()
-            name = str(shard.relative_to(step))
-            manifest["files"][name] = {"bytes": shard.stat().st_size, "sha256": digest}
-        (step / "manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.mark.full
@@ -336,7 +302,6 @@ def plant_program(run_dir: Path, canary: Path) -> None:
         ("rows", ".*/step_000002 belongs to another setting: data.train was .*; training rows was .* and is now .*"),
         ("no checkpoint", ".* holds 2 trained steps but no checkpoint to continue from: remove the folder or .*"),
         ("damaged", "every checkpoint in .* is damaged: move the folder away to start over"),
-        ("program", ".*/step_000002: .*"),
     ],
 )
 def test_a_run_that_cannot_go_on_is_refused_in_one_sentence_and_left_alone(name, sentence, refused):
@@ -344,10 +309,3 @@ def test_a_run_that_cannot_go_on_is_refused_in_one_sentence_and_left_alone(name,
     assert_one_sentence(outcome["code"], outcome["stderr"], sentence)
     assert outcome["code"] == 3
     assert contents(run_dir) == before
-
-
-@pytest.mark.full
-@pytest.mark.timeout(180)
-def test_resuming_runs_no_program_of_a_checkpoint(refused):
-    _, _, run_dir = refused["program"]
-    assert not (run_dir.parent / "canary").exists()

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from tests.system.drive_untrusted import plant
+from tests.system.outcomes import assert_one_sentence, contents
 from tests.system.ranks import run_commands, run_ranks
 from tests.system.resume_cases import BASE, SMALL
-from tests.system.test_bad_input import assert_one_sentence, contents
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(240)]
 

@@ -15,6 +15,7 @@ import torch
 from tests.vlm_mhpo.checkpoint_cases import FakeDeepSpeed, save, saved_step, write_policy
 from tests.vlm_mhpo.unreliable_disk import IO_ERROR, NO_SPACE, Killed, UnreliableDisk
 from vlm_mhpo import checkpoint, continuation
+from vlm_mhpo.checkpoint import writing
 from vlm_mhpo.checkpoint.files import DISK, Disk, files_of, folders_of, listing_of, remove_tree, write_json
 from vlm_mhpo.errors import CheckpointError, SaveError
 
@@ -289,18 +290,45 @@ class SlowDisk(Disk):
         super().fsync(path)
 
 
-def begin(root: Path, step: int, disk: Disk):
+def begin(root: Path, step: int, disk: Disk, keep: int = 2) -> checkpoint.Saving:
     root.mkdir(parents=True, exist_ok=True)
     return checkpoint.begin(
         SimpleNamespace(deepspeed=FakeDeepSpeed(step)),
         root,
         step,
         {"seed": 3},
-        keep=2,
+        keep=keep,
         extra=write_policy,
         disk=disk,
         background=True,
     )
+
+
+def in_the_background(root: Path, step: int, keep: int, disk: Disk) -> None:
+    """Begin and finish apart, with all that the thread does in between."""
+    saving = begin(root, step, disk, keep)
+    # A kill ends both threads: what it stops in the one, the other does not finish.
+    if stopped := saving.settled.exception(timeout=30):
+        raise stopped
+    checkpoint.finish(saving)
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_background_save_that_ends_at_any_operation_is_survived(tmp_path, keep):
+    number, wrong = problems_of(in_the_background, tmp_path, keep, 2)
+    assert wrong == []
+    assert number >= 70
+
+
+def test_the_sweep_rejects_a_background_save_that_counts_before_the_disk_is_through(tmp_path, monkeypatch):
+    # As if `finish` took the files for settled: nobody has forced the shards to the disk.
+    monkeypatch.setattr(writing, "settle_files", lambda saving, files: saving.settled.set_result(listed(saving, files)))
+    _, wrong = problems_of(in_the_background, tmp_path, 1, 1)
+    assert any("differs from the manifest" in problem for problem in wrong), wrong[:3]
+
+
+def listed(saving: checkpoint.Saving, files: list[Path]) -> dict[str, dict[str, object]]:
+    return listing_of(files, saving.staging)
 
 
 def test_training_goes_on_while_the_disk_works_and_the_checkpoint_counts_when_it_is_through(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -224,17 +225,13 @@ def test_a_policy_with_pickled_weights_is_neither_loaded_nor_exported(tmp_path, 
     assert canary.exists()
 
 
-def test_a_policy_with_a_program_or_a_link_or_no_weights_is_not_exported(tmp_path):
+def test_a_policy_with_a_link_or_no_weights_is_not_exported(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="holds no weights as safetensors"):
         export(str(folder), tmp_path / "out")
     (folder / "model.safetensors").write_bytes(b"weights")
-    (folder / "modeling.py").write_text("print()")
-    with pytest.raises(CheckpointError, match=r"modeling.py is a program"):
-        export(str(folder), tmp_path / "out")
-    (folder / "modeling.py").unlink()
     (folder / "linked.json").symlink_to("/etc/hostname")
     with pytest.raises(CheckpointError, match=r"linked.json is a link"):
         export(str(folder), tmp_path / "out")
@@ -243,6 +240,28 @@ def test_a_policy_with_a_program_or_a_link_or_no_weights_is_not_exported(tmp_pat
         "config.json",
         "model.safetensors",
     ]
+
+
+@pytest.mark.parametrize(
+    "name", ["modeling.py", "MODELING.PY", "modeling.pyc", "a/kernel.so", "weights.npz", "tf_model.h5", "run.sh", "run"]
+)
+def test_a_policy_with_anything_but_data_is_not_exported(tmp_path, name):
+    folder = tmp_path / "model"
+    file = folder / name
+    file.parent.mkdir(parents=True)
+    for each in (folder / "config.json", folder / "model.safetensors", file):
+        each.write_bytes(b"{}")
+    with pytest.raises(CheckpointError, match=rf"{re.escape(name)} is no file of a policy \(.safetensors, .json, .*\)"):
+        export(str(folder), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen2_5_vl", "qwen3_vl"])
+def test_what_transformers_writes_of_a_policy_is_tensors_and_text(tmp_path, tiny, family):
+    files = [path for path in export(str(tiny(family).folder), tmp_path / "out").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt", ".jinja"}
+    for path in files:
+        assert path.suffix == ".safetensors" or path.read_text()
 
 
 # ---- the best one ----------------------------------------------------------------------------------------------

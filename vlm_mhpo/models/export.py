@@ -14,6 +14,8 @@ from vlm_mhpo.errors import CheckpointError
 from vlm_mhpo.models.loading import Tools
 
 POLICY_FOLDER = "policy"
+# What a policy is made of: tensors, settings, vocabularies, templates and words about them.
+DATA = (".safetensors", ".json", ".txt", ".jinja", ".model", ".tiktoken", ".md")
 # What torch writes with pickle, under the names in use.
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
@@ -93,14 +95,14 @@ def export(source: str, out: Path, which: str = "newest") -> Path:
 
 
 def refuse_programs(folder: Path) -> None:
-    """CheckpointError for a model folder with pickled weights, programs or links: what is exported cannot run."""
+    """CheckpointError for a model folder with anything but a policy's data files: what is exported cannot run."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if path.is_symlink():
             raise CheckpointError(f"{folder}: {name} is a link: export a folder that holds its own files")
         if path.suffix.lower() in PICKLED:
             raise CheckpointError(f"{folder}: {name} may run code when it is loaded: convert it to safetensors first")
-        if path.suffix == ".py":
-            raise CheckpointError(f"{folder}: {name} is a program, and a policy is data: remove it first")
+        if not path.is_dir() and path.suffix not in DATA:
+            raise CheckpointError(f"{folder}: {name} is no file of a policy ({', '.join(DATA)}): remove it first")
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{folder} holds no weights as safetensors")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -128,6 +129,16 @@ def check_revision(revision: str | None) -> None:
             f"model.revision={revision!r} is not a commit hash of 40 hex digits: take it from the model's list of "
             "commits, or leave it out"
         )
+
+
+def loaded_commit(path: str, revision: str | None) -> str | None:
+    """The commit of a hub model that was loaded just now, as the local cache tells; None for a folder."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(path).exists():
+        return None
+    file = try_to_load_from_cache(path, "config.json", revision=revision)
+    return Path(file).parent.name if isinstance(file, str) else None
 
 
 def stage_of(settings: dict[str, Any] | None) -> int:
