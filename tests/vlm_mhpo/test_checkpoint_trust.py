@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -258,7 +259,10 @@ def test_a_policy_with_anything_but_data_is_not_exported(tmp_path, name):
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen2_5_vl", "qwen3_vl"])
 def test_what_transformers_writes_of_a_policy_is_tensors_and_text(tmp_path, tiny, family):
-    files = [path for path in export(str(tiny(family).folder), tmp_path / "out").rglob("*") if path.is_file()]
+    folder = shutil.copytree(tiny(family).folder, tmp_path / "model")
+    (folder / "LICENSE").write_text("MIT")
+    files = [path for path in export(str(folder), tmp_path / "out").rglob("*") if path.is_file()]
+    files.remove(tmp_path / "out" / "LICENSE")
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt", ".jinja"}
     for path in files:
         assert path.suffix == ".safetensors" or path.read_text()

@@ -16,6 +16,8 @@ from vlm_mhpo.models.loading import Tools
 POLICY_FOLDER = "policy"
 # What a policy is made of: tensors, settings, vocabularies, templates and words about them.
 DATA = (".safetensors", ".json", ".txt", ".jinja", ".model", ".tiktoken", ".md")
+# What a model of the hub has beside them.
+TEXTS = ("LICENSE", "NOTICE", ".gitattributes")
 # What torch writes with pickle, under the names in use.
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
@@ -102,7 +104,7 @@ def refuse_programs(folder: Path) -> None:
             raise CheckpointError(f"{folder}: {name} is a link: export a folder that holds its own files")
         if path.suffix.lower() in PICKLED:
             raise CheckpointError(f"{folder}: {name} may run code when it is loaded: convert it to safetensors first")
-        if not path.is_dir() and path.suffix not in DATA:
+        if not path.is_dir() and path.suffix not in DATA and path.name not in TEXTS:
             raise CheckpointError(f"{folder}: {name} is no file of a policy ({', '.join(DATA)}): remove it first")
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{folder} holds no weights as safetensors")
