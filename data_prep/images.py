@@ -181,10 +181,10 @@ def _read_header(data: bytes, name: str) -> tuple[str, int, int]:
 
 
 def _png_size(data: bytes) -> tuple[int, int]:
-    """Width and height; Pillow reads every chunk in Python, so a million of them is refused."""
+    """Width and height; Pillow reads every chunk up to IEND in Python, so a million of them is refused."""
     at = 8
     for _ in range(_MAX_PNG_CHUNKS):
-        if at >= len(data):
+        if at >= len(data) or data[at + 4 : at + 8] == b"IEND":
             return struct.unpack_from(">II", data, 16)
         at += 12 + int.from_bytes(data[at : at + 4], "big")
     raise ValueError(f"more than {_MAX_PNG_CHUNKS} chunks")

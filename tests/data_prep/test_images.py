@@ -50,6 +50,9 @@ BOMB = png(13_000, 13_000, 1, 0, bytes((13_000 // 8 + 1) * 13_000))
 REFUSED = {
     "1-bit PNG bomb": (BOMB, "over the limit"),
     "RGB PNG bomb": (png(9_000, 9_000, 8, 2, b""), "over the limit"),
+    # Each side is below 8,192, so only the limit of pixels is left to refuse it.
+    "8,000 x 8,000 pixels": (png(8_000, 8_000, 8, 2, b""), "8000 x 8000 pixels is over the limit of 16,700,000 pixels"),
+    "a line too many": (png(4_175, 4_001, 1, 0, b""), "4175 x 4001 pixels is over the limit of 16,700,000 pixels"),
     "long side": (png(8_193, 100, 8, 2, b""), "over the limit"),
     "thin line": (png(1, 201, 8, 0, bytes(402)), "thinner"),
     "empty": (png(0, 10, 8, 2, b""), "declares 0 x 10"),
@@ -90,7 +93,7 @@ def test_a_bad_picture_is_refused_with_its_reason(name):
         open_image(data)
 
 
-@pytest.mark.parametrize("name", [name for name, (_, reason) in REFUSED.items() if reason == "over the limit"])
+@pytest.mark.parametrize("name", [name for name, (_, reason) in REFUSED.items() if "over the limit" in reason])
 def test_a_bomb_is_refused_before_anything_is_decoded(name, monkeypatch):
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("Pillow was given the bomb"))
     started, _ = time.perf_counter(), tracemalloc.start()
@@ -100,6 +103,24 @@ def test_a_bomb_is_refused_before_anything_is_decoded(name, monkeypatch):
     tracemalloc.stop()
     assert time.perf_counter() - started < 0.5
     assert peak < 2**20
+
+
+# A white bit a pixel and a byte of filter a line: 4,175 x 4,000 are the 16.7 million pixels that are allowed.
+@pytest.mark.parametrize(("width", "height"), [(4_175, 4_000), (8_192, 2_038)])
+def test_the_largest_picture_that_is_allowed_is_opened(width, height):
+    opened = open_image(png(width, height, 1, 0, (b"\0" + b"\xff" * -(-width // 8)) * height))
+    assert opened.size == (width, height) and opened.getpixel((width - 1, height - 1)) == (255, 255, 255)
+
+
+def test_a_file_of_20_mib_is_opened_and_one_of_a_byte_more_is_refused(tmp_path):
+    data = encoded(with_red_left_half())
+    data += bytes(20 * 2**20 - len(data))
+    (tmp_path / "most.png").write_bytes(data)
+    (tmp_path / "more.png").write_bytes(data + b"\0")
+    for allowed, refused in ((data, data + b"\0"), (tmp_path / "most.png", tmp_path / "more.png")):
+        assert open_image(allowed).size == (40, 20)
+        with pytest.raises(ImageError, match="larger than 20,971,520 bytes"):
+            open_image(refused)
 
 
 def test_limits_are_inclusive_and_can_be_changed():
