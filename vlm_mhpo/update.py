@@ -88,12 +88,16 @@ class Batch:
 
 @dataclass(slots=True)
 class Totals:
-    """Metric sums of micro-batches on this rank; see `distributed.reduce_metrics` for the name prefixes."""
+    """Metric sums of micro-batches on this rank; see `distributed.reduce_metrics` for the name prefixes.
+
+    `gradients` is what `gradient_sums` saw of each micro-batch, and its prompts; it is not folded into another.
+    """
 
     metrics: dict[str, Tensor] = field(default_factory=dict)
     num_tokens: Tensor = field(default_factory=lambda: torch.zeros((), device=distributed.device()))
     # A 0 that takes the shape of the first counts.
     histograms: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64, device=distributed.device()))
+    gradients: list[tuple[Tensor, list[str]]] = field(default_factory=list)
 
     def add(self, other: Totals) -> None:
         """Fold the sums of another in."""
@@ -181,6 +185,7 @@ def update_on(
             bad_prompts = accumulate(engine, objective, batch, settings, own)
             result = engine.update(learning_rate)
             if not result.applied:
+                bad_prompts += [name for value, ids in own.gradients if not value.isfinite() for name in ids]
                 # Its sums may lack names on the rank that failed, so no rank adds them.
                 report_bad_update(bad_prompts, partial(on_bad, batch), settings, step)
                 continue
@@ -235,35 +240,74 @@ def accumulate(
     """Add the gradients of a minibatch; returns the prompts whose loss was not finite."""
     counts = global_counts(batch)
     bad_prompts: list[str] = []
-    for micro_batch in batches_of(engine.policy, batch.groups, settings):
-        with named(batch.groups, micro_batch):
-            log_probs_N, entropy_N = engine(
-                micro_batch.rows, temperature=settings.temperature, chunk_size=settings.chunk_size
-            )
-        log_probs_BT, mask_BT = micro_batch.scatter(log_probs_N)
-        entropy_BT, _ = micro_batch.scatter(entropy_N)
-        masked = [row for row, flat in enumerate(micro_batch.completion_indices) if flat in batch.masked]
-        mask_BT[masked] = False
-        old_BT = constants_like(log_probs_BT, batch.old_log_probs, micro_batch)
-        advantages_B = log_probs_BT.new_tensor([batch.advantages[flat] for flat in micro_batch.completion_indices])
-        try:
-            loss, metrics = objective.loss(log_probs_BT, old_BT, advantages_B, mask_BT, **counts)
-        except NonFiniteInput:
-            # Stopping here would leave the other ranks waiting, so the NaN goes on into the gradient, where
-            # all ranks see it before the weights move.
-            bad_prompts += prompts_in(batch.groups, micro_batch)
-            engine.backward(log_probs_N.sum() * torch.nan)
-            continue
-        totals.add(measure(objective, loss, log_probs_BT, old_BT, advantages_B, mask_BT, counts, settings.on_policy))
-        metrics |= {"add/policy_loss": loss.detach(), "sum/entropy": torch.where(mask_BT, entropy_BT, 0.0).sum()}
-        if batch.reference_log_probs is not None:
-            reference_BT = constants_like(log_probs_BT, batch.reference_log_probs, micro_batch)
-            kl_BT = kl_penalty(log_probs_BT, reference_BT, mask_BT)
-            loss = loss + settings.beta * objective.aggregate(kl_BT, mask_BT, **counts)
-            metrics["sum/kl"] = torch.where(mask_BT, kl_BT.detach(), 0.0).sum()
-        engine.backward(loss)
-        totals.add(Totals(metrics))
+    with gradient_sums(engine.policy) as sums:
+        for micro_batch in batches_of(engine.policy, batch.groups, settings):
+            prompts = prompts_in(batch.groups, micro_batch)
+            if not add_gradient(engine, objective, batch, micro_batch, settings, counts, totals):
+                bad_prompts += prompts
+            # Looked at only after a bad update: a look waits for the device.
+            totals.gradients += [(value, prompts) for value in sums]
+            sums.clear()
     return bad_prompts
+
+
+def add_gradient(
+    engine: Engine,
+    objective: Objective,
+    batch: Batch,
+    micro_batch: MicroBatch,
+    settings: UpdateSettings,
+    counts: dict[str, int],
+    totals: Totals,
+) -> bool:
+    """Add the gradient of a micro-batch; False when the objective met a log-prob that was not finite."""
+    with named(batch.groups, micro_batch):
+        log_probs_N, entropy_N = engine(
+            micro_batch.rows, temperature=settings.temperature, chunk_size=settings.chunk_size
+        )
+    log_probs_BT, mask_BT = micro_batch.scatter(log_probs_N)
+    entropy_BT, _ = micro_batch.scatter(entropy_N)
+    masked = [row for row, flat in enumerate(micro_batch.completion_indices) if flat in batch.masked]
+    mask_BT[masked] = False
+    old_BT = constants_like(log_probs_BT, batch.old_log_probs, micro_batch)
+    advantages_B = log_probs_BT.new_tensor([batch.advantages[flat] for flat in micro_batch.completion_indices])
+    try:
+        loss, metrics = objective.loss(log_probs_BT, old_BT, advantages_B, mask_BT, **counts)
+    except NonFiniteInput:
+        # Stopping here would leave the other ranks waiting, so the NaN goes on into the gradient, where
+        # all ranks see it before the weights move.
+        engine.backward(log_probs_N.sum() * torch.nan)
+        return False
+    totals.add(measure(objective, loss, log_probs_BT, old_BT, advantages_B, mask_BT, counts, settings.on_policy))
+    metrics |= {"add/policy_loss": loss.detach(), "sum/entropy": torch.where(mask_BT, entropy_BT, 0.0).sum()}
+    if batch.reference_log_probs is not None:
+        reference_BT = constants_like(log_probs_BT, batch.reference_log_probs, micro_batch)
+        kl_BT = kl_penalty(log_probs_BT, reference_BT, mask_BT)
+        loss = loss + settings.beta * objective.aggregate(kl_BT, mask_BT, **counts)
+        metrics["sum/kl"] = torch.where(mask_BT, kl_BT.detach(), 0.0).sum()
+    engine.backward(loss)
+    totals.add(Totals(metrics))
+    return True
+
+
+@contextmanager
+def gradient_sums(policy: Policy) -> Iterator[list[Tensor]]:
+    """Inside, each backward adds the sum of the gradient that reaches the token embeddings.
+
+    It is this rank's own, whatever the stage shares out, and a NaN from the loss or any text layer passes through it.
+    Not covered: a NaN in one weight's gradient or the vision tower alone, and frozen embeddings.
+    """
+    sums: list[Tensor] = []
+
+    def watch(module: torch.nn.Module, args: tuple[Tensor, ...], embedded: Tensor) -> None:
+        if embedded.requires_grad:
+            embedded.register_hook(lambda gradient: sums.append(gradient.sum()))
+
+    handle = policy.model.get_input_embeddings().register_forward_hook(watch)
+    try:
+        yield sums
+    finally:
+        handle.remove()
 
 
 def global_counts(batch: Batch) -> dict[str, int]:
@@ -331,9 +375,8 @@ def report_bad_update(bad_prompts: list[str], keep: Callable[[str], None], setti
     culprits = "; ".join(
         f"rank {index}: prompts {', '.join(sorted(set(ids)))}" for index, ids in enumerate(by_rank) if ids
     )
-    message = (
-        f"step {step}: the loss or gradient was not finite ({culprits or 'overflow in backward'}); weights untouched"
-    )
+    where = culprits or "in the backward of some rank"
+    message = f"step {step}: the loss or gradient was not finite ({where}); weights untouched"
     keep(message)
     if settings.on_nonfinite == "stop":
         raise NonFiniteError(f"{message}. Lower train.learning_rate, or set train.on_nonfinite=skip to go on")

@@ -1,9 +1,11 @@
 """Runs of `vlm-mhpo` in which a rank gets a signal at a named place; programs are loaded once and forked for each.
 
 A JSON file lists the runs: name, arguments, num_ranks, more_of (arguments of the second rank), and optionally signal
-("raise" = an exception), ranks (which get it), phase, step and token (which call for a token in that phase). The answer
-file tells of each: exit codes, seconds from the signal to the end of the last rank that could end by itself, and what
-processes were left.
+("raise" = an exception), ranks (which get it), phase, step and token (which call for a token in that phase) or call
+(the function whose first call it is). Others: nan (where the second rank meets one; see drive_nan), away (a folder: the
+second rank works there, in another time zone, with another home and its clock two seconds ahead). The answer file tells
+of each: exit codes, seconds from the signal to the end of the last rank that could end by itself, and what processes
+were left.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import pkgutil
 import signal
 import sys
 import time
@@ -23,6 +26,7 @@ import deepspeed  # noqa: F401
 import torch
 import transformers  # noqa: F401
 
+from tests.system import drive_nan
 from tests.system.ranks import environment, free_port
 from vlm_mhpo import cli, trainer  # noqa: F401
 from vlm_mhpo.faults import replay  # noqa: F401
@@ -101,6 +105,10 @@ def fork(request: dict[str, Any], rank: int, num_ranks: int, port: str, folder: 
     os.environ.update(environment(rank, num_ranks, port, {}) | request.get("env", {}))
     if "signal" in request and rank in request["ranks"]:
         arm(request, Path(f"{name}.struck"))
+    if "nan" in request and rank == 1:
+        drive_nan.arm(request["nan"])
+    if "away" in request and rank == 1:
+        go_away(request["away"])
     code: Any = 1
     try:
         arguments = [*request["arguments"], *(request.get("more_of", []) if rank else [])]
@@ -121,9 +129,18 @@ def fork(request: dict[str, Any], rank: int, num_ranks: int, port: str, folder: 
         os._exit(code or 0)
 
 
+def go_away(folder: str) -> None:
+    """As on a host that is set up in another way."""
+    os.chdir(folder)
+    os.environ.update(TZ="Asia/Kathmandu", LANG="tr_TR.UTF-8", LC_ALL="C", HOME=folder, USER="other", HOSTNAME="other")
+    time.tzset()
+    clock = time.time
+    time.time = lambda: clock() + 2.0
+
+
 def arm(request: dict[str, Any], struck: Path) -> None:
     """Let this process send itself the signal at the place that is asked for."""
-    kind, tokens = request["signal"], 0
+    kind, tokens, here = request["signal"], 0, ("", 0)
     place = (request["phase"], request["step"])
     enter, tick = Watchdog.enter, Watchdog.tick
 
@@ -139,8 +156,10 @@ def arm(request: dict[str, Any], struck: Path) -> None:
         os.kill(os.getpid(), signal.Signals[kind])
 
     def entering(self: Watchdog, phase: str, step: int) -> None:
+        nonlocal here
         enter(self, phase, step)
-        if (phase, step) == place and not request.get("token"):
+        here = (phase, step)
+        if here == place and not {"token", "call"} & request.keys():
             strike()
 
     def ticking(self: Watchdog) -> None:
@@ -150,7 +169,15 @@ def arm(request: dict[str, Any], struck: Path) -> None:
         if tokens and tokens == request.get("token"):
             strike()
 
+    def calling(*args: Any, **kwargs: Any) -> Any:
+        if here == place:
+            strike()
+        return called(*args, **kwargs)
+
     Watchdog.enter, Watchdog.tick = entering, ticking
+    if "call" in request:
+        called = pkgutil.resolve_name(request["call"])
+        mock.patch(request["call"], calling).start()
 
 
 if __name__ == "__main__":

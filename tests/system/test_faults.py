@@ -19,6 +19,7 @@ from tests.system.test_runs import rows_of
 pytestmark = [pytest.mark.full, pytest.mark.timeout(1200)]
 
 BASE = Path(__file__).with_name("base.yaml")
+USER_REWARDS = Path(__file__).with_name("user_rewards.py")
 SMALL = [
     "train.max_steps=2",
     "train.num_minibatches=1",
@@ -79,6 +80,10 @@ def stopped(tmp_path_factory):
         name = stop_name(case)
         requests.append({"name": name, "num_ranks": num_ranks, "signal": signum, "ranks": ranks, **place})
         requests.append({"name": f"{name}-again", "run": name, "num_ranks": num_ranks})
+    (folder / "away").mkdir()
+    # A relative path would name another file there.
+    reward = f"rewards.functions=[{{name: accuracy}}, {{name: even, path: '{USER_REWARDS}:even_tokens'}}]"
+    requests.append({"name": "elsewhere", "num_ranks": 2, "away": str(folder / "away"), "more": [reward]})
     return folder, drive(folder, requests)
 
 
@@ -103,6 +108,20 @@ def test_a_signal_stops_all_ranks_politely_and_the_next_run_goes_on_as_if_nothin
     assert weights[0] == weights[1]
 
 
+def test_ranks_in_different_surroundings_make_one_run_in_one_folder(stopped):
+    folder, answers = stopped
+    assert answers["elsewhere"]["codes"] == [0, 0], answers["elsewhere"]["stderr"]
+    assert rows_of(folder / "elsewhere") == rows_of(folder / "straight2")
+    files, expected = (
+        {path.relative_to(folder / run) for path in (folder / run).rglob("*")} for run in ("elsewhere", "straight2")
+    )
+    assert files == expected and list((folder / "away").iterdir()) == []
+    made = {"driver", "away", "elsewhere", "straight1", "straight2", *map(stop_name, STOPS)}
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == made
+    same = Path("checkpoints") / "step_000002" / "policy" / "model.safetensors"
+    assert (folder / "elsewhere" / same).read_bytes() == (folder / "straight2" / same).read_bytes()
+
+
 DEATHS = [
     ("SIGKILL", "prompts", 1),
     ("SIGKILL", "sample", 1),
@@ -115,6 +134,12 @@ DEATHS = [
     ("SIGSTOP", "update", 1),
     ("SIGSTOP", "sample", 0),
 ]
+# Where the second rank raises: the phase, and what it is about to do there.
+RAISES = {
+    "sample": {"token": 2},
+    "verify": {"call": "vlm_mhpo.trainer.score_groups"},
+    "update": {"call": "vlm_mhpo.engine.Engine.update"},
+}
 FLAT = "rewards.functions=[{name: mine, path: 'tests/system/user_rewards.py:%s'}]"
 
 
@@ -134,12 +159,16 @@ def died(tmp_path_factory):
     idle = [*long, FLAT % "flat", "train.mask_truncated_completions=true", "faults.max_idle_steps=4"]
     four = ["train.num_prompts_per_step=8"]
     requests += [
-        {"name": "raises", "num_ranks": 2, "signal": "raise", "ranks": [1], "phase": "sample", "step": 1, "token": 2},
+        {"name": f"raises-{phase}", "num_ranks": 2, "signal": "raise", "ranks": [1], "phase": phase, "step": 2, **where}
+        for phase, where in RAISES.items()
+    ]
+    requests += [
         {"name": "differs", "num_ranks": 2, "more_of": ["seed=1", "train.learning_rate=2.0e-3"]},
         {"name": "one_idle", "num_ranks": 2, "more": [*long, FLAT % "flat_on_the_second_rank"]},
         # Two minibatches of four prompts, one a rank.
         {"name": "one_of_four_idle", "num_ranks": 4, "more": [*long, *four, FLAT % "flat_on_the_second_rank"]},
         {"name": "all_idle", "num_ranks": 2, "more": idle},
+        {"name": "all_of_four_idle", "num_ranks": 4, "more": [*idle, *four]},
         {"name": "idle_stops", "num_ranks": 2, "more": [*idle, "faults.on_idle=stop"]},
     ]
     return folder, drive(folder, requests)
@@ -165,11 +194,13 @@ def test_the_default_limit_keeps_the_promise_too(signum, tmp_path):
     print(f"{signum}: the other rank ended after {answer['seconds']:.0f} s")
 
 
-def test_an_exception_on_one_rank_is_quoted_by_the_other(died):
-    answer = died[1]["raises"]
-    assert answer["codes"] == [5, 1] and answer["left"] == []
+@pytest.mark.parametrize("phase", RAISES)
+def test_an_exception_on_one_rank_is_quoted_by_the_other(phase, died):
+    answer = died[1][f"raises-{phase}"]
+    assert answer["codes"] == [5, 1] and answer["left"] == [], answer["stderr"]
     assert "RuntimeError: boom" in answer["stderr"][1]
-    assert "error: rank 1 failed in phase sample of step 1: RuntimeError: boom (this is rank 0" in answer["stderr"][0]
+    told = f"error: rank 1 failed in phase {phase} of step 2: RuntimeError: boom (this is rank 0, in phase {phase} of"
+    assert told in answer["stderr"][0]
     assert answer["seconds"] <= PROMISED_S
 
 
@@ -194,10 +225,11 @@ def test_a_rank_with_nothing_to_learn_does_not_hang_the_others(name, num_ranks, 
 
 def test_steps_with_nothing_to_learn_anywhere_are_counted_told_and_stop_if_configured(died):
     folder, answers = died
-    assert answers["all_idle"]["codes"] == [0, 0], answers["all_idle"]["stderr"]
-    assert [row["idle_steps"] for row in rows_of(folder / "all_idle")] == list(range(1, 11))
-    told = answers["all_idle"]["stdout"][0]
-    assert told.count("4 steps in a row every group had equal rewards") == 1
+    for name, num_ranks in (("all_idle", 2), ("all_of_four_idle", 4)):
+        assert answers[name]["codes"] == [0] * num_ranks, answers[name]["stderr"]
+        assert [row["idle_steps"] for row in rows_of(folder / name)] == list(range(1, 11))
+        told = answers[name]["stdout"][0]
+        assert told.count("4 steps in a row every group had equal rewards") == 1
     assert answers["idle_stops"]["codes"] == [2, 2]
     assert "error: step 4: 4 steps in a row every group had equal rewards" in answers["idle_stops"]["stderr"][0]
     assert [path.name for path in (folder / "idle_stops" / "checkpoints").iterdir()] == ["step_000004"]
