@@ -295,13 +295,12 @@ def gradient_sums(policy: Policy) -> Iterator[list[Tensor]]:
     """Inside, each backward adds the sum of the gradient that reaches the token embeddings.
 
     It is this rank's own, whatever the stage shares out, and a NaN from the loss or any text layer passes through it.
-    Not covered: a NaN in one weight's gradient or the vision tower alone, and frozen embeddings.
+    Not covered: a NaN in the gradient of one weight or of the vision tower alone.
     """
     sums: list[Tensor] = []
 
     def watch(module: torch.nn.Module, args: tuple[Tensor, ...], embedded: Tensor) -> None:
-        if embedded.requires_grad:
-            embedded.register_hook(lambda gradient: sums.append(gradient.sum()))
+        embedded.register_hook(lambda gradient: sums.append(gradient.sum()))
 
     handle = policy.model.get_input_embeddings().register_forward_hook(watch)
     try:
