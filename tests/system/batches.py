@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +21,10 @@ REWARDS = ((1.0, -0.5, 0.25), (0.0, 2.0, -1.0), (-0.75, 1.5, 0.5), (1.0, 0.5, -2
 PROBLEMS = ("What is red plus blue?", "What is red times blue?", "Find the area of the figure.", "3 + 4 ?")
 # Which of the four prompts have a picture; two ranks share the prompts half and half.
 PICTURES = {"mixed": (True, False, False, True), "lopsided": (True, True, False, False), "text": (False,) * 4}
+PICTURES["idle"] = PICTURES["mixed"]
+# Prompts whose completions were all cut at the budget and are masked: the first of two ranks, or the first two of
+# four, then have no token that counts.
+CUT = {"idle": (True, True, False, False)}
 
 
 def load_tiny(folder: Path, **options) -> builders.Tiny:
@@ -42,13 +46,15 @@ def scored_groups(model: builders.Tiny, case: str) -> list[ScoredGroup]:
         )
         for index, problem in enumerate(PROBLEMS)
     ]
-    groups = []
+    groups, cut = [], CUT.get(case, (False,) * 4)
     for index, prompt in enumerate(builders.prompts_of(model, rows)):
         texts = builders.random_completions(model, LENGTHS[index], seed=index)
         # About what a fresh model of 460 tokens gives, off by enough for ratios on both sides of 1.
         noise = torch.randn(3, 9, generator=torch.Generator().manual_seed(index))
         completions = [
-            builders.completion(ids, [-6.1 + 0.4 * float(value) for value in noise[row, : len(ids)]])
+            builders.completion(
+                ids, [-6.1 + 0.4 * float(value) for value in noise[row, : len(ids)]], truncated=cut[index]
+            )
             for row, ids in enumerate(texts)
         ]
         groups.append(builders.scored(prompt, completions, REWARDS[index]))
@@ -56,22 +62,27 @@ def scored_groups(model: builders.Tiny, case: str) -> list[ScoredGroup]:
 
 
 def plain_step(
-    model: builders.Tiny, groups: Sequence[ScoredGroup], advantages: Sequence[Sequence[float]], max_grad_norm: float
+    model: builders.Tiny,
+    groups: Sequence[ScoredGroup],
+    advantages: Sequence[Sequence[float]],
+    max_grad_norm: float,
+    objective: Callable[..., reference.Reference] = reference.mhpo,
 ) -> tuple[dict[str, Tensor], float]:
-    """Weights after one torch AdamW step of the MHPO loss, and the gradient norm before clipping.
+    """Weights after one torch AdamW step of the loss, and the gradient norm before clipping.
 
-    Stock model on one sequence at a time; gradient by the log-probs from the float64 reference loops.
+    Stock model on one sequence at a time; gradient by the log-probs from the float64 reference loops. Completions that
+    were cut have no token that counts.
     """
     trained = model.copy()
     rate, epsilon, decay = ADAM["learning_rate"], ADAM["adam_epsilon"], ADAM["weight_decay"]
     optimizer = torch.optim.AdamW(trained.policy.parameters(), lr=rate, eps=epsilon, weight_decay=decay)
     flat = [(group.group.prompt, completion) for group in groups for completion in group.group.completions]
     values = [builders.plain_log_probs(trained, prompt, completion.token_ids) for prompt, completion in flat]
-    expected = reference.mhpo(
+    expected = objective(
         [row.tolist() for row in values],
         [completion.log_probs for _, completion in flat],
         [advantage for row in advantages for advantage in row],
-        [[True] * len(row) for row in values],
+        [[not completion.truncated] * len(completion.token_ids) for _, completion in flat],
         len(flat),
     )
     total = sum((row * row.new_tensor(slope)).sum() for row, slope in zip(values, expected.gradient, strict=True))

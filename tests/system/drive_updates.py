@@ -15,7 +15,7 @@ from vlm_mhpo import distributed
 from vlm_mhpo.config import load_config
 from vlm_mhpo.engine import Engine, deepspeed_settings
 from vlm_mhpo.errors import VlmMhpoError
-from vlm_mhpo.minibatches import advantages_of
+from vlm_mhpo.minibatches import advantages_of, truncated_in
 from vlm_mhpo.objectives import build_objective
 from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.rollout.hf import HfSampler
@@ -64,6 +64,7 @@ def run(job: dict[str, Any], out: Path) -> dict[str, Any]:
         groups=mine,
         advantages=tuple(advantages_PG.flatten().tolist()),
         old_log_probs=tuple(c.log_probs for group in mine for c in group.group.completions),
+        masked=truncated_in(mine),
     )
     batches = [batch] * job.get("num_updates", 1)
     try:

@@ -1,0 +1,139 @@
+"""A masked completion is one without tokens: its group and the number of completions still count it, no token does."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.builders import Tiny, completion, gradients, plain_log_probs, prompts_of, relative_gap, scored
+from tests.reference import objectives as reference
+from tests.vlm_mhpo.update_cases import LENGTHS, NUM_COMPLETIONS, NUM_TOKENS, PlainEngine, batch_of, settings_of
+from vlm_mhpo.config.objectives import DapoConfig, DrGrpoConfig, MhpoConfig
+from vlm_mhpo.minibatches import build_batches
+from vlm_mhpo.objectives import build_objective
+from vlm_mhpo.update import Batch, Totals, accumulate, update_on
+
+# The longest of the first prompt, and two of the last; 16 of the 51 tokens.
+MASKED = frozenset({2, 8, 10})
+BUDGET, BETA = 8, 0.05
+LENGTH = [length for lengths in LENGTHS for length in lengths]
+TOKENS_LEFT = NUM_TOKENS - sum(LENGTH[flat] for flat in MASKED)
+# Means over completions, or over N times the budget, divide by all completions; a mean over tokens by those left.
+OBJECTIVES = {
+    "mhpo": (MhpoConfig, reference.mhpo, reference.completion_mean),
+    "dapo": (DapoConfig, partial(reference.grpo, epsilon_high=0.28), reference.token_mean(TOKENS_LEFT)),
+    "dr_grpo": (DrGrpoConfig, reference.grpo, reference.fixed_length(BUDGET)),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    """Float64 weights, so that differently shaped products do not differ."""
+    mine = tiny("qwen2_5_vl").copy()
+    mine.policy.double()
+    return mine
+
+
+@pytest.fixture(scope="module")
+def batch(model):
+    return replace(batch_of(model), masked=MASKED)
+
+
+def found_on(model: Tiny, batch: Batch, name: str, **changes) -> tuple[dict[str, torch.Tensor], Totals]:
+    """Gradient and metric sums of the batch."""
+    totals = Totals()
+    settings = settings_of(beta=BETA, **changes)
+    accumulate(PlainEngine(model.policy), build_objective(OBJECTIVES[name][0](), BUDGET), batch, settings, totals)
+    return gradients(model), totals
+
+
+def plain(model: Tiny, batch: Batch, loop: Callable, share: reference.TokenShare) -> tuple[reference.Reference, float]:
+    """Loss and mean KL of the completions that are not masked, which are all there are; the gradient is left behind."""
+    rows = [(group.group.prompt, one.token_ids) for group in batch.groups for one in group.group.completions]
+    kept = [flat for flat in range(NUM_COMPLETIONS) if flat not in MASKED]
+    values = [plain_log_probs(model, *rows[flat], 0.9) for flat in kept]
+    loss = loop(
+        [row.tolist() for row in values],
+        [batch.old_log_probs[flat] for flat in kept],
+        [batch.advantages[flat] for flat in kept],
+        [[True] * len(row) for row in values],
+        NUM_COMPLETIONS,
+        share=share,
+    )
+    total, kls = 0.0, []
+    for row, slope, flat in zip(values, loss.gradient, kept, strict=True):
+        differences = np.array(batch.reference_log_probs[flat]) - np.array(row.tolist())
+        kls += (np.expm1(differences) - differences).tolist()
+        # k3 = e^d - d - 1 with d = reference - policy has the slope 1 - e^d.
+        slope = np.array(slope) - BETA * share(len(row), NUM_COMPLETIONS) * np.expm1(differences)
+        total = total + (row * row.new_tensor(slope)).sum()
+    total.backward()
+    return loss, math.fsum(kls) / len(kls)
+
+
+@pytest.mark.parametrize("max_tokens", [100_000, 1], ids=["one forward", "one completion a row"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_loss_and_gradient_are_those_of_a_batch_without_its_tokens(model, batch, name, max_tokens):
+    expected, kl = plain(model, batch, *OBJECTIVES[name][1:])
+    expected_gradient = gradients(model)
+    found, totals = found_on(model, batch, name, max_tokens=max_tokens)
+    gap, weight = relative_gap(found, expected_gradient)
+    assert gap <= 1e-6, weight
+    assert float(totals.metrics["add/policy_loss"]) == pytest.approx(expected.loss, abs=1e-6 * expected.total_magnitude)
+    assert float(totals.num_tokens) == TOKENS_LEFT
+    assert float(totals.metrics["sum/kl"]) / TOKENS_LEFT == pytest.approx(kl, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_whatever_a_masked_completion_brings_changes_not_a_bit(model, batch, name):
+    def spoiled(rows):
+        return tuple(tuple(math.nan for _ in row) if flat in MASKED else row for flat, row in enumerate(rows))
+
+    advantages = tuple(math.inf if flat in MASKED else value for flat, value in enumerate(batch.advantages))
+    junk = Batch(
+        batch.groups, advantages, spoiled(batch.old_log_probs), spoiled(batch.reference_log_probs), masked=MASKED
+    )
+    expected, totals = found_on(model, batch, name)
+    found, junk_totals = found_on(model, junk, name)
+    assert all(torch.equal(found[weight], value) for weight, value in expected.items())
+    assert junk_totals.metrics.keys() == totals.metrics.keys()
+    assert all(torch.equal(junk_totals.metrics[key], value) for key, value in totals.metrics.items())
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_with_every_completion_masked_nothing_moves_and_nothing_breaks(model, batch, name):
+    engine = PlainEngine(model.copy().policy, step=True)
+    empty = replace(batch, masked=frozenset(range(NUM_COMPLETIONS)))
+    objective = build_objective(OBJECTIVES[name][0](), BUDGET)
+    metrics = update_on(engine, objective, [empty], settings_of(beta=BETA), learning_rate=0.1, step=1).metrics
+    assert metrics["policy_loss"] == metrics["grad_norm"] == metrics["num_skipped_updates"] == 0.0
+    assert all(math.isfinite(value) for value in metrics.values())
+    for weight, start in zip(engine.policy.parameters(), model.policy.parameters(), strict=True):
+        assert torch.equal(weight, start)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_completions_cut_at_the_budget_are_masked_in_every_minibatch_if_asked(model, asked):
+    """Rewards of cut completions still count in the mean of their group, so no advantage depends on the setting."""
+    cut = ((False, True), (False, False), (True, True), (True, False))
+    prompt = prompts_of(model)[2]
+    groups = [
+        scored(prompt, [completion((5, 6, 7), truncated=one) for one in pair], rewards=(1.0, 3.0)) for pair in cut
+    ]
+    config = SimpleNamespace(
+        train=SimpleNamespace(scale_rewards="none", mask_truncated_completions=asked),
+        rollout=SimpleNamespace(num_generations=2),
+    )
+    settings = settings_of(num_minibatches=2, recompute=False)
+    batches, _ = build_batches(SimpleNamespace(config=config), None, groups, settings)
+    assert [len(each.groups) for each in batches] == [2, 2]
+    for each in batches:
+        completions = [one for group in each.groups for one in group.group.completions]
+        assert each.masked == {index for index, one in enumerate(completions) if asked and one.truncated}
+        assert each.advantages == (-1.0, 1.0, -1.0, 1.0)
+    assert sum(len(each.masked) for each in batches) == 4 * asked
