@@ -17,7 +17,7 @@ SEEDS = (0, 1, 2)
 
 @pytest.fixture(scope="module")
 def rewards_by_run(tmp_path_factory) -> dict[str, list[float]]:
-    """Mean share of even tokens in each step of runs that reward it, and of one that punishes it."""
+    """Mean share of even tokens in each step of runs that reward it, that punish it, and that climb the loss."""
     folder = tmp_path_factory.mktemp("learning")
     (folder / "rows.jsonl").write_text(
         "".join(json.dumps({"problem": f"What is {n} + 1 ?", "answer": str(n + 1)}) + "\n" for n in range(16))
@@ -36,6 +36,8 @@ def rewards_by_run(tmp_path_factory) -> dict[str, list[float]]:
         "checkpoint.save_steps=0",
     ]
     runs = {f"even{seed}": ("even_tokens", seed) for seed in SEEDS} | {"odd0": ("odd_tokens", 0)}
+    runs["uphill0"] = ("even_tokens", 0)
+    uphill = "objective={name: custom, path: 'tests/system/user_losses.py:negated_mhpo'}"
     requests = [
         {
             "config": str(BASE),
@@ -44,6 +46,7 @@ def rewards_by_run(tmp_path_factory) -> dict[str, list[float]]:
                 *common,
                 f"seed={seed}",
                 f"rewards.functions=[{{name: parity, path: 'tests/system/user_rewards.py:{function}'}}]",
+                *([uphill] if name.startswith("uphill") else []),
             ],
         }
         for name, (function, seed) in runs.items()
@@ -69,3 +72,7 @@ def test_the_reward_rises_by_a_third_of_its_range(seed, rewards_by_run):
 
 def test_with_the_reward_negated_the_same_share_falls(rewards_by_run):
     assert rise(rewards_by_run["odd0"]) <= -0.3
+
+
+def test_with_the_loss_negated_the_same_share_falls(rewards_by_run):
+    assert rise(rewards_by_run["uphill0"]) <= -0.3
