@@ -54,6 +54,9 @@ def start(num_threads: int) -> None:
     # A rank may spend long in a rollout or an evaluation that others have finished.
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(minutes=60))
     atexit.register(leave)
+    # The first rank keeps the addresses of all: one that found its configuration wrong at once, and ended, would leave
+    # the others with a broken connection in place of the sentence.
+    barrier()
 
 
 def leave() -> None:
