@@ -61,7 +61,7 @@ class Recorded:
         return groups
 
     def _draw(self, random: np.random.Generator, params: SamplingParams) -> Completion:
-        """Digits and letters, which the tokenizer has first; a third of the completions reaches the budget."""
+        """Single characters, by ids that every tiny tokenizer has; a third of the completions reaches the budget."""
         length = min(params.max_tokens, int(random.integers(1, params.max_tokens * 3 // 2)))
         ids = random.integers(20, 80, size=length).tolist()
         if truncated := length == params.max_tokens:
