@@ -52,7 +52,8 @@ def _check(text, gold, template):
     assert first.reason
     # A worker's timeout depends on the machine; every other verdict is a function of the text.
     if first.verdict != Verdict.timeout:
-        assert verify(text, answer, template=template, **options) == first
+        again = verify(text, answer, template=template, **options)
+        assert again == first or again.verdict == Verdict.timeout
     if template not in ("auto", "bare"):
         assert format_score(text, template) in (True, False)
 

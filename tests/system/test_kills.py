@@ -98,6 +98,6 @@ def test_random_kills_cost_nothing(tmp_path):
 
 @pytest.mark.long
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("seed", range(1, 8))
+@pytest.mark.parametrize("seed", range(1, 9))
 def test_many_random_kills_cost_nothing(tmp_path, seed):
     random_kills(tmp_path, 25, seed=seed)
