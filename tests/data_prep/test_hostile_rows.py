@@ -132,6 +132,7 @@ NETWORK = {
 ALLOWED = {
     "data_prep/formats/hub.py": {"datasets"},  # the one reader of the hub
     "vlm_mhpo/distributed.py": {"socket"},  # names the host of a rank
+    "vlm_mhpo/models/loading.py": {"huggingface_hub"},  # looks into the local cache
     "vlm_mhpo/recorder.py": {"wandb"},  # only with logging.wandb
     "rewards/worker.py": {"socket"},  # a pair of connected sockets to its own child
     "vlm_mhpo/monitor/access.py": {"http"},  # names of status codes

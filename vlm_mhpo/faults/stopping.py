@@ -72,8 +72,10 @@ class StopRequest:
 
     def agreed(self) -> bool:
         """Whether any rank was asked to stop, the same answer on all of them; called by all ranks."""
-        self.ask(distributed.largest(self.signum))
-        return bool(self.signum)
+        signum = distributed.largest(self.signum)
+        self.ask(signum)
+        # Not our own number: a signal that came while the ranks agreed is unknown to the others, and waits.
+        return bool(signum)
 
     @property
     def exit_code(self) -> int:

@@ -64,3 +64,18 @@ def test_a_signal_on_another_rank_interrupts_a_rank_that_finished_its_sampling(m
     with pytest.raises(Interrupted):
         stop.sample(lambda: ["group"])
     assert stop.exit_code == 143
+
+
+def test_a_signal_that_comes_while_the_ranks_agree_waits_for_the_next_time(monkeypatch):
+    from vlm_mhpo import distributed
+
+    stop = StopRequest()
+
+    def signalled_meanwhile(value: int) -> int:
+        stop.ask(signal.SIGTERM)
+        return value
+
+    monkeypatch.setattr(distributed, "largest", signalled_meanwhile)
+    # The others were told 0, and do not stop here.
+    assert not stop.agreed()
+    assert stop.agreed() and stop.exit_code == 143
