@@ -67,6 +67,10 @@ class Engine:
         # transformers loads in evaluation mode, in which gradient checkpointing is off.
         policy.train()
         self.deepspeed, *_ = ds.initialize(model=policy, optimizer=self.optimizer, config=self.settings)
+        if self.zero_stage == 0:
+            # In bfloat16 DeepSpeed has made a step on zero gradients, which would count in Adam's bias correction: the
+            # first real update would be a quarter too small.
+            self.optimizer.state.clear()
 
     @property
     def policy(self) -> nn.Module:
@@ -137,7 +141,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW; DeepSpeed's CPU version (compiled at first use) when its state lives in host memory."""
     arguments = dict(
-        lr=config.learning_rate,
+        # Every update sets its own; DeepSpeed may step once before the first.
+        lr=0.0,
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_epsilon,
         weight_decay=config.weight_decay,
@@ -161,6 +166,9 @@ def deepspeed_settings(config: DeepSpeedConfig, *, dtype: str, max_grad_norm: fl
     if zero["stage"] in (1, 3):
         # With caller-owned accumulation DeepSpeed overlaps communication only in stage 2.
         zero["overlap_comm"] = False
+    if dtype == "bfloat16" and adds_in_float32(zero["stage"]):
+        # By default every micro-batch would round the sum of the gradients to bfloat16.
+        settings["data_types"] = {"grad_accum_dtype": "fp32"} | settings.get("data_types", {})
     settings |= {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -173,6 +181,11 @@ def deepspeed_settings(config: DeepSpeedConfig, *, dtype: str, max_grad_norm: fl
         "steps_per_print": None,
     }
     return settings
+
+
+def adds_in_float32(stage: int) -> bool:
+    """Whether DeepSpeed can add the gradients of bfloat16 micro-batches in float32 without another optimizer."""
+    return stage >= 2
 
 
 def read_user_settings(path: str) -> dict[str, Any]:

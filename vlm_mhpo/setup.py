@@ -15,7 +15,7 @@ from vlm_mhpo.checkpoint import Saving
 from vlm_mhpo.config import Config
 from vlm_mhpo.data import prompt_builder, read_rows, usable_rows
 from vlm_mhpo.diagnostics import on_policy_multiplier
-from vlm_mhpo.engine import Engine, deepspeed_settings
+from vlm_mhpo.engine import Engine, adds_in_float32, deepspeed_settings
 from vlm_mhpo.errors import ConfigError
 from vlm_mhpo.evaluation.chosen import Chosen, benchmark_builder, chosen_benchmarks
 from vlm_mhpo.models.families import parameter_table
@@ -92,7 +92,7 @@ def build_setup(config: Config) -> Setup:
         policy, tools, max_batch_tokens=config.rollout.max_batch_tokens, whole_weights=engine.whole_weights
     )
     if distributed.is_main():
-        print_start(config, table, len(train_rows), len(eval_rows))
+        print_start(config, table, len(train_rows), len(eval_rows), engine.zero_stage)
         if not policy.family.shares_prompt:
             tqdm.write(separate_rows_note(policy.family.model_type))
     return Setup(config, run_dir, engine, tools, builder, sampler, train_rows, eval_rows, benchmarks)
@@ -123,15 +123,22 @@ def check_context(config: Config, tools: Tools) -> None:
         )
 
 
-def print_start(config: Config, table: list[tuple[str, int, int]], num_train: int, num_eval: int) -> None:
+def print_start(
+    config: Config, table: list[tuple[str, int, int]], num_train: int, num_eval: int, zero_stage: int
+) -> None:
     """What is trained, on what, and in which regime."""
     for part, total, trainable in table:
         tqdm.write(f"{part:<16}{total / 1e6:10.2f} M weights{trainable / 1e6:10.2f} M trained")
     tqdm.write(
         f"{num_train} training rows, {num_eval} held-out rows; {config.train.num_prompts_per_step} prompts x "
-        f"{config.rollout.num_generations} completions a step; ZeRO-{config.deepspeed.zero_stage} on "
+        f"{config.rollout.num_generations} completions a step; ZeRO-{zero_stage} on "
         f"{distributed.world_size()} rank(s), {torch.get_num_threads()} thread(s) each"
     )
+    if config.model.dtype == "bfloat16" and not adds_in_float32(zero_stage):
+        tqdm.write(
+            f"WARNING: ZeRO-{zero_stage} adds the gradients of micro-batches in bfloat16, which is 1 % off after 64 of "
+            "them; deepspeed.zero_stage=2 adds them in float32"
+        )
     for note in regime_notes(config):
         tqdm.write(note)
 

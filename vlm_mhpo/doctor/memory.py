@@ -1,8 +1,9 @@
 """What a rank needs of its device's memory under each ZeRO stage, by arithmetic on shapes.
 
-Model states are those of DeepSpeed with AdamW: weights and gradients in the model's type, and in float32 a master copy,
-two moments and a copy of the gradient while it steps; what a stage partitions is divided by the ranks. (DeepSpeed's own
-estimator leaves the 2 bytes of ZeRO-3's gradient buffer out.) Activations are what autograd keeps of transformers'
+Model states are those of DeepSpeed with AdamW: weights in the model's type, gradients in it under ZeRO-0 and 1 and in
+float32 under 2 and 3, and in float32 a master copy, two moments and a copy of the gradient while it steps (not under
+ZeRO-2, which steps with the sum itself); what a stage partitions is divided by the ranks. (DeepSpeed's own estimator
+takes gradients in the model's type, and none under ZeRO-3.) Activations are what autograd keeps of transformers'
 layers, counted operation by operation, for a micro-batch of full length.
 
 Not covered: the CUDA context (about 0.5 GiB), fragmentation, gradients of activations in flight, the prefill of a
@@ -18,6 +19,7 @@ from itertools import product
 from vlm_mhpo.config import Config
 from vlm_mhpo.doctor.finding import GIB, Finding, in_gib
 from vlm_mhpo.doctor.shapes import LayerShapes, Shapes
+from vlm_mhpo.engine import adds_in_float32
 
 BYTES = {"float32": 4, "bfloat16": 2}
 FLOAT32 = 4
@@ -90,8 +92,10 @@ def model_states(
     has_master = stage > 0 or dtype == "bfloat16"
     share = 1 / num_ranks if stage else 1.0
     weights = width * num_parameters * (share if stage == 3 else 1.0)
-    gradients = width * num_trained * (share if stage >= 2 else 1.0)
+    gradients = FLOAT32 * num_trained * share if adds_in_float32(stage) else width * num_trained
     stepping = FLOAT32 * num_trained * share * has_master
+    if stage == 2 and dtype == "bfloat16":
+        stepping = 0.0
     if stage == 3:
         stepping = min(stepping, FLOAT32 * SUB_GROUP)
     optimizer = (FLOAT32 * has_master + ADAM_MOMENTS) * num_trained * share
@@ -100,8 +104,12 @@ def model_states(
     if offload_optimizer:
         host += optimizer + FLOAT32 * num_trained * share
         optimizer, stepping = 0.0, 0.0
-        # Stages 2 and 3 move each gradient to the host as soon as it is reduced.
-        gradients = gradients if stage == 1 else 0.0
+        if stage == 3:
+            # Sums and all on the host.
+            host, gradients = host + gradients, 0.0
+        elif stage == 2 and dtype == "float32":
+            # Moved to the host as soon as they are reduced; in bfloat16 they are added on the device.
+            gradients = 0.0
     if offload_param:
         host, weights = host + weights, 0.0
     return ModelStates(weights, gradients + stepping, optimizer, gathered, host)

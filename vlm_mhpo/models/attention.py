@@ -88,7 +88,7 @@ def segments_of(lengths: Sequence[Sequence[int]], like: Tensor) -> Segments:
 
 def causal_bias(num_prompt: int, num_own: int, like: Tensor) -> Tensor:
     """[num_own, num_prompt + num_own]: 0 where a token of a completion may look, else -inf; on a GPU only its kind."""
-    if like.is_cuda:
+    if like.device.type != "cpu":
         from torch.nn.attention.bias import causal_lower_right
 
         # Flash attention knows this mask by name and skips what it hides.
