@@ -3,14 +3,15 @@
 Around 4 prompts x 8 completions, 306 image tokens and 128-token completions one of the three is changed at a time: G
 from 2 to 32, the picture from 64 to 1,020 image tokens, the completions from 32 to 512 tokens. Every point is a fresh
 process of the real trainer (float32, one thread, tiny Qwen2.5-VL) in which all completions use up their budget; time is
-the median step, memory the highest resident set minus the one before the first step. With --peer TRL's GRPOTrainer
-takes turns with it at every point (`trainer_sides.trl_settings`).
+the median step, memory the highest resident set (on a GPU: what torch allocated) minus the one before the first step.
+With --peer TRL's GRPOTrainer takes turns with it at every point (`trainer_sides.trl_settings`).
 
 A straight line c0 + c1 G through the smallest and the middle value of G gives what the largest would cost if cost were
 linear in G R and the prompt paid once; "over_linear" is the measured cost over that.
 
 Usage: python benchmarks/growth.py [--rounds 5] [--peer] [--axes generations image completion] [--out FILE]
-                                   [--picture FILE]
+                                   [--picture FILE] [--model tiny]
+On a GPU `--model 0.5b` grows a model of that size in bfloat16.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peer", action="store_true", help="measure TRL at every point, too")
+    parser.add_argument("--model", choices=("tiny", "0.5b"), default="tiny")
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "growth.png")
@@ -95,6 +97,7 @@ def point(value: int, shape: Shape, arguments: argparse.Namespace) -> dict[str, 
     """One point: times, memory and phases of each side."""
     print(f"{shape}", file=sys.stderr, flush=True)
     runs = {"ours": our_side} | ({"trl": trl_side} if arguments.peer else {})
+    shape = replace(shape, model=arguments.model)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         overrides = apart(prepare, shape, Path(folder))
         sides = {name: stack.enter_context(Side(run, overrides)) for name, run in runs.items()}
@@ -106,7 +109,7 @@ def point(value: int, shape: Shape, arguments: argparse.Namespace) -> dict[str, 
             name: {
                 "wall_s": spread([step["wall_s"] for step in each]),
                 "cpu_s": spread([step["cpu_s"] for step in each]),
-                "extra_peak_mb": (each[-1]["peak_rss_bytes"] - sides[name].ready["rss_bytes"]) / 1e6,
+                "extra_peak_mb": (each[-1]["peak_bytes"] - sides[name].ready["held_bytes"]) / 1e6,
             }
             for name, each in steps.items()
         },

@@ -1,6 +1,7 @@
 """Extra memory of log-probs and entropy, forward and backward: in chunks, against all logits at once.
 
-Every figure comes from a fresh process on the CPU in float32: it makes the head's weight, the hidden states and room
+Every figure comes from a fresh process in float32, on the GPU if there is one (then what torch allocated counts), else
+on the CPU: it makes the head's weight, the hidden states and room
 for their gradients, touches all of it, and then runs forward and backward; "extra" is the highest resident set that the
 kernel saw, minus the resident set before, minus gradients that did not exist before. Two cases: the gradients exist
 already and are added to ("accumulating", every micro-batch but the first), or not ("first"). In the former autograd
@@ -25,8 +26,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-from side_by_side import apart, peak_rss_bytes, use_one_thread, write_record
+from side_by_side import apart, memory_held, use_one_thread, wait_for_device, write_record
 
 DENSE_SHARE = 8
 LIMIT_MB = 300
@@ -89,6 +89,7 @@ def measure(case: Case) -> dict[str, Any]:
     from torch import nn
 
     torch.set_num_threads(1)
+    torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     # The first forward and backward load modules and make work buffers, which stay.
     warm = nn.Linear(8, 8, bias=False)
@@ -104,15 +105,16 @@ def measure(case: Case) -> dict[str, Any]:
         for tensor in given:
             # ones, because zeros may be pages that exist only when they are written to.
             tensor.grad = torch.ones_like(tensor)
-    before = psutil.Process().memory_info().rss
+    before = memory_held()["held_bytes"]
     begun = time.perf_counter()
     log_probs_N, entropy_N = values(case, hidden_NH, targets_N, head, banned_V)
     log_probs_N.sum().backward()
+    wait_for_device()
     seconds = time.perf_counter() - begun
     new_gradients = 0 if case.accumulates else sum(tensor.numel() * tensor.element_size() for tensor in given)
     return {
         **asdict(case),
-        "extra_mb": (peak_rss_bytes() - before - new_gradients) / 1e6,
+        "extra_mb": (memory_held()["peak_bytes"] - before - new_gradients) / 1e6,
         "weights_gradients_hidden_mb": 2 * sum(tensor.numel() * tensor.element_size() for tensor in given) / 1e6,
         "seconds": seconds,
         "mean_log_prob": log_probs_N.detach().mean().item(),

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,14 @@ TOKEN_SIDE = 28
 LEARNING_RATE = 1e-6
 # Neither side may sample it, so a model that ends with it never ends and every completion has the full length.
 NEVER_SAMPLED = "<|video_pad|>"
+# How a GPU trains: the sampler's arithmetic is not the trainer's, and one rank steps as a rank among many would.
+IN_BFLOAT16 = (
+    "model.dtype=bfloat16",
+    "model.gradient_checkpointing=true",
+    "rollout.old_log_probs=trainer",
+    "rollout.max_batch_tokens=131072",
+    "deepspeed.zero_stage=2",
+)
 QUESTION = "What is the total of all bars? What is the difference between bar A and bar B? What is the value of bar A?"
 
 
@@ -51,6 +59,8 @@ class Shape:
         num_updates: optimizer updates of a rollout batch.
         picture: width and height in pixels, multiples of 28; None = the quickstart's pictures and warm-started model.
         text_tokens: of a prompt beside its image, at least (with `picture`).
+        model: "tiny", float32; or a size of `large_models`, in bfloat16 with gradient checkpointing, for a GPU.
+        one_at_a_time: the machine cannot hold both sides, so that they come and go in turns.
     """
 
     name: str
@@ -60,6 +70,8 @@ class Shape:
     num_updates: int = 4
     picture: tuple[int, int] | None = None
     text_tokens: int = 64
+    model: str = "tiny"
+    one_at_a_time: bool = False
 
     @property
     def num_samples(self) -> int:
@@ -75,7 +87,11 @@ class Shape:
 
 QUICKSTART = Shape("quickstart", num_prompts=16, num_generations=8, max_completion_length=16)
 REALISTIC = Shape("realistic", num_prompts=8, num_generations=8, max_completion_length=128, picture=(504, 476))
-SHAPES = {shape.name: shape for shape in (QUICKSTART, REALISTIC)}
+LARGE = replace(REALISTIC, name="realistic_0.5b", model="0.5b", max_completion_length=256)
+LARGER = replace(LARGE, name="realistic_3b", model="3b", one_at_a_time=True)
+SHAPES = {shape.name: shape for shape in (QUICKSTART, REALISTIC, LARGE, LARGER)}
+# Those that a laptop can measure.
+SMALL_SHAPES = (QUICKSTART.name, REALISTIC.name)
 
 
 def use_one_thread() -> None:
@@ -100,7 +116,7 @@ def prepare(shape: Shape, folder: Path, start: Path | None = None) -> list[str]:
     if shape.picture:
         reward = ROOT / "benchmarks" / "variety_reward.py"
         sources = [
-            f"model.path={build_endless_model(folder / 'model')}",
+            f"model.path={build_endless_model(folder / 'model', shape.model)}",
             f"data.train={draw_rows(shape, folder)}",
             f"rewards.functions=[{{name: accuracy}}, {{name: variety, path: '{reward}:variety'}}]",
         ]
@@ -110,6 +126,7 @@ def prepare(shape: Shape, folder: Path, start: Path | None = None) -> list[str]:
         sources = [each for each in start_overrides(start, RUNS) if not each.startswith("data.eval")]
     return [
         *sources,
+        *(IN_BFLOAT16 if shape.model != "tiny" else ()),
         f"output_dir={folder / 'run'}",
         "data.eval=null",
         "data.max_rows=256",
@@ -130,13 +147,17 @@ def prepare(shape: Shape, folder: Path, start: Path | None = None) -> list[str]:
     ]
 
 
-def build_endless_model(folder: Path) -> Path:
-    """A tiny Qwen2.5-VL that takes pictures of any size and whose end token is never sampled."""
+def build_endless_model(folder: Path, size: str = "tiny") -> Path:
+    """A Qwen2.5-VL that takes pictures of any size and whose end token is never sampled."""
+    from large_models import build_large, full_tokenizer
+
     from vlm_mhpo.models.loading import set_pixel_limits
     from vlm_mhpo.models.tiny import build_model, build_processor, build_tokenizer
 
     tokenizer = build_tokenizer()
-    model = build_model("qwen2_5_vl", tokenizer)
+    if size != "tiny":
+        tokenizer = full_tokenizer(tokenizer, folder / "tokenizer")
+    model = build_model("qwen2_5_vl", tokenizer) if size == "tiny" else build_large(size, tokenizer)
     tokenizer.eos_token = NEVER_SAMPLED
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     processor = build_processor("qwen2_5_vl", tokenizer)
@@ -200,13 +221,30 @@ class Turnstile:
         Raises:
             Stopped: there is no next step.
         """
+        wait_for_device()
         wall, cpu = time.perf_counter() - self._begun, cpu_seconds()
-        memory = {"rss_bytes": psutil.Process().memory_info().rss, "peak_rss_bytes": peak_rss_bytes()}
-        self._pipe.send({"wall_s": wall, "cpu_s": cpu - self._cpu, **memory, **facts})
+        self._pipe.send({"wall_s": wall, "cpu_s": cpu - self._cpu, **memory_held(), **facts})
         self._cpu = cpu
         if self._pipe.recv() != "go":
             raise Stopped
         self._begun = time.perf_counter()
+
+
+def wait_for_device() -> None:
+    """Until a GPU has done what it was given."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def memory_held() -> dict[str, float]:
+    """Bytes that this process holds now and held at most: of the GPU where there is one, else of the host."""
+    import torch
+
+    if torch.cuda.is_available():
+        return {"held_bytes": torch.cuda.memory_allocated(), "peak_bytes": torch.cuda.max_memory_allocated()}
+    return {"held_bytes": psutil.Process().memory_info().rss, "peak_bytes": peak_rss_bytes()}
 
 
 def cpu_seconds() -> float:
@@ -289,6 +327,7 @@ def timed(call: Callable[[], Any]) -> Callable[[], dict[str, float]]:
     def report() -> dict[str, float]:
         begun, cpu = time.perf_counter(), time.process_time()
         call()
+        wait_for_device()
         return {"wall_s": time.perf_counter() - begun, "cpu_s": time.process_time() - cpu}
 
     return report

@@ -95,8 +95,10 @@ def trl_side(overrides: Sequence[str], turnstile: Turnstile) -> None:
 def trl_settings(config: Any) -> Any:
     """The GRPOConfig that does what our configuration does, at the least cost.
 
-    Weights and arithmetic in float32 (TRL's default is bfloat16 autocast, which a CPU only emulates), no gradient
-    checkpointing (the default recomputes every forward), no reference model (beta 0, the default), no logs, no files,
+    Weights and arithmetic in our dtype: float32 (TRL's default is bfloat16 autocast, which a CPU only emulates), or for
+    large models bfloat16 throughout, optimizer included, which is the fastest and smallest that TRL can do, although
+    small updates are then lost (ours keeps float32 masters). Gradient checkpointing as ours (the default recomputes
+    every forward), no reference model (beta 0, the default), no logs, no files,
     no progress bar, no pictures kept for logging. One optimizer update is one forward and backward of its whole share
     of the completions, the rollout batch is generated at once, and prompts come in the order in which we take them.
     With more than one update TRL computes the old log-probs in one more forward; it has no way to keep the sampler's.
@@ -114,9 +116,9 @@ def trl_settings(config: Any) -> Any:
     return GRPOConfig(
         output_dir=str(Path(config.output_dir).with_name("trl")),
         use_cpu=not torch.cuda.is_available(),
-        bf16=False,
+        bf16=config.model.dtype == "bfloat16",
         model_init_kwargs={"dtype": config.model.dtype, "attn_implementation": config.model.attn_implementation},
-        gradient_checkpointing=False,
+        gradient_checkpointing=config.model.gradient_checkpointing,
         num_generations=config.rollout.num_generations,
         max_completion_length=config.rollout.max_completion_length,
         per_device_train_batch_size=completions // config.train.num_minibatches,
