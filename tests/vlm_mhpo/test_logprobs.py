@@ -15,6 +15,14 @@ N, H, V = 23, 16, 37
 BANNED = (0, 5, 6, 36)
 
 
+@pytest.fixture(autouse=True, scope="module", params=["tokens", "words"])
+def backward_over(request):
+    """Everything holds for backward over chunks of tokens (float32) and over blocks of words (lower precision)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vlm_mhpo.logprobs.rounds", lambda weight: request.param == "words")
+        yield request.param
+
+
 def case(seed: int = 0, scale: float = 1.0):
     """Hidden states, targets among allowed tokens, head, ban."""
     generator = torch.Generator().manual_seed(seed)
@@ -63,23 +71,23 @@ def test_chunks_change_nothing(chunk_size):
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the most rows of any tensor as wide as the vocabulary, but for the transposed weight."""
+    """Remembers the most entries of any matrix that is neither states nor a weight."""
 
-    rows = 0
+    entries = 0
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
         result = function(*arguments, **(options or {}))
         for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, torch.Tensor) and tensor.ndim == 2 and tensor.shape[1] == V:
-                self.rows = max(self.rows, tensor.shape[0] if tensor.shape[0] != H else 0)
+            if isinstance(tensor, torch.Tensor) and tensor.ndim == 2 and H not in tensor.shape:
+                self.entries = max(self.entries, tensor.numel())
         return result
 
 
-def test_no_more_rows_of_logits_than_a_chunk_exist_at_once():
+def test_no_more_logits_than_those_of_a_chunk_exist_at_once():
     hidden, targets, head, banned, _ = case()
     with Largest() as watched:
         run(hidden, targets, head, banned, chunk_size=5)
-    assert watched.rows == 5
+    assert watched.entries == 5 * V
 
 
 def test_the_head_is_called_as_a_module_once_and_is_itself_again_afterwards():
@@ -198,6 +206,30 @@ def test_bfloat16_states_give_float32_log_probs():
     logits = head(hidden.bfloat16()).float().masked_fill(banned, -torch.inf)
     expected = logits.log_softmax(dim=-1).gather(-1, targets[:, None]).squeeze(-1)
     torch.testing.assert_close(log_probs, expected.detach(), atol=1e-5, rtol=0)
+
+
+def test_chunks_do_not_round_the_gradient_of_a_bfloat16_head(backward_over):
+    """8,192 tokens in chunks of 64: the error is that of the logits' own rounding, as without chunks."""
+    generator = torch.Generator().manual_seed(0)
+    head = nn.Linear(64, 500, bias=False).bfloat16()
+    hidden = torch.randn(8192, 64, generator=generator).bfloat16().requires_grad_()
+    targets = torch.randint(500, (8192,), generator=generator)
+    weights = torch.randn(8192, generator=generator)
+    none = torch.zeros(500, dtype=torch.bool)
+    exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, head.weight)]
+    log_probs = (exact[0] @ exact[1].T).log_softmax(dim=-1).gather(-1, targets[:, None]).squeeze(-1)
+    expected = torch.autograd.grad((log_probs * weights).sum(), exact)
+    errors = []
+    for chunk_size in (8192, 64):
+        _, _, found = run(hidden, targets, head, none, chunk_size=chunk_size, weights=weights)
+        errors.append([float((a.double() - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True)])
+    assert max(errors[0]) < 0.004
+    if backward_over == "tokens":
+        # Which is why this way is for float32.
+        assert errors[1][1] > 3.0 * errors[0][1]
+    else:
+        # The gradient of the states is a sum of products that were rounded one by one.
+        assert errors[1][0] < 1.5 * errors[0][0] and errors[1][1] < 1.1 * errors[0][1]
 
 
 def test_huge_logits_stay_finite():

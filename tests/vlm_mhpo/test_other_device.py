@@ -75,6 +75,8 @@ def test_tensors_of_two_devices_do_not_mix():
 def test_sampling_and_updates_give_the_values_of_the_cpu(family, frozen, elsewhere, tmp_path, monkeypatch):
     """Rows are cut into pieces, whose attention asks a GPU for another kind of mask; completions of every length."""
     monkeypatch.setattr("vlm_mhpo.models.policy.SPLIT_WIDTH", 0)
+    # Both ways of the head's backward.
+    monkeypatch.setattr("vlm_mhpo.logprobs.rounds", lambda weight: frozen)
     model = build_and_load(tmp_path, family, freeze_vision_tower=frozen)
     batch, other = batch_of(model), model.copy()
     here = sample_and_update(model, batch)
