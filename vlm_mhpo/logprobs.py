@@ -3,13 +3,15 @@
 One buffer holds the logits of a chunk of tokens; everything is computed in it, in backward once more. In float32 the
 gradient of the head's weight is added up over the chunks in place; in lower precision every addition would round it, so
 there backward goes over blocks of the vocabulary instead, each with all tokens, and writes every entry once. Either way
-the extra memory is that buffer, whatever the number of tokens.
+the extra memory is that buffer, whatever the number of tokens; over words also the states' gradient in float32.
 
 Shape suffixes: N tokens, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -97,10 +99,23 @@ class TokenLogProbs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient_N: Tensor, _entropy: Tensor) -> tuple[Tensor | None, ...]:
-        found = (gradients_by_words if rounds(ctx.saved_tensors[1]) else gradients_by_tokens)(
-            *ctx.saved_tensors, gradient_N, *ctx.settings, ctx.needs_input_grad[:3]
-        )
-        return (*found, None, None, None, None)
+        call = HeadCall(*ctx.saved_tensors, *ctx.settings)
+        gradients = gradients_by_words if rounds(call.weight_VH) else gradients_by_tokens
+        return (*gradients(call, gradient_N, ctx.needs_input_grad[:3]), None, None, None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadCall:
+    """What backward knows of a forward: its arguments as in `TokenLogProbs`, and [N] log-sums of the logits' exp."""
+
+    hidden_NH: Tensor
+    weight_VH: Tensor
+    bias_V: Tensor | None
+    targets_N: Tensor
+    banned_V: Tensor
+    total_N: Tensor
+    temperature: float
+    chunk_size: int
 
 
 def rounds(weight_VH: Tensor) -> bool:
@@ -109,29 +124,21 @@ def rounds(weight_VH: Tensor) -> bool:
 
 
 def gradients_by_tokens(
-    hidden_NH: Tensor,
-    weight_VH: Tensor,
-    bias_V: Tensor | None,
-    targets_N: Tensor,
-    banned_V: Tensor,
-    total_N: Tensor,
-    gradient_N: Tensor,
-    temperature: float,
-    chunk_size: int,
-    wanted: tuple[bool, bool, bool],
+    call: HeadCall, gradient_N: Tensor, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of states, weight and bias as far as `wanted`, `chunk_size` tokens at a time."""
+    hidden_NH, weight_VH, bias_V, targets_N = call.hidden_NH, call.weight_VH, call.bias_V, call.targets_N
     hidden_gradient = torch.empty_like(hidden_NH) if wanted[0] else None
     weight_gradient = torch.zeros_like(weight_VH) if wanted[1] else None
     bias_gradient = torch.zeros_like(bias_V) if bias_V is not None and wanted[2] else None
-    for chunk in chunks(len(targets_N), chunk_size):
-        logits_NV = chunk_logits(hidden_NH[chunk], weight_VH, bias_V, banned_V, temperature)
+    for chunk in chunks(len(targets_N), call.chunk_size):
+        logits_NV = chunk_logits(hidden_NH[chunk], weight_VH, bias_V, call.banned_V, call.temperature)
         # From here on the buffer holds the gradient of the logits.
-        probs_NV = logits_NV.sub_(total_N[chunk, None]).exp_()
+        probs_NV = logits_NV.sub_(call.total_N[chunk, None]).exp_()
         # The logit of a banned target is a constant.
-        is_allowed_N1 = (~banned_V[targets_N[chunk]]).float()[:, None]
+        is_allowed_N1 = (~call.banned_V[targets_N[chunk]]).float()[:, None]
         probs_NV.scatter_add_(-1, targets_N[chunk, None], -is_allowed_N1)
-        logit_gradient = probs_NV.mul_(gradient_N[chunk, None] / -temperature).to(weight_VH.dtype)
+        logit_gradient = probs_NV.mul_(gradient_N[chunk, None] / -call.temperature).to(weight_VH.dtype)
         if hidden_gradient is not None:
             torch.mm(logit_gradient, weight_VH, out=hidden_gradient[chunk])
         if weight_gradient is not None:
@@ -143,31 +150,23 @@ def gradients_by_tokens(
 
 
 def gradients_by_words(
-    hidden_NH: Tensor,
-    weight_VH: Tensor,
-    bias_V: Tensor | None,
-    targets_N: Tensor,
-    banned_V: Tensor,
-    total_N: Tensor,
-    gradient_N: Tensor,
-    temperature: float,
-    chunk_size: int,
-    wanted: tuple[bool, bool, bool],
+    call: HeadCall, gradient_N: Tensor, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The same with all tokens and as many words at a time as make a buffer of that size."""
+    hidden_NH, weight_VH, bias_V, targets_N = call.hidden_NH, call.weight_VH, call.bias_V, call.targets_N
     hidden_gradient = torch.zeros_like(hidden_NH, dtype=torch.float32) if wanted[0] else None
     weight_gradient = torch.empty_like(weight_VH) if wanted[1] else None
     bias_gradient = torch.empty_like(bias_V) if bias_V is not None and wanted[2] else None
-    is_allowed_N = ~banned_V[targets_N]
-    for words in chunks(len(weight_VH), max(1, chunk_size * len(weight_VH) // max(1, len(targets_N)))):
+    is_allowed_N = ~call.banned_V[targets_N]
+    for words in chunks(len(weight_VH), max(1, call.chunk_size * len(weight_VH) // max(1, len(targets_N)))):
         bias = None if bias_V is None else bias_V[words]
-        logits_NV = chunk_logits(hidden_NH, weight_VH[words], bias, banned_V[words], temperature)
-        probs_NV = logits_NV.sub_(total_N[:, None]).exp_()
+        logits_NV = chunk_logits(hidden_NH, weight_VH[words], bias, call.banned_V[words], call.temperature)
+        probs_NV = logits_NV.sub_(call.total_N[:, None]).exp_()
         place_N = targets_N - words.start
         is_here_N = is_allowed_N & (place_N >= 0) & (place_N < probs_NV.shape[1])
         place_N1 = place_N.clamp(0, probs_NV.shape[1] - 1)[:, None]
         probs_NV.scatter_add_(-1, place_N1, -is_here_N.float()[:, None])
-        probs_NV.mul_(gradient_N[:, None] / -temperature)
+        probs_NV.mul_(gradient_N[:, None] / -call.temperature)
         if bias_gradient is not None:
             bias_gradient[words] = probs_NV.sum(dim=0)
         logit_gradient = probs_NV.to(weight_VH.dtype)
