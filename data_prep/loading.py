@@ -9,9 +9,9 @@ from itertools import chain
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from data_prep.archives import TAR_SUFFIXES, ZIP_SUFFIXES, is_archive, unpack
-from data_prep.dialects import DIALECTS
 from data_prep.formats import READERS
+from data_prep.formats.dialects import DIALECTS
+from data_prep.images.archives import TAR_SUFFIXES, ZIP_SUFFIXES, is_archive, unpack
 from data_prep.mixture import mixed
 from data_prep.schema import DataError, Row, RowError
 
@@ -35,7 +35,7 @@ def load_rows(
     """Rows of one or several sources, in order, read as they are asked for; images stay encoded.
 
     Args:
-        source: a file, a folder or an archive of one (.zip, .tar, .tar.gz; see `data_prep.archives`); a glob
+        source: a file, a folder or an archive of one (.zip, .tar, .tar.gz; see `data_prep.images.archives`); a glob
             (`data/*.jsonl`, `**` for any depth), whose matches are read in the order of their names; `org/name` or
             `org/name:configuration` on the hub; a drawn set such as
             `synthetic:shapes,bars?seed=0&num_rows=100&difficulty=1`; each with `@split` behind it where wanted. Or a

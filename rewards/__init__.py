@@ -1,17 +1,8 @@
 """Rule-based rewards: verdicts on untrusted completions and their weighted combination."""
 
-from rewards.combine import Scorer, build_scorer
-from rewards.response import format_score
-from rewards.types import (
-    Item,
-    RewardError,
-    RewardSpec,
-    RewardTable,
-    Sample,
-    Score,
-    Verdict,
-    VerifierError,
-)
+from rewards.functions.combine import Scorer, build_scorer
+from rewards.response.response import format_score
+from rewards.types import Item, RewardError, RewardSpec, RewardTable, Sample, Score, Verdict, VerifierError
 from rewards.verify import Verifier, verify
 
 __all__ = [

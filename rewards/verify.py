@@ -12,19 +12,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
-from rewards import guard
-from rewards.choice import Choices, decide_choice, read_choices
-from rewards.evaluate import Undecided, is_defined
-from rewards.guard import TooLarge
-from rewards.math_answer import Comparison, read, suits_the_engine, worth_a_worker
-from rewards.notation import clean
-from rewards.number import Quantity
-from rewards.response import extract
-from rewards.structure import Chain, Named, Value
-from rewards.text import normal_text, same_text
+from rewards.answers.choice import Choices, decide_choice, read_choices
+from rewards.answers.equality import Undecided, is_defined
+from rewards.answers.math import Comparison, read, suits_the_engine, worth_a_worker
+from rewards.answers.notation import clean
+from rewards.answers.number import Quantity
+from rewards.answers.text import normal_text, same_text
+from rewards.answers.units import Unit, parse_unit
+from rewards.answers.values import Chain, Named, Value
+from rewards.response.response import extract
 from rewards.types import KINDS, Item, Sample, Score, Verdict, VerifierError
-from rewards.units import Unit, parse_unit
-from rewards.worker import Nursery, Worker, WorkerDied, WorkerTimeout
+from rewards.workers import limits
+from rewards.workers.limits import TooLarge
+from rewards.workers.worker import Nursery, Worker, WorkerDied, WorkerTimeout
 
 _INTEGER = re.compile(r"[+-]?\d{1,15}", re.ASCII)
 _CACHED_CHARS = 200
@@ -65,7 +65,7 @@ def read_gold(
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}; use one of {', '.join(KINDS)}")
     try:
-        guard.check_size(gold)
+        limits.check_size(gold)
         text = clean(_unboxed(gold))
         if not text:
             return "the gold is empty"
@@ -105,7 +105,7 @@ def _read_unit(unit: str | None) -> Unit | None:
 def _judge(gold: Gold, answer: str) -> Score | Pending:
     """Decide one extracted answer in-process, or say what a worker has to compare."""
     try:
-        guard.check_size(answer)
+        limits.check_size(answer)
         if gold.kind == "choice" and gold.choices is not None:
             right, reason = decide_choice(gold.choices, answer)
             return _score(right, answer, reason)
@@ -140,7 +140,7 @@ def _judge_math(gold: Gold, answer: str) -> Score | Pending:
         return _score(False, answer, "the answer is not one value in mathematical notation")
     if isinstance(value, Quantity) and not is_defined(value.node):
         return _score(False, answer, "the answer has no value")
-    share = guard.worker_time_share(text)
+    share = limits.worker_time_share(text)
     return Pending(f"${gold.text}$", f"${text}$", share, gold.value is not None)
 
 
@@ -164,7 +164,7 @@ def judge_item(item: Item | Sample) -> Score | Pending:
     answer = extraction.answer
     if answer is None:
         return Score(extraction.verdict or Verdict.no_answer, False, None, extraction.reason)
-    if len(answer) > guard.MAX_ANSWER_CHARS:
+    if len(answer) > limits.MAX_ANSWER_CHARS:
         return Score(Verdict.too_large, False, answer[:200], f"the answer has {len(answer)} characters")
     # Only short answers come again, and long ones would fill the memory.
     return (_judge_cached if len(answer) <= _CACHED_CHARS else _judge)(gold, answer)

@@ -22,7 +22,7 @@ from data_prep.schema import make_row
 from vlm_mhpo.models.loading import Tools, load_policy
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.models.tiny import build_tiny
-from vlm_mhpo.processing import PromptBuilder
+from vlm_mhpo.prompts.builder import PromptBuilder
 from vlm_mhpo.types import Completion, Group, Prompt, ScoredGroup
 
 VISION_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from data_prep.audit.types import Offence, Picture, Record
-from data_prep.checks import check_gold, open_pictures
-from data_prep.filters import answer_form
-from data_prep.image_hash import perceptual_hash, pixel_hash
+from data_prep.images.hashes import perceptual_hash, pixel_hash
+from data_prep.prepare.checks import check_gold, open_pictures
+from data_prep.prepare.filters import answer_form
 from data_prep.schema import IMAGE_PLACEHOLDER, DataError, Row, RowError
 
 _MAX_SHOWN = 300  # characters of a question

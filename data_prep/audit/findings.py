@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from data_prep.audit.types import Finding, Offence, Record
-from data_prep.image_hash import NUM_BITS, nearest
+from data_prep.images.hashes import NUM_BITS, nearest
 
 # "Find x." is the question of hundreds of pictures; a text this long with the same gold is hardly a coincidence.
 _MIN_TELLING_WORDS = 12

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.audit.types import Audit, Finding, Record
-from data_prep.images import open_image
+from data_prep.images.opening import open_image
 from data_prep.loading import scan_rows
 from data_prep.schema import DataError, Row
 

@@ -10,7 +10,7 @@ import numpy as np
 from data_prep.audit.collect import Collected, collect
 from data_prep.audit.findings import by_split, inside, overlap
 from data_prep.audit.types import Audit, Finding, Histogram, Record
-from data_prep.image_hash import NEAR_LIMIT
+from data_prep.images.hashes import NEAR_LIMIT
 from data_prep.loading import scan_rows
 from data_prep.schema import DataError, Row
 

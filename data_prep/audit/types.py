@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """Hashes (see `data_prep.image_hash`) and size in pixels of one picture."""
+    """Hashes (see `data_prep.images.hashes`) and size in pixels of one picture."""
 
     pixels: str
     form: bytes
@@ -23,7 +23,7 @@ class Record:
         problem: the beginning of the question, to show.
         question: hash of the normalised question and choices; num_words: its length.
         num_chars: of the whole question.
-        gold, form: the gold answer and what it looks like (see `data_prep.filters.answer_form`).
+        gold, form: the gold answer and what it looks like (see `data_prep.prepare.filters.answer_form`).
         pictures: those that open.
         num_tokens: of the prompt, if they were counted.
     """

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from data_prep.dialects import DIALECTS
 from data_prep.formats import (
     dialect,
     dynamath,
@@ -24,6 +23,7 @@ from data_prep.formats import (
     tabmwp,
     we_math,
 )
+from data_prep.formats.dialects import DIALECTS
 from data_prep.schema import Row, RowError
 
 

@@ -1,12 +1,12 @@
-"""Readers for tables whose every row must be in one dialect of `data_prep.dialects`, whatever file holds them."""
+"""Readers for tables whose every row is in one dialect of `data_prep.formats.dialects`, whatever file holds them."""
 
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from data_prep.formats import jsonl, parquet
+from data_prep.formats.table import row_from_record, rows_of, table_files
 from data_prep.schema import Row, RowError
-from data_prep.table import row_from_record, rows_of, table_files
 
 
 def matches(source: Path) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.benchmark_table import (
+from data_prep.formats.layout import (
     Layout,
     column,
     free_form,
@@ -16,8 +16,8 @@ from data_prep.benchmark_table import (
     picture,
     split_choices,
 )
+from data_prep.formats.table import TableFile, split_of
 from data_prep.schema import Row, RowError, make_row
-from data_prep.table import TableFile, split_of
 
 _FILE_MARKS = {"question", "answer", "image", "answer_type", "subject", "level"}
 _HUB_MARKS = {"question", "decoded_image", "ground_truth", "answer_type", "subject"}

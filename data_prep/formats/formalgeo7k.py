@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_prep.formats.jsonl import read_records
-from data_prep.images import resolve_image_path
+from data_prep.formats.sympy_syntax import to_latex
+from data_prep.formats.table import rows_of, table_files
+from data_prep.images.opening import resolve_image_path
 from data_prep.schema import DataError, Row, RowError, make_row
-from data_prep.sympy_syntax import to_latex
-from data_prep.table import rows_of, table_files
 
 _PICTURE_FOLDERS = ("images", "diagrams")  # in FGeoDRL's copy, in FormalGeo's own release
 

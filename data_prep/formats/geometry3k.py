@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.images import resolve_image_path
+from data_prep.images.opening import resolve_image_path
 from data_prep.schema import DataError, Row, RowError, make_row
 
 _DIAGRAMS = ("img_diagram.png", "img_diagram_point.png")  # clean, else with points and letters drawn on

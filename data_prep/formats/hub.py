@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_prep.benchmark_table import make_from
 from data_prep.formats import dynamath, mathverse, mathvision, mathvista, mmk12, olympiadbench, we_math
+from data_prep.formats.layout import make_from
+from data_prep.formats.table import TableFile, row_from_record, rows_of
 from data_prep.schema import DataError, Row, RowError
-from data_prep.table import TableFile, row_from_record, rows_of
 
 _BENCHMARKS = tuple(m.LAYOUT for m in (mathvista, mathverse, mathvision, dynamath, we_math, olympiadbench, mmk12))
 
@@ -28,7 +28,7 @@ def read(
     Args:
         name: `org/name` or `org/name:configuration`.
         image_root: a local folder for rows that name their pictures; None: a row that names a path or URL is refused.
-        dialect: of `data_prep.dialects`, when all rows must be in it.
+        dialect: of `data_prep.formats.dialects`, when all rows must be in it.
     Raises:
         DataError: the data set cannot be had (offline, no such name, split or configuration), or a split must be
             chosen.

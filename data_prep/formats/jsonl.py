@@ -1,12 +1,12 @@
-"""Reader for JSON Lines and JSON tables with the columns problem, answer and images (see `data_prep.table`)."""
+"""Reader for JSON Lines and JSON tables with the columns problem, answer and images (see `data_prep.formats.table`)."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_prep.formats.table import is_table, rows_of, table_files
 from data_prep.schema import DataError, Row, RowError
-from data_prep.table import is_table, rows_of, table_files
 
 
 def matches(source: Path) -> bool:

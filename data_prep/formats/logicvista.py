@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.benchmark_table import (
+from data_prep.formats.layout import (
     Layout,
     column,
     free_form,
@@ -16,8 +16,8 @@ from data_prep.benchmark_table import (
     picture,
     split_choices,
 )
+from data_prep.formats.table import TableFile
 from data_prep.schema import Row, RowError, make_row
-from data_prep.table import TableFile
 
 _MARKS = {"imagename", "question", "answer", "skill"}
 _KEPT = ("skill", "capability", "broad_capability", "specific_capability", "imagesource", "sourcelink", "liscenced")

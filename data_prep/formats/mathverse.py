@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.benchmark_table import (
+from data_prep.formats.layout import (
     Layout,
     column,
     free_form,
@@ -15,8 +15,8 @@ from data_prep.benchmark_table import (
     picture,
     split_choices,
 )
+from data_prep.formats.table import TableFile
 from data_prep.schema import Row, RowError, make_row
-from data_prep.table import TableFile
 
 _MARKS = {"sample_index", "problem_index", "problem_version", "question", "answer", "question_type"}
 _KEPT = ("sample_index", "problem_index", "problem_version", "question_type", "query_wo", "query_cot")

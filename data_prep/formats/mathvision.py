@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.benchmark_table import (
+from data_prep.formats.layout import (
     Layout,
     column,
     free_form,
@@ -15,8 +15,8 @@ from data_prep.benchmark_table import (
     multiple_choice,
     picture,
 )
+from data_prep.formats.table import TableFile
 from data_prep.schema import IMAGE_PLACEHOLDER, Row, RowError
-from data_prep.table import TableFile
 
 _MARKS = {"id", "question", "options", "answer", "level", "subject", "image"}
 _TAG = re.compile(r"<image\d+>")

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.benchmark_table import (
+from data_prep.formats.layout import (
     Layout,
     column,
     free_form,
@@ -14,8 +14,8 @@ from data_prep.benchmark_table import (
     multiple_choice,
     picture,
 )
+from data_prep.formats.table import TableFile, whole
 from data_prep.schema import Row, RowError
-from data_prep.table import TableFile, whole
 
 _MARKS = {"pid", "question", "answer", "choices", "precision", "question_type", "answer_type"}
 # integer and float answers are numbers; the two lists are compared as lists, and text is one of the choices.

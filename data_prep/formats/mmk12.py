@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.benchmark_table import Layout, column, free_form, kept, layout_files, layout_rows, picture
+from data_prep.formats.layout import Layout, column, free_form, kept, layout_files, layout_rows, picture
+from data_prep.formats.table import TableFile, split_of
 from data_prep.schema import Row, RowError
-from data_prep.table import TableFile, split_of
 
 _FILE_MARKS = {"id", "question", "answer", "image_path"}
 _HUB_COLUMNS = {"id", "question", "answer", "subject", "image"}

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.benchmark_table import Layout, column, free_form, kept, layout_files, layout_rows
+from data_prep.formats.layout import Layout, column, free_form, kept, layout_files, layout_rows
+from data_prep.formats.table import TableFile, image_from
 from data_prep.schema import IMAGE_PLACEHOLDER, Row, RowError
-from data_prep.table import TableFile, image_from
 
 _MARKS = {"question", "solution", "final_answer", "is_multiple_answer", "answer_type", "subfield"}
 _KEPT = ("final_answer", "is_multiple_answer", "answer_type", "error", "subfield", "subject", "language", "difficulty",

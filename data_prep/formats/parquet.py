@@ -1,12 +1,12 @@
-"""Reader for parquet tables: our own prepared folders, and any with the columns of `data_prep.table`."""
+"""Reader for parquet tables: our own prepared folders, and any with the columns of `data_prep.formats.table`."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_prep.formats.table import is_table, rows_of, table_files
 from data_prep.schema import DataError, Row, RowError
-from data_prep.table import is_table, rows_of, table_files
 
 SCHEMA_KEY = b"vlm_mhpo.schema_version"
 SCHEMA_VERSION = 2  # 1 had no column `metadata`

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.benchmark_table import (
+from data_prep.formats.layout import (
     Layout,
     column,
     free_form,
@@ -14,8 +14,8 @@ from data_prep.benchmark_table import (
     multiple_choice,
     picture,
 )
+from data_prep.formats.table import TableFile
 from data_prep.schema import Row, RowError
-from data_prep.table import TableFile
 
 _MARKS = {"question", "choices", "answer", "unit", "table", "ques_type", "ans_type"}
 

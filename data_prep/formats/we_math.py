@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.benchmark_table import LETTERS, Layout, column, kept, layout_files, layout_rows, multiple_choice, picture
+from data_prep.formats.layout import LETTERS, Layout, column, kept, layout_files, layout_rows, multiple_choice, picture
+from data_prep.formats.table import TableFile
 from data_prep.schema import Row, RowError
-from data_prep.table import TableFile
 
 _MARKS = {"ID", "key", "question", "option", "answer", "image_path"}
 _LABEL = re.compile(r"(?:^|;)\s*([A-Z])\s*[.:]\s*")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from data_prep.images import open_image
+from data_prep.images.opening import open_image
 from data_prep.schema import DataError, Row, make_row
 from data_prep.synthetic import bars, counting, shapes, triangles
 from data_prep.synthetic.canvas import Drawing, png_bytes

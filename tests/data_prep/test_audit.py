@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from data_prep import DataError
 from data_prep.audit import as_text, audit, write_audit
 from data_prep.audit.run import histogram
-from data_prep.image_hash import nearest, perceptual_hash, pixel_hash
+from data_prep.images.hashes import nearest, perceptual_hash, pixel_hash
 
 REPOSITORY = Path(__file__).parents[2]
 FORMALGEO = REPOSITORY / "tests" / "data" / "formalgeo7k"

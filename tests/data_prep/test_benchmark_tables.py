@@ -14,9 +14,9 @@ import pyarrow.parquet
 import pytest
 
 from data_prep import DataError, RowError, load_rows, open_image
-from data_prep.benchmark_table import split_choices
+from data_prep.formats.layout import split_choices
 from data_prep.loading import scan_rows
-from data_prep.prepare import prepare
+from data_prep.prepare.prepare import prepare
 from data_prep.schema import make_row
 from rewards import verify
 from tests.data_prep.benchmark_files import RED, build, hub_record

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from data_prep import DataError
-from data_prep.filters import answer_form, answer_form_filter, image_filters, kind_filter, prompt_token_filter
+from data_prep.prepare.filters import answer_form, answer_form_filter, image_filters, kind_filter, prompt_token_filter
 from data_prep.schema import make_row
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from data_prep import DataError, load_rows
-from data_prep.archives import ArchiveError, ArchiveLimits, unpack
+from data_prep.images.archives import ArchiveError, ArchiveLimits, unpack
 from tests.builders import picture
 
 ROW = json.dumps({"problem": "<image>How many?", "answer": "2", "images": ["pictures/a.png"]}).encode() + b"\n"
@@ -266,7 +266,7 @@ def test_another_content_under_the_same_name_is_unpacked_again(tmp_path):
 
 
 def test_a_rank_that_comes_second_takes_the_folder_of_the_first(tmp_path, monkeypatch):
-    import data_prep.archives as archives
+    import data_prep.images.archives as archives
 
     file = tmp_path / "x.zip"
     file.write_bytes(zipped(HONEST))

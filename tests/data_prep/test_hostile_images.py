@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from data_prep.images import ImageError, open_image
+from data_prep.images.opening import ImageError, open_image
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -106,7 +106,7 @@ def many_scans(number: int) -> bytes:
 MEASURE = """
 import json, os, resource, sys, time
 from pathlib import Path
-from data_prep.images import ImageError, open_image
+from data_prep.images.opening import ImageError, open_image
 def megabytes(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 def look(data):
     started = time.process_time()

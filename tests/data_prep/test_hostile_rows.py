@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 import data_prep
 from data_prep import DataError, RowError, load_rows, open_image
 from data_prep.formats import hub
-from data_prep.images import ImageError, resolve_image_path
+from data_prep.images.opening import ImageError, resolve_image_path
 from data_prep.loading import scan_rows
-from data_prep.parts import RowWriter, record_of
-from data_prep.prepare import prepare
+from data_prep.prepare.parts import RowWriter, record_of
+from data_prep.prepare.prepare import prepare
 from data_prep.schema import KINDS, Row, make_row
 from tests.builders import picture
 
@@ -131,12 +131,12 @@ NETWORK = {
 # Each file that may, with its reason.
 ALLOWED = {
     "data_prep/formats/hub.py": {"datasets"},  # the one reader of the hub
-    "vlm_mhpo/distributed.py": {"socket"},  # names the host of a rank
+    "vlm_mhpo/runtime/ranks.py": {"socket"},  # names the host of a rank
     "vlm_mhpo/models/loading.py": {"huggingface_hub"},  # looks into the local cache
-    "vlm_mhpo/recorder.py": {"wandb"},  # only with logging.wandb
-    "rewards/worker.py": {"socket"},  # a pair of connected sockets to its own child
-    "vlm_mhpo/monitor/access.py": {"http"},  # names of status codes
-    "vlm_mhpo/monitor/server.py": {"http"},  # names of status codes
+    "vlm_mhpo/records/recorder.py": {"wandb"},  # only with logging.wandb
+    "rewards/workers/worker.py": {"socket"},  # a pair of connected sockets to its own child
+    "vlm_mhpo/commands/monitor/access.py": {"http"},  # names of status codes
+    "vlm_mhpo/commands/monitor/server.py": {"http"},  # names of status codes
 }
 
 

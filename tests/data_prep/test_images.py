@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_prep.images import ImageError, ImageLimits, open_image, resolve_image_path
+from data_prep.images.opening import ImageError, ImageLimits, open_image, resolve_image_path
 from data_prep.schema import RowError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)

@@ -17,9 +17,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from data_prep import DataError, load_rows
-from data_prep.filters import answer_form_filter, image_filters, kind_filter, prompt_token_filter
 from data_prep.loading import scan_rows
-from data_prep.prepare import prepare
+from data_prep.prepare.filters import answer_form_filter, image_filters, kind_filter, prompt_token_filter
+from data_prep.prepare.prepare import prepare
 from data_prep.schema import KINDS, RowError, make_row
 from data_prep.synthetic import FAMILIES, generate
 
@@ -195,7 +195,7 @@ def test_an_interrupted_run_leaves_nothing_and_the_next_one_works(tmp_path):
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr("data_prep.prepare.ROWS_A_PART", 10)
+    monkeypatch.setattr("data_prep.prepare.prepare.ROWS_A_PART", 10)
 
 
 def killed_after(rows, num_rows):

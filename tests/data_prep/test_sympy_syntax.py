@@ -3,8 +3,8 @@
 import pytest
 import sympy
 
+from data_prep.formats.sympy_syntax import to_latex
 from data_prep.schema import DataError
-from data_prep.sympy_syntax import to_latex
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import pyarrow.parquet
 import pytest
 
 from data_prep import DataError, Row, RowError, load_rows
-from data_prep.dialects import DIALECTS, python_list
+from data_prep.formats.dialects import DIALECTS, python_list
+from data_prep.formats.table import TableFile, rows_of
 from data_prep.loading import scan_rows
 from data_prep.synthetic import generate
-from data_prep.table import TableFile, rows_of
 from tests.data_prep.training_rows import IMAGE_PART, LAYOUTS, TEXT_PART
 
 PICTURES = tuple(row.images[0] for row in generate(["shapes"], 3, 0, "train"))

@@ -11,11 +11,12 @@ import torch
 from tests.builders import FAMILIES, build_and_load
 from tests.vlm_mhpo.test_other_device import BASE, sample_and_update
 from tests.vlm_mhpo.update_cases import batch_of
-from vlm_mhpo import distributed, trainer
+from vlm_mhpo.commands.doctor.parity import examine_parity
 from vlm_mhpo.config import load_config
-from vlm_mhpo.doctor.parity import examine_parity
-from vlm_mhpo.logprobs import token_log_probs
 from vlm_mhpo.models.attention import segment_attention, segments_of
+from vlm_mhpo.models.logprobs import token_log_probs
+from vlm_mhpo.runtime import ranks
+from vlm_mhpo.training import loop
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 BFLOAT16 = ("model.dtype=bfloat16", "rollout.old_log_probs=trainer", "deepspeed.zero_stage=2")
@@ -27,7 +28,7 @@ def test_sampling_and_updates_in_float32_give_the_values_of_the_cpu(family, tmp_
     model = build_and_load(tmp_path, family)
     batch, other = batch_of(model), model.copy()
     with monkeypatch.context() as patch:
-        patch.setattr(distributed, "device", lambda: torch.device("cpu"))
+        patch.setattr(ranks, "device", lambda: torch.device("cpu"))
         groups, update = sample_and_update(model, batch)
     other.policy.to("cuda")
     other_groups, other_update = sample_and_update(other, batch)
@@ -94,8 +95,8 @@ def test_log_probs_of_a_real_vocabulary_take_little_memory():
 
 def test_a_run_in_bfloat16_learns_stops_and_continues(tmp_path):
     config = load_config(BASE, [*BFLOAT16, f"output_dir={tmp_path / 'run'}", "train.max_steps=2"])
-    trainer.train(config)
-    trainer.train(load_config(BASE, [*BFLOAT16, f"output_dir={tmp_path / 'run'}", "train.max_steps=4"]))
+    loop.train(config)
+    loop.train(load_config(BASE, [*BFLOAT16, f"output_dir={tmp_path / 'run'}", "train.max_steps=4"]))
     rows = rows_of_run(tmp_path / "run")
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
     assert all(row["grad_norm"] > 0 and row["num_skipped_updates"] == 0 for row in rows[1:])

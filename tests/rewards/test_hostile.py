@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rewards import Item, Verdict, Verifier, VerifierError, verify
-from rewards.worker import WorkerDied, WorkerTimeout
+from rewards.workers.worker import WorkerDied, WorkerTimeout
 
 HANGS = Path(__file__).resolve().parents[1] / "data" / "labelled" / "hangs.jsonl"
 # Inputs that our grammar does not decide: each costs its worker, which is killed.

@@ -10,7 +10,7 @@ import pytest
 
 from rewards import Item, Verdict, Verifier, verify
 from rewards.verify import Pending
-from rewards.worker import Nursery
+from rewards.workers.worker import Nursery
 
 # Needs math-verify: our own grammar knows no sums.
 HONEST = Item("<answer>\\sum_{i=1}^{3} i</answer>", "6")

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from tests.builders import problem_row
-from vlm_mhpo import distributed
-from vlm_mhpo.balance import balance
+from vlm_mhpo.runtime import ranks
+from vlm_mhpo.training.balance import balance
 from vlm_mhpo.types import Completion, Group, Prompt, ScoredGroup
 
 
@@ -25,8 +25,8 @@ def group_of(rank: int, index: int, length: int) -> ScoredGroup:
 
 def main() -> None:
     """Two minibatches of two groups a rank; the first rank's are long."""
-    distributed.start(1)
-    rank = distributed.rank()
+    ranks.start(1)
+    rank = ranks.rank()
     scored = [group_of(rank, index, 40 - 3 * index if rank == 0 else 2 + index) for index in range(4)]
     after = balance(scored, 2)
     facts = [

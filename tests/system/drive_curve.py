@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from vlm_mhpo import trainer
 from vlm_mhpo.config import load_config
 from vlm_mhpo.models.loading import Tools
 from vlm_mhpo.rollout.base import SamplingParams
+from vlm_mhpo.training import loop
 from vlm_mhpo.types import Completion, Group, Prompt
 
 NUM_STEPS = 20
@@ -72,14 +72,14 @@ class Recorded:
 
 def curve(run_dir: Path) -> dict[str, list[float]]:
     """Train in `run_dir` and return what `CURVE` names, step by step."""
-    build = trainer.build_setup
+    build = loop.build_setup
 
     def with_recorded_completions(config: Any) -> Any:
         setup = build(config)
         return replace(setup, sampler=Recorded(setup.tools))
 
-    trainer.build_setup = with_recorded_completions
-    trainer.train(load_config(str(Path(__file__).with_name("base.yaml")), [*OVERRIDES, f"output_dir={run_dir}"]))
+    loop.build_setup = with_recorded_completions
+    loop.train(load_config(str(Path(__file__).with_name("base.yaml")), [*OVERRIDES, f"output_dir={run_dir}"]))
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, NUM_STEPS + 1))
     return {name: [row[name] for row in rows] for name in CURVE}

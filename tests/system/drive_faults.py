@@ -28,9 +28,10 @@ import transformers  # noqa: F401
 
 from tests.system import drive_nan
 from tests.system.ranks import environment, free_port
-from vlm_mhpo import cli, trainer  # noqa: F401
-from vlm_mhpo.faults import replay  # noqa: F401
+from vlm_mhpo import cli
+from vlm_mhpo.commands import replay  # noqa: F401
 from vlm_mhpo.faults.watchdog import Watchdog
+from vlm_mhpo.training import loop  # noqa: F401
 
 # Of a whole run; what is promised is counted from the signal on.
 LIMIT_S = 110.0

@@ -26,11 +26,13 @@ from tqdm import tqdm
 from tests.system.drive_resume import copy_run
 from tests.system.ranks import free_port
 from tests.system.resume_cases import BASE, SMALL
-from vlm_mhpo import checkpoint, continuation, distributed, trainer
+from vlm_mhpo import checkpoint
 from vlm_mhpo.checkpoint import Disk, newest_valid, steps_in
 from vlm_mhpo.config import load_config
 from vlm_mhpo.models.loading import load_policy
 from vlm_mhpo.models.tiny import resolve_model
+from vlm_mhpo.runtime import ranks
+from vlm_mhpo.training import loop, saving
 
 
 class StrikingDisk(Disk):
@@ -99,13 +101,13 @@ def run_rank(run_dir: Path, overrides: Sequence[str], rank: int, ids: Path, kill
     if kill and rank == kill["by"]:
         victim = kill["rank"]
         disk = StrikingDisk(kill["point"], kill["step"], lambda: os.kill(json.loads(ids.read_text())[victim], 9))
-        continuation.checkpoint.begin = functools.partial(checkpoint.begin, disk=disk)
+        saving.checkpoint.begin = functools.partial(checkpoint.begin, disk=disk)
     # Nothing is verified in these runs, and the workers would cost more than the training.
-    trainer.start_verifier = lambda config: nullcontext()
+    loop.start_verifier = lambda config: nullcontext()
     code = 1
     try:
-        trainer.train(load_config(BASE, [*SMALL, *MODEL, *overrides, f"output_dir={run_dir}"]))
-        distributed.leave()
+        loop.train(load_config(BASE, [*SMALL, *MODEL, *overrides, f"output_dir={run_dir}"]))
+        ranks.leave()
         code = 0
     except BaseException:  # whatever it is, it must not reach the code of the process that was forked
         traceback.print_exc()

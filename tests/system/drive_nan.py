@@ -7,7 +7,7 @@ from unittest import mock
 
 import torch
 
-from vlm_mhpo.engine import Engine
+from vlm_mhpo.engine.deepspeed import Engine
 
 
 def arm(where: str) -> None:

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vlm_mhpo import trainer, update
-from vlm_mhpo.checks import rank
+from vlm_mhpo.commands.proofs import rank
+from vlm_mhpo.training import loop, update
 
 
 def count_this_rank_alone(batch: update.Batch) -> dict[str, int]:
@@ -36,7 +36,7 @@ def main() -> None:
     elif fault == "forgotten moments":
         forget_moments()
     elif fault == "started over":
-        trainer.resume = lambda setup: 0
+        loop.resume = lambda setup: 0
     else:
         raise SystemExit(f"no fault is called {fault}")
     rank.main(Path(sys.argv[1]))

@@ -10,16 +10,17 @@ from typing import Any
 
 import torch
 
-from vlm_mhpo import distributed, trainer
 from vlm_mhpo.checkpoint import folder_of, steps_in
 from vlm_mhpo.config import load_config
-from vlm_mhpo.engine import Engine
-from vlm_mhpo.setup import Setup
+from vlm_mhpo.engine.deepspeed import Engine
+from vlm_mhpo.runtime import ranks
+from vlm_mhpo.training import loop as trainer
+from vlm_mhpo.training.assembly import Setup
 
 
 def main(requests: Path) -> None:
     """Run everything that the file asks for."""
-    distributed.start(1)
+    ranks.start(1)
     loop = trainer.loop
     for request in json.loads(requests.read_text()):
         if "source" in request:
@@ -33,13 +34,13 @@ def main(requests: Path) -> None:
 
 def copy_run(source: Path, step: int, run_dir: Path) -> None:
     """Copy a run and leave of its checkpoints only the one at `step`."""
-    if distributed.is_main():
+    if ranks.is_main():
         shutil.copytree(source, run_dir)
         root = run_dir / "checkpoints"
         for other in steps_in(root):
             if other != step:
                 shutil.rmtree(folder_of(root, other))
-    distributed.barrier()
+    ranks.barrier()
 
 
 def recording(loop: Any, folder: Path) -> Any:
@@ -74,7 +75,7 @@ def write_state(engine: Engine, file: Path) -> None:
     values |= {"steps": sorted({float(each["step"]) for each in engine.optimizer.state.values() if "step" in each})}
     if engine.zero_stage < 3:
         values |= {f"{name} in use": parameter.detach().clone() for name, parameter in engine.policy.named_parameters()}
-    if distributed.is_main():
+    if ranks.is_main():
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.save(values, file)
 

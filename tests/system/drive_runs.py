@@ -10,16 +10,17 @@ from typing import Any
 
 from tests import builders
 from tests.system.batches import scored_groups
-from vlm_mhpo import distributed, trainer
 from vlm_mhpo.config import load_config
-from vlm_mhpo.setup import Setup
-from vlm_mhpo.sft import warm_start
-from vlm_mhpo.update import log_probs_of
+from vlm_mhpo.runtime import ranks
+from vlm_mhpo.training import loop as trainer
+from vlm_mhpo.training.assembly import Setup
+from vlm_mhpo.training.update import log_probs_of
+from vlm_mhpo.training.warm_start import warm_start
 
 
 def main(requests: Path) -> None:
     """Run everything that the file asks for."""
-    distributed.start(1)
+    ranks.start(1)
     for request in json.loads(requests.read_text()):
         if copied := request.get("interrupted"):
             interrupt(Path(copied), Path(request["output_dir"]))
@@ -36,13 +37,13 @@ def main(requests: Path) -> None:
 
 def interrupt(finished: Path, run_dir: Path) -> None:
     """Copy a finished run of four steps and make it one that was killed after its third row: checkpoint at step 2."""
-    if distributed.is_main():
+    if ranks.is_main():
         shutil.copytree(finished, run_dir)
         shutil.rmtree(run_dir / "checkpoints" / "step_000004")
         metrics = run_dir / "metrics.jsonl"
         kept = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= 3]
         metrics.write_text("\n".join(kept) + '\n{"step": 4, "rew')
-    distributed.barrier()
+    ranks.barrier()
 
 
 def probing(loop: Any, file: Path) -> Any:
@@ -53,7 +54,7 @@ def probing(loop: Any, file: Path) -> Any:
         settings = trainer.update_settings(setup.config, setup.tools, objective)
         groups = scored_groups(builders.Tiny("", Path(), setup.policy, setup.tools), "mixed")
         values = log_probs_of(setup.engine, setup.policy, groups, settings)
-        if distributed.is_main():
+        if ranks.is_main():
             file.write_text(json.dumps(values))
 
     return run

@@ -16,8 +16,9 @@ from unittest import mock
 import torch
 
 from tests.system.drive_commands import run
-from vlm_mhpo import checkpoint, cli, distributed
+from vlm_mhpo import checkpoint, cli
 from vlm_mhpo.checkpoint.files import files_of, listing_of
+from vlm_mhpo.runtime import ranks
 
 
 class Program:
@@ -74,9 +75,9 @@ def beside_another(request: dict[str, Any]) -> dict[str, Any]:
 def on_ranks(arguments: Sequence[str], shard: Path, canary: Path) -> None:
     """Train on all ranks, plant a program in one rank's shard, and continue; ends with that command's code."""
     assert run([*arguments, "train.max_steps=1"])["code"] == 0
-    if distributed.is_main():
+    if ranks.is_main():
         plant(shard, canary)
-    distributed.barrier()
+    ranks.barrier()
     with mock.patch.object(sys, "argv", ["vlm-mhpo", *arguments, "train.max_steps=2"]):
         cli.main()
 

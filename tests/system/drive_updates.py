@@ -11,28 +11,28 @@ import torch
 from safetensors.torch import save_file
 
 from tests.system.batches import load_tiny, scored_groups
-from vlm_mhpo import distributed
 from vlm_mhpo.config import load_config
-from vlm_mhpo.engine import Engine, deepspeed_settings
+from vlm_mhpo.engine.deepspeed import Engine, deepspeed_settings
 from vlm_mhpo.errors import VlmMhpoError
-from vlm_mhpo.minibatches import advantages_of, truncated_in
 from vlm_mhpo.objectives import build_objective
 from vlm_mhpo.rollout.base import SamplingParams
-from vlm_mhpo.rollout.hf import HfSampler
-from vlm_mhpo.trainer import update_settings
-from vlm_mhpo.update import Batch, log_probs_of, update_on
+from vlm_mhpo.rollout.hf.sampler import HfSampler
+from vlm_mhpo.runtime import ranks
+from vlm_mhpo.training.loop import update_settings
+from vlm_mhpo.training.minibatches import advantages_of, truncated_in
+from vlm_mhpo.training.update import Batch, log_probs_of, update_on
 
 
 def main(requests: Path, out: Path) -> None:
     """Run every job; `NAME.rankN.json` and, from the main rank, `NAME.safetensors`."""
-    distributed.start(1)
+    ranks.start(1)
     for job in json.loads(requests.read_text()):
         try:
             result = run(job, out)
         except VlmMhpoError as error:
             result = {"error": type(error).__name__, "message": str(error)}
-        (out / f"{job['name']}.rank{distributed.rank()}.json").write_text(json.dumps(result))
-        distributed.barrier()
+        (out / f"{job['name']}.rank{ranks.rank()}.json").write_text(json.dumps(result))
+        ranks.barrier()
 
 
 def run(job: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -43,15 +43,15 @@ def run(job: dict[str, Any], out: Path) -> dict[str, Any]:
     engine = Engine(model.policy, optimizer=config.train, deepspeed=config.deepspeed, dtype=config.model.dtype)
     engine.policy.train()
     every = scored_groups(model, job["case"])
-    share = len(every) // distributed.world_size()
-    mine = every[distributed.rank() * share : (distributed.rank() + 1) * share]
+    share = len(every) // ranks.world_size()
+    mine = every[ranks.rank() * share : (ranks.rank() + 1) * share]
     objective = build_objective(config.objective, config.rollout.max_completion_length)
     update = update_settings(config, model.tools, objective)
     result: dict[str, Any] = {}
     if job.get("sample"):
         # Budgets that differ by rank stand for completions that end at different times.
         sampler = HfSampler(engine.policy, model.tools, max_batch_tokens=4096, whole_weights=engine.whole_weights)
-        params = SamplingParams(2, 3 + 4 * distributed.rank())
+        params = SamplingParams(2, 3 + 4 * ranks.rank())
         groups = sampler.sample([group.group.prompt for group in mine], params, (0, "test"))
         result["completions"] = [completion.token_ids for group in groups for completion in group.completions]
     if job.get("log_probs"):
@@ -78,7 +78,7 @@ def run(job: dict[str, Any], out: Path) -> dict[str, Any]:
 
 def inject_nan(engine: Engine, where: str) -> None:
     """On the last rank, turn the first forward's output ("loss") or one gradient ("gradient") into NaN, once."""
-    if distributed.rank() != distributed.world_size() - 1:
+    if ranks.rank() != ranks.world_size() - 1:
         return
     fired: list[bool] = []
 
@@ -98,7 +98,7 @@ def inject_nan(engine: Engine, where: str) -> None:
 def write_weights(engine: Engine, file: Path) -> None:
     """Whole weights under the names of the transformers model, written by the main rank."""
     with engine.whole_weights():
-        if distributed.is_main():
+        if ranks.is_main():
             weights = engine.policy.model.state_dict()
             save_file({name: value.detach().clone().contiguous() for name, value in weights.items()}, file)
 

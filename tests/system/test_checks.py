@@ -14,12 +14,12 @@ import torch
 
 from tests.system.ranks import CLI, REPOSITORY
 from vlm_mhpo.checkpoint import folder_of
-from vlm_mhpo.checks.compare import first_difference
-from vlm_mhpo.checks.invariance import REFERENCE, Variant, check_invariance, compare_gradients
-from vlm_mhpo.checks.resume import check_resume, compare_runs, launch
-from vlm_mhpo.checks.shrink import shrink, tiny_family
+from vlm_mhpo.commands.doctor import Finding
+from vlm_mhpo.commands.proofs.compare import first_difference
+from vlm_mhpo.commands.proofs.invariance import REFERENCE, Variant, check_invariance, compare_gradients
+from vlm_mhpo.commands.proofs.resume import check_resume, compare_runs, launch
+from vlm_mhpo.commands.proofs.shrink import shrink, tiny_family
 from vlm_mhpo.config import load_config
-from vlm_mhpo.doctor import Finding
 from vlm_mhpo.errors import ConfigError, ModelError, TrainingError
 
 BASE = Path(__file__).with_name("base.yaml")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.system.ranks import REPOSITORY
+from vlm_mhpo.commands.doctor import examine
 from vlm_mhpo.config import check_world_size, load_config
-from vlm_mhpo.doctor import examine
 
 RECIPES = sorted((REPOSITORY / "configs").glob("*.yaml"))
 # What the comments of the recipes promise.

@@ -11,7 +11,7 @@ import pytest
 
 from tests.system.ranks import run_commands, run_ranks
 from tests.vlm_mhpo.test_evaluation.planted import NUM_ROWS, plant_mathverse, plant_mathvista
-from vlm_mhpo.evaluation.records import read_results
+from vlm_mhpo.records.evaluation import read_results
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(1200)]
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.reference import advantages as reference
-from vlm_mhpo.advantages import group_advantages
+from vlm_mhpo.scoring.advantages import group_advantages
 
 SCALES = ("group", "batch", "none")
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_mhpo.balance import TOLERANCE, plan_swaps
+from vlm_mhpo.training.balance import TOLERANCE, plan_swaps
 
 
 def after(loads, swaps):

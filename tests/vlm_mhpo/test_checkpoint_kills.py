@@ -14,10 +14,11 @@ import torch
 
 from tests.vlm_mhpo.checkpoint_cases import FakeDeepSpeed, save, saved_step, write_policy
 from tests.vlm_mhpo.unreliable_disk import IO_ERROR, NO_SPACE, Killed, UnreliableDisk
-from vlm_mhpo import checkpoint, continuation
+from vlm_mhpo import checkpoint
 from vlm_mhpo.checkpoint import writing
 from vlm_mhpo.checkpoint.files import DISK, Disk, files_of, folders_of, listing_of, remove_tree, write_json
 from vlm_mhpo.errors import CheckpointError, SaveError
+from vlm_mhpo.training import saving
 
 Save = Callable[..., None]
 AFTERMATHS = ("killed", "power cut", "power cut, names lost")
@@ -253,14 +254,14 @@ def due(tmp_path, monkeypatch):
     def full(*args: object, **options: object) -> None:
         raise SaveError("step 2 could not be saved: No space left on device")
 
-    monkeypatch.setattr(continuation.checkpoint, "begin", full)
-    monkeypatch.setattr(continuation, "fixed_values", lambda setup: {})
+    monkeypatch.setattr(saving.checkpoint, "begin", full)
+    monkeypatch.setattr(saving, "fixed_values", lambda setup: {})
 
     def run(on_error: str, step: int) -> None:
         settings = CheckpointConfig(save_steps=2, on_error=on_error)
         config = SimpleNamespace(checkpoint=settings, train=SimpleNamespace(max_steps=6))
         setup = SimpleNamespace(config=config, engine=None, tools=None, run_dir=tmp_path, pending=[])
-        continuation.save_if_due(setup, step)
+        saving.save_if_due(setup, step)
 
     return run
 

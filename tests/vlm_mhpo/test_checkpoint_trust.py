@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from tests.vlm_mhpo.checkpoint_cases import save
-from vlm_mhpo import checkpoint, continuation
+from vlm_mhpo import checkpoint
 from vlm_mhpo.checkpoint.files import files_of, listing_of
+from vlm_mhpo.checkpoint.policy_folder import export, find_policy
 from vlm_mhpo.errors import CheckpointError, ModelError
-from vlm_mhpo.models.export import export, find_policy
 from vlm_mhpo.models.loading import load_policy
+from vlm_mhpo.training import saving
 
 # ---- one writer ------------------------------------------------------------------------------------------------
 
@@ -147,13 +148,13 @@ def resumed(tmp_path, monkeypatch):
     """`resume` of a run with a checkpoint at step 4, which gives (its answer, whether it was loaded)."""
     save(tmp_path / "checkpoints", 4)
     loaded: list[Path] = []
-    monkeypatch.setattr(continuation, "fixed_values", lambda setup: {"seed": 3})
+    monkeypatch.setattr(saving, "fixed_values", lambda setup: {"seed": 3})
     monkeypatch.setattr(checkpoint, "load", lambda engine, folder: loaded.append(folder))
 
     def run(trust: bool) -> tuple[int, bool]:
         settings = SimpleNamespace(trust_folder=trust)
         config = SimpleNamespace(checkpoint=settings, train=SimpleNamespace(max_steps=6))
-        step = continuation.resume(SimpleNamespace(run_dir=tmp_path, config=config, engine=None))
+        step = saving.resume(SimpleNamespace(run_dir=tmp_path, config=config, engine=None))
         return step, loaded == [tmp_path / "checkpoints" / "step_000004"]
 
     return run

@@ -238,7 +238,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
 
 def test_loading_does_not_import_torch(file):
     program = (
-        "import sys; from vlm_mhpo.config import load_config, known_keys; import vlm_mhpo.seeding;"
+        "import sys; from vlm_mhpo.config import load_config, known_keys; import vlm_mhpo.runtime.seeding;"
         f"load_config({str(file)!r}, ['seed=1']); known_keys();"
         "print([name for name in ('torch', 'transformers', 'deepspeed', 'datasets') if name in sys.modules])"
     )

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.builders import picture, problem_row
-from vlm_mhpo import distributed
 from vlm_mhpo.config import DataConfig
-from vlm_mhpo.data import PromptStream, read_rows, usable_rows
 from vlm_mhpo.errors import PromptError, TrainingError
-from vlm_mhpo.processing import OverlongPrompt
+from vlm_mhpo.prompts.builder import OverlongPrompt
+from vlm_mhpo.prompts.stream import PromptStream, read_rows, usable_rows
+from vlm_mhpo.runtime import ranks
 
 
 def rows_of(count: int):
@@ -34,8 +34,8 @@ def as_rank(monkeypatch):
     """`as_rank(rank, world_size)`: this process takes the part of one rank."""
 
     def become(rank: int, world_size: int) -> None:
-        monkeypatch.setattr(distributed, "rank", lambda: rank)
-        monkeypatch.setattr(distributed, "world_size", lambda: world_size)
+        monkeypatch.setattr(ranks, "rank", lambda: rank)
+        monkeypatch.setattr(ranks, "world_size", lambda: world_size)
 
     return become
 
@@ -222,15 +222,15 @@ def test_ranks_check_every_row_once_and_keep_the_same_rows(as_rank, monkeypatch)
     # First pass: hear what each rank would tell the others. Second pass: let each hear everybody.
     for rank in range(world_size):
         as_rank(rank, world_size)
-        monkeypatch.setattr(distributed, "raise_together", lambda error: None)
-        monkeypatch.setattr(distributed, "gather_objects", lambda value, rank=rank: dropped.setdefault(rank, [value]))
+        monkeypatch.setattr(ranks, "raise_together", lambda error: None)
+        monkeypatch.setattr(ranks, "gather_objects", lambda value, rank=rank: dropped.setdefault(rank, [value]))
         usable_rows(rows, counting, overlong="filter", what="training")
     assert checked == {row.id: 1 for row in rows}
     everyone = [dropped[rank][0] for rank in range(world_size)]
     kept = []
     for rank in range(world_size):
         as_rank(rank, world_size)
-        monkeypatch.setattr(distributed, "gather_objects", lambda value: everyone)
+        monkeypatch.setattr(ranks, "gather_objects", lambda value: everyone)
         kept.append(ids_of(usable_rows(rows, lengths(10), overlong="filter", what="training")))
     assert kept == [[f"r{index}" for index in range(11) if index % 3]] * world_size
 

@@ -13,9 +13,9 @@ from packaging.requirements import Requirement
 
 from tests.builders import picture
 from vlm_mhpo import cli
+from vlm_mhpo.commands.doctor import Finding, Options, examine
+from vlm_mhpo.commands.doctor.environment import examine_versions
 from vlm_mhpo.config import Config, load_config
-from vlm_mhpo.doctor import Finding, Options, examine
-from vlm_mhpo.doctor.environment import examine_versions
 
 BASE = Path(__file__).parents[1] / "system" / "base.yaml"
 SIDE = 28
@@ -81,10 +81,10 @@ def test_rows_are_not_read_when_quick_or_when_something_is_red(tmp_path):
 def test_sampler_and_trainer_agree_on_a_tiny_model_and_a_wrong_sampler_is_an_error(tmp_path, monkeypatch):
     config = config_of(tmp_path, [row("What is 3 + 4 ?"), row("What is 1 + 1 ?", "2")])
     assert found(examine(config, Options(parity=True)), "log-prob parity").state == "ok"
-    from vlm_mhpo.rollout import hf
+    from vlm_mhpo.rollout.hf import sampler
 
-    real = hf.scaled_logits
-    monkeypatch.setattr(hf, "scaled_logits", lambda logits, banned, temperature: real(logits, banned, 1.1))
+    real = sampler.scaled_logits
+    monkeypatch.setattr(sampler, "scaled_logits", lambda logits, banned, temperature: real(logits, banned, 1.1))
     assert found(examine(config, Options(parity=True)), "log-prob parity").state == "error"
 
 

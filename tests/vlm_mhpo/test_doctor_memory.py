@@ -10,9 +10,9 @@ import torch
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
+from vlm_mhpo.commands.doctor.memory import Estimate, activation_bytes, estimate, examine_memory, model_states, settings
+from vlm_mhpo.commands.doctor.shapes import shapes_of
 from vlm_mhpo.config import ModelConfig, parse_config
-from vlm_mhpo.doctor.memory import Estimate, activation_bytes, estimate, examine_memory, model_states, settings
-from vlm_mhpo.doctor.shapes import shapes_of
 from vlm_mhpo.errors import ModelError
 
 VISION = {

@@ -3,8 +3,8 @@
 import pytest
 
 from data_prep import Row
-from vlm_mhpo.data import PromptStream
-from vlm_mhpo.dynamic_sampling import refill
+from vlm_mhpo.prompts.stream import PromptStream
+from vlm_mhpo.rollout.refill import refill
 from vlm_mhpo.types import Completion, Group, Prompt, ScoredGroup
 
 DONE = Completion((1,), (0.0,), "", False)
@@ -98,7 +98,7 @@ def test_ranks_draw_different_prompts(monkeypatch):
     names = [str(n) for n in range(40)]
     drawn = []
     for rank in range(4):
-        monkeypatch.setattr("vlm_mhpo.distributed.rank", lambda rank=rank: rank)
-        monkeypatch.setattr("vlm_mhpo.distributed.world_size", lambda: 4)
+        monkeypatch.setattr("vlm_mhpo.runtime.ranks.rank", lambda rank=rank: rank)
+        monkeypatch.setattr("vlm_mhpo.runtime.ranks.world_size", lambda: 4)
         drawn += [p.id for p in stream_of(*names).others(0, 1, 10, exclude=set())]
     assert sorted(drawn, key=int) == names

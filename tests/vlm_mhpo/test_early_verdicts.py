@@ -7,7 +7,7 @@ import pytest
 
 from rewards import RewardSpec, Score, Scorer, Verdict, VerifierError, build_scorer
 from tests.builders import problem_row
-from vlm_mhpo.scoring import early_verdicts, score_groups
+from vlm_mhpo.scoring.scorer import early_verdicts, score_groups
 from vlm_mhpo.types import Completion, Group
 
 TEMPLATE = "think_answer"

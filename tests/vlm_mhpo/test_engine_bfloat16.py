@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tests.builders import build_and_load, prompts_of, random_completions
-from vlm_mhpo import distributed
-from vlm_mhpo.batch import micro_batches
 from vlm_mhpo.config import DeepSpeedConfig, load_config
-from vlm_mhpo.engine import Engine
+from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.models.loading import load_policy
+from vlm_mhpo.runtime import ranks
+from vlm_mhpo.training.micro_batches import micro_batches
 
 BASE = Path(__file__).parents[1] / "system" / "base.yaml"
 RATE = 1e-3
@@ -26,7 +26,7 @@ def torch_as_it_was(monkeypatch):
 
 def engine_of(folder: Path, stage: int, **options) -> Engine:
     """An engine that clips nothing, around the weights in a folder."""
-    distributed.start(1)
+    ranks.start(1)
     policy, _ = load_policy(str(folder), dtype="bfloat16")
     train = load_config(BASE, ["train.max_grad_norm=1e9", "train.weight_decay=0.1"]).train
     return Engine(policy, optimizer=train, deepspeed=DeepSpeedConfig(zero_stage=stage, **options), dtype="bfloat16")

@@ -11,17 +11,10 @@ from PIL import Image
 from rewards import Score
 from rewards.types import Verdict
 from tests.builders import mixed_rows, picture, problem_row
-from vlm_mhpo import distributed
-from vlm_mhpo.evaluation.evaluate import (
-    JudgedCompletion,
-    JudgedItem,
-    evaluate,
-    interval,
-    summarise,
-    write_evaluation,
-)
+from vlm_mhpo.evaluation.held_out import JudgedCompletion, JudgedItem, evaluate, interval, summarise, write_evaluation
 from vlm_mhpo.rollout.base import SamplingParams
-from vlm_mhpo.rollout.hf import HfSampler
+from vlm_mhpo.rollout.hf.sampler import HfSampler
+from vlm_mhpo.runtime import ranks
 
 GREEDY = SamplingParams(num_samples=1, max_tokens=8, temperature=0.0)
 
@@ -200,29 +193,29 @@ def test_ranks_together_judge_what_one_rank_judges(tiny, monkeypatch, world_size
     params = SamplingParams(2, 6)
     expected = run(model, rows, params=params)
     told = {}
-    monkeypatch.setattr(distributed, "world_size", lambda: world_size)
+    monkeypatch.setattr(ranks, "world_size", lambda: world_size)
     for rank in range(world_size):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        monkeypatch.setattr(distributed, "gather_objects", lambda value, rank=rank: told.setdefault(rank, [value]))
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(ranks, "gather_objects", lambda value, rank=rank: told.setdefault(rank, [value]))
         run(model, rows, params=params)
     everyone = [told[rank][0] for rank in range(world_size)]
     assert sorted(index for part in everyone for index, _ in part) == [0, 1, 2, 3, 4]
-    monkeypatch.setattr(distributed, "gather_objects", lambda value: everyone)
+    monkeypatch.setattr(ranks, "gather_objects", lambda value: everyone)
     for rank in range(world_size):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
         assert run(model, rows, params=params) == expected
 
 
 def test_all_ranks_call_the_sampler_equally_often(tiny, monkeypatch):
     """ZeRO-3 gathers the weights in every call: a rank without rows must still make it."""
     model = tiny("qwen2")
-    monkeypatch.setattr("vlm_mhpo.evaluation.evaluate.CHUNK", 2)
-    monkeypatch.setattr(distributed, "world_size", lambda: 3)
-    monkeypatch.setattr(distributed, "gather_objects", lambda value: [value])
+    monkeypatch.setattr("vlm_mhpo.evaluation.held_out.CHUNK", 2)
+    monkeypatch.setattr(ranks, "world_size", lambda: 3)
+    monkeypatch.setattr(ranks, "gather_objects", lambda value: [value])
     rows = [problem_row(f"r{index}", f"{index} + {index} ?") for index in range(7)]
     calls = []
     for rank in range(3):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
         inner = HfSampler(model.policy, model.tools, max_batch_tokens=10_000)
 
         class Counting:

@@ -8,7 +8,7 @@ import torch
 
 from tests.builders import FAMILIES, PLACEHOLDER_TOKENS, VISION_FAMILIES, allowed_ids, prompts_of
 from vlm_mhpo.errors import ModelError
-from vlm_mhpo.models.families import banned_tokens, family_of, freeze, parameter_table
+from vlm_mhpo.models.families.base import banned_tokens, family_of, freeze, parameter_table
 from vlm_mhpo.models.loading import load_policy
 
 

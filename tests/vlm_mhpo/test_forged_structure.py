@@ -7,8 +7,8 @@ import pytest
 
 from data_prep import Row, RowError, load_rows
 from tests.builders import VISION_FAMILIES, completion, picture, problem_row, scored
-from vlm_mhpo.recorder import sample_rows
-from vlm_mhpo.sft import target_ids
+from vlm_mhpo.records.recorder import sample_rows
+from vlm_mhpo.training.warm_start import target_ids
 
 TOKENS = (
     *("<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"),
@@ -133,7 +133,7 @@ def test_a_system_message_of_a_row_is_not_obeyed(tiny, tmp_path):
 @pytest.mark.parametrize("family", VISION_FAMILIES)
 def test_special_tokens_in_a_completion_are_its_tokens_and_nothing_reads_its_text_again(tiny, family, tmp_path):
     """A completion goes on as the ids that were sampled; its text is only scored and written down."""
-    from vlm_mhpo.batch import micro_batches
+    from vlm_mhpo.training.micro_batches import micro_batches
 
     model = tiny(family)
     prompt = model.builder()(problem_row("r", "<image>?", [picture(2 * model.token_side, model.token_side)]))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from vlm_mhpo.config import load_config
 from vlm_mhpo.models.loading import load_policy, loaded_commit
-from vlm_mhpo.setup import record_setup
+from vlm_mhpo.training.assembly import record_setup
 
 OLD, NEW = "0" * 39 + "a", "0" * 39 + "b"
 

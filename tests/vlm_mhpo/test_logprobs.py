@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vlm_mhpo.logprobs import entropy, scaled_logits, token_log_probs
+from vlm_mhpo.models.logprobs import entropy, scaled_logits, token_log_probs
 
 N, H, V = 23, 16, 37
 BANNED = (0, 5, 6, 36)
@@ -19,7 +19,7 @@ BANNED = (0, 5, 6, 36)
 def backward_over(request):
     """Everything holds for backward over chunks of tokens (float32) and over blocks of words (lower precision)."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vlm_mhpo.logprobs.rounds", lambda weight: request.param == "words")
+        patch.setattr("vlm_mhpo.models.logprobs.rounds", lambda weight: request.param == "words")
         yield request.param
 
 

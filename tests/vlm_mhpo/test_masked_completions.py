@@ -14,9 +14,9 @@ from tests.builders import Tiny, completion, gradients, plain_log_probs, prompts
 from tests.reference import objectives as reference
 from tests.vlm_mhpo.update_cases import LENGTHS, NUM_COMPLETIONS, NUM_TOKENS, PlainEngine, batch_of, settings_of
 from vlm_mhpo.config.objectives import DapoConfig, DrGrpoConfig, MhpoConfig
-from vlm_mhpo.minibatches import build_batches
 from vlm_mhpo.objectives import build_objective
-from vlm_mhpo.update import Batch, Totals, accumulate, update_on
+from vlm_mhpo.training.minibatches import build_batches
+from vlm_mhpo.training.update import Batch, Totals, accumulate, update_on
 
 # The longest of the first prompt, and two of the last; 16 of the 51 tokens.
 MASKED = frozenset({2, 8, 10})

@@ -21,13 +21,14 @@ from tests.builders import FAMILIES, VISION_FAMILIES, build_and_load, prompts_of
 from tests.pretend_device import pretend_device
 from tests.system.resume_cases import SMALL
 from tests.vlm_mhpo.update_cases import PlainEngine, batch_of, settings_of
-from vlm_mhpo import distributed, trainer
+from vlm_mhpo.commands.doctor.parity import examine_parity
 from vlm_mhpo.config import MhpoConfig, load_config
-from vlm_mhpo.doctor.parity import examine_parity
 from vlm_mhpo.objectives import build_objective
 from vlm_mhpo.rollout.base import SamplingParams
-from vlm_mhpo.rollout.hf import HfSampler
-from vlm_mhpo.update import update_on
+from vlm_mhpo.rollout.hf.sampler import HfSampler
+from vlm_mhpo.runtime import ranks
+from vlm_mhpo.training import loop
+from vlm_mhpo.training.update import update_on
 
 BASE = Path(__file__).parents[1] / "system" / "base.yaml"
 CASES = [*((family, False) for family in FAMILIES), *((family, True) for family in VISION_FAMILIES)]
@@ -48,7 +49,7 @@ def elsewhere(monkeypatch):
     @contextmanager
     def computing():
         with pretend_device() as device, monkeypatch.context() as patch:
-            patch.setattr(distributed, "device", lambda: device)
+            patch.setattr(ranks, "device", lambda: device)
             yield device
 
     return computing
@@ -76,7 +77,7 @@ def test_sampling_and_updates_give_the_values_of_the_cpu(family, frozen, elsewhe
     """Rows are cut into pieces, whose attention asks a GPU for another kind of mask; completions of every length."""
     monkeypatch.setattr("vlm_mhpo.models.policy.SPLIT_WIDTH", 0)
     # Both ways of the head's backward.
-    monkeypatch.setattr("vlm_mhpo.logprobs.rounds", lambda weight: frozen)
+    monkeypatch.setattr("vlm_mhpo.models.logprobs.rounds", lambda weight: frozen)
     model = build_and_load(tmp_path, family, freeze_vision_tower=frozen)
     batch, other = batch_of(model), model.copy()
     here = sample_and_update(model, batch)
@@ -109,7 +110,7 @@ class EngineOfOne(PlainEngine):
     zero_stage = 0
 
     def __init__(self, policy, **_) -> None:
-        super().__init__(policy.to(distributed.device()), step=True)
+        super().__init__(policy.to(ranks.device()), step=True)
 
     @contextmanager
     def whole_weights(self):
@@ -125,9 +126,9 @@ class EngineOfOne(PlainEngine):
 )
 def test_a_whole_run_gives_the_metrics_of_the_cpu(overrides, elsewhere, tmp_path, monkeypatch):
     """Prompts prepared in a thread, rollout, rewards, reference model, updates, diagnostics, evaluation, records."""
-    monkeypatch.setattr("vlm_mhpo.setup.Engine", EngineOfOne)
+    monkeypatch.setattr("vlm_mhpo.training.assembly.Engine", EngineOfOne)
     # DeepSpeed writes the checkpoints.
-    monkeypatch.setattr(trainer, "save_if_due", lambda *_, **__: None)
+    monkeypatch.setattr(loop, "save_if_due", lambda *_, **__: None)
     run = partial(metrics_of_run, overrides, tmp_path)
     here = run("here")
     with elsewhere():
@@ -140,7 +141,7 @@ def test_a_whole_run_gives_the_metrics_of_the_cpu(overrides, elsewhere, tmp_path
 def metrics_of_run(overrides, folder: Path, name: str) -> list[dict[str, float]]:
     """The rows of metrics.jsonl of a small run, without times."""
     config = load_config(BASE, [*SMALL, *overrides, "checkpoint.save_steps=0", f"output_dir={folder / name}"])
-    trainer.train(config)
+    loop.train(config)
     rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in row.items() if not key.startswith(("time/", "step_time"))} for row in rows]
 

@@ -16,12 +16,12 @@ from tests.builders import (
     random_completions,
     relative_gap,
 )
-from vlm_mhpo.batch import micro_batches
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.loading import load_policy
 from vlm_mhpo.models.tiny import build_tokenizer, draw_weights
 from vlm_mhpo.rollout.base import SamplingParams
-from vlm_mhpo.rollout.hf import HfSampler
+from vlm_mhpo.rollout.hf.sampler import HfSampler
+from vlm_mhpo.training.micro_batches import micro_batches
 
 LENGTHS = ((5, 1, 9), (3,), (2, 7, 4))
 # Shorter than prompt and completion together, so that a token behind the window is really out of sight.

@@ -19,8 +19,8 @@ from tests.builders import (
     random_completions,
     relative_gap,
 )
-from vlm_mhpo.batch import micro_batches
-from vlm_mhpo.packing import plan_micro_batches, segment_mask
+from vlm_mhpo.models.packing import plan_micro_batches, segment_mask
+from vlm_mhpo.training.micro_batches import micro_batches
 
 
 @pytest.fixture(autouse=True, params=["whole rows", "pieces"])

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from data_prep import DataError, load_rows
-from data_prep.filters import Filter
+from data_prep.prepare.filters import Filter
 from data_prep.schema import RowError, make_row
 from data_prep.synthetic import generate
 from vlm_mhpo import cli
+from vlm_mhpo.commands.pass_rate import CHUNK, pass_rate_filter, read_cache, sampling_setting, with_pass_rates
 from vlm_mhpo.config import load_config
-from vlm_mhpo.pass_rate import CHUNK, pass_rate_filter, read_cache, sampling_setting, with_pass_rates
 
 BASE = Path(__file__).parents[1] / "system" / "base.yaml"
 ROWS = [make_row(id=f"r{n}", problem=f"{n} + 1?", answer=str(n + 1)) for n in range(150)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.builders import VISION_FAMILIES, prompts_of
-from vlm_mhpo.models.patch_embedding import embed_patches_by_product
+from vlm_mhpo.models.families.patch_embedding import embed_patches_by_product
 
 KERNEL = (2, 3, 3)
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from tests.builders import picture, problem_row
-from vlm_mhpo.data import PromptStream
-from vlm_mhpo.dynamic_sampling import refill
 from vlm_mhpo.errors import PromptError
-from vlm_mhpo.prefetch import prefetched
+from vlm_mhpo.prompts.prefetch import prefetched
+from vlm_mhpo.prompts.stream import PromptStream
+from vlm_mhpo.rollout.refill import refill
 from vlm_mhpo.types import Group, ScoredGroup
 
 NUM_STEPS = 6

@@ -5,7 +5,7 @@ import pytest
 from data_prep import DataError
 from tests.builders import mixed_rows, picture, problem_row
 from vlm_mhpo.errors import ModelError
-from vlm_mhpo.prompt_tokens import token_counter
+from vlm_mhpo.prompts.token_counts import token_counter
 
 
 def test_tokens_are_those_of_the_prompts_and_pictures_count_by_their_size(tiny):

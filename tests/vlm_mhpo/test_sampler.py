@@ -19,9 +19,9 @@ from tests.builders import (
     problem_row,
     prompts_of,
 )
-from vlm_mhpo.batch import micro_batches
 from vlm_mhpo.rollout.base import SamplingParams
-from vlm_mhpo.rollout.hf import HfSampler, choose_tokens, keep_likely
+from vlm_mhpo.rollout.hf.sampler import HfSampler, choose_tokens, keep_likely
+from vlm_mhpo.training.micro_batches import micro_batches
 
 SEED = (5, "rollout", 0)
 SIDES = ("left", "right")
@@ -151,7 +151,7 @@ def test_ids_that_the_tokenizer_does_not_know_are_never_sampled(tiny):
         model.policy.model.lm_head.weight[size:] = 50.0 * torch.randn(
             20, model.policy.model.lm_head.weight.shape[1], generator=torch.Generator().manual_seed(0)
         )
-    from vlm_mhpo.models.families import banned_tokens
+    from vlm_mhpo.models.families.base import banned_tokens
 
     model.policy.banned_V = banned_tokens(model.tools.tokenizer, size + 20)
     groups = sample(model, prompts_of(model), SamplingParams(num_samples=8, max_tokens=8))

@@ -7,7 +7,7 @@ import pytest
 
 from tests.system.ranks import CLI, REPOSITORY, run_commands, run_ranks
 from vlm_mhpo import cli
-from vlm_mhpo.secrets import overrides_without_secrets, without_secrets
+from vlm_mhpo.runtime.secrets import overrides_without_secrets, without_secrets
 
 MARKER = "Marked-Secret-4711"
 
@@ -62,7 +62,7 @@ def test_overrides_are_shown_as_given_but_for_their_secrets():
 def test_an_error_about_an_address_hides_its_password(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["vlm-mhpo", "prepare", f"https://user:{MARKER}@host/rows.jsonl", "--out", "x"])
     # Torch may be loaded by other tests; a command line has no ranks to end.
-    monkeypatch.setattr("vlm_mhpo.distributed.end", lambda code: None)
+    monkeypatch.setattr("vlm_mhpo.runtime.ranks.end", lambda code: None)
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_mhpo.seeding import derive_seed, permutation, uniforms
+from vlm_mhpo.runtime.seeding import derive_seed, permutation, uniforms
 
 
 def test_a_million_rollout_keys_have_different_seeds():
@@ -63,7 +63,7 @@ def test_the_seed_is_the_documented_hash():
 
 def test_seeds_and_numbers_do_not_depend_on_the_hash_seed_of_the_process():
     program = (
-        "from vlm_mhpo.seeding import derive_seed, uniforms, permutation;"
+        "from vlm_mhpo.runtime.seeding import derive_seed, uniforms, permutation;"
         "s = derive_seed(3, 'order', 'naïve'); print(s, uniforms(s, 3).tolist(), permutation(s, 9).tolist())"
     )
     outputs = set()

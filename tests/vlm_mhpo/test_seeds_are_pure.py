@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.builders import problem_row
-from vlm_mhpo import distributed
-from vlm_mhpo.data import PromptStream
+from vlm_mhpo.prompts.stream import PromptStream
+from vlm_mhpo.runtime import ranks
 
 NUM_STEPS = 25
 ROWS = [problem_row(f"row-{index}", f"What is {index} plus 1 ?") for index in range(101)]
@@ -31,10 +31,10 @@ def test_no_prompt_is_lost_or_seen_twice_from_200_stop_points_on_1_to_8_ranks(mo
     for _ in range(200):
         num_ranks, stop = int(drawn.integers(1, 9)), int(drawn.integers(0, NUM_STEPS + 1))
         seen_ranks.add(num_ranks)
-        monkeypatch.setattr(distributed, "world_size", lambda num_ranks=num_ranks: num_ranks)
+        monkeypatch.setattr(ranks, "world_size", lambda num_ranks=num_ranks: num_ranks)
         seen: Counter[str] = Counter()
         for rank in range(num_ranks):
-            monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+            monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
             for steps in (range(stop), range(stop, NUM_STEPS)):
                 # A new process has nothing but the step to go by.
                 stream = stream_of(num_ranks)
@@ -46,7 +46,7 @@ def test_no_prompt_is_lost_or_seen_twice_from_200_stop_points_on_1_to_8_ranks(mo
 PROGRAM = """
 import hashlib, itertools, sys
 import numpy as np
-from vlm_mhpo.seeding import derive_seed, permutation
+from vlm_mhpo.runtime.seeding import derive_seed, permutation
 steps = int(sys.argv[1])
 keys = itertools.product(range(steps), (f"row-{index}" for index in range(1250)), range(8))
 seeds = np.fromiter((derive_seed(0, "rollout", *key) for key in keys), dtype=np.uint64)

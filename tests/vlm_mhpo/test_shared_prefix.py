@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vlm_mhpo.rollout.shared_prefix import FIRST_ROOM, SharedPrefixCache
+from vlm_mhpo.rollout.hf.shared_prefix import FIRST_ROOM, SharedPrefixCache
 
 NUM_PROMPTS, NUM_SAMPLES, NUM_HEADS, NUM_QUERIES, WIDTH, LENGTH = 3, 4, 2, 3, 5, 7
 

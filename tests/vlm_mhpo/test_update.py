@@ -23,12 +23,12 @@ from tests.builders import (
 )
 from tests.builders import allowed_ids as allowed_ids_of
 from tests.vlm_mhpo.update_cases import NUM_COMPLETIONS, NUM_TOKENS, PlainEngine, batch_of, settings_of
-from vlm_mhpo import distributed
 from vlm_mhpo.config import OBJECTIVES, GrpoConfig, MhpoConfig
-from vlm_mhpo.engine import UpdateResult
+from vlm_mhpo.engine.deepspeed import UpdateResult
 from vlm_mhpo.errors import NonFiniteError
 from vlm_mhpo.objectives import build_objective
-from vlm_mhpo.update import Batch, Totals, accumulate, batches_of, log_probs_of, update_on
+from vlm_mhpo.runtime import ranks
+from vlm_mhpo.training.update import Batch, Totals, accumulate, batches_of, log_probs_of, update_on
 
 BUDGETS = {"one forward": 100_000, "groups cut": 50, "one completion a row": 1}
 MHPO, GRPO = build_objective(MhpoConfig(), 8), build_objective(GrpoConfig(), 8)
@@ -122,7 +122,7 @@ def test_the_cuts_of_the_test_above_are_cuts(model, batch):
 @pytest.mark.parametrize("extra", [1, 3])
 def test_padding_micro_batches_count_exactly_nothing(model, batch, monkeypatch, extra):
     expected, totals, _ = gradient_of(model, batch, max_tokens=60)
-    monkeypatch.setattr(distributed, "largest", lambda count: count + extra)
+    monkeypatch.setattr(ranks, "largest", lambda count: count + extra)
     padded = list(batches_of(model.policy, batch.groups, settings_of(max_tokens=60)))
     assert [one.is_padding for one in padded][-extra:] == [True] * extra
     assert sum(one.is_padding for one in padded) == extra
@@ -151,9 +151,9 @@ def test_the_gradients_of_two_ranks_add_up_to_that_of_one(model, batch, monkeypa
     objective = build_objective(kind(), 8)
     expected, totals, _ = gradient_of(model, batch, objective)
     parts, tokens = [], 0.0
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(distributed, "largest", lambda count: count)
-    monkeypatch.setattr(distributed, "reduce", lambda value, operation: torch.tensor([NUM_COMPLETIONS, NUM_TOKENS]))
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
+    monkeypatch.setattr(ranks, "largest", lambda count: count)
+    monkeypatch.setattr(ranks, "reduce", lambda value, operation: torch.tensor([NUM_COMPLETIONS, NUM_TOKENS]))
     for groups in (slice(0, 1), slice(1, 3)):
         flat = slice(groups.start * 4, groups.stop * 4)
         constants = (batch.advantages[flat], batch.old_log_probs[flat], batch.reference_log_probs[flat])
@@ -202,7 +202,7 @@ def test_the_kl_term_pulls_with_its_exact_gradient(model, beta):
 
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_old_log_probs_are_the_stock_models_in_the_order_of_the_completions(model, batch, monkeypatch, budget):
-    monkeypatch.setattr(distributed, "largest", lambda count: count + 1)
+    monkeypatch.setattr(ranks, "largest", lambda count: count + 1)
     found = log_probs_of(model.policy, model.policy, batch.groups, settings_of(max_tokens=BUDGETS[budget]))
     flat = 0
     for group in batch.groups:
@@ -349,13 +349,13 @@ def test_a_rank_with_a_bad_minibatch_calls_the_same_collectives_as_the_others(mo
             return UpdateResult(False, math.nan) if first else result
 
     called: list[list[tuple]] = []
-    plain_reduce = distributed.reduce_metrics
+    plain_reduce = ranks.reduce_metrics
 
     def listening(metrics, count):
         called[-1].append(tuple(sorted(metrics)))
         return plain_reduce(metrics, count)
 
-    monkeypatch.setattr(distributed, "reduce_metrics", listening)
+    monkeypatch.setattr(ranks, "reduce_metrics", listening)
     for first in (batch, poisoned(batch, kind)):
         called.append([])
         settings = settings_of(on_nonfinite="skip")

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from tests.builders import Tiny, completion, plain_log_probs, prompts_of, random_completions, scored
-from vlm_mhpo.engine import UpdateResult
-from vlm_mhpo.update import Batch, UpdateSettings
+from vlm_mhpo.engine.deepspeed import UpdateResult
+from vlm_mhpo.training.update import Batch, UpdateSettings
 
 LENGTHS = ((5, 1, 7, 3), (2, 6, 6, 4), (8, 3, 1, 5))
 NUM_COMPLETIONS, NUM_TOKENS = 12, sum(sum(lengths) for lengths in LENGTHS)

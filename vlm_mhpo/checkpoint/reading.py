@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from vlm_mhpo import distributed
 from vlm_mhpo.checkpoint.files import files_of, sha256
 from vlm_mhpo.checkpoint.names import ENGINE_TAG, FORMAT_VERSION, MANIFEST, STATE, folder_of, steps_in
-from vlm_mhpo.engine import Engine
+from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.errors import CheckpointError
+from vlm_mhpo.runtime import ranks
 
 
 def newest_valid(root: Path) -> tuple[int, dict[str, Any]] | None:
@@ -32,7 +32,7 @@ def newest_valid(root: Path) -> tuple[int, dict[str, Any]] | None:
             return step, read_state(folder_of(root, step))
         except CheckpointError as error:
             problems.append(str(error))
-            if distributed.is_main():
+            if ranks.is_main():
                 print(f"ERROR: {error}; trying the one before", flush=True)
     if problems:
         raise CheckpointError(f"every checkpoint in {root} is damaged: move the folder away to start over")

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_mhpo import distributed
 from vlm_mhpo.checkpoint.names import ENGINE_TAG
 from vlm_mhpo.checkpoint.reading import safe_load
-from vlm_mhpo.engine import Engine
+from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.errors import CheckpointError
+from vlm_mhpo.runtime import ranks
 
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
 
@@ -79,7 +79,7 @@ def load_resharded(engine: Engine, folder: Path) -> None:
         error = CheckpointError(f"{folder}: {problem}")
     except (KeyError, IndexError, AttributeError, TypeError) as problem:
         error = CheckpointError(f"{folder}: its layout cannot be read for other ranks ({problem!r}): use the old ones")
-    distributed.raise_together(error)
+    ranks.raise_together(error)
     settle(engine)
 
 
@@ -168,7 +168,7 @@ def slots(engine: Engine) -> Iterator[Slot]:
                 yield Slot(name, mapping.lp_fragment_address.start, flat, own.start, own.numel)
         else:
             group, start, part = optimizer.grad_position[optimizer.get_param_id(parameter)]
-            begin = min(distributed.rank() * part, parameter.ds_numel)
+            begin = min(ranks.rank() * part, parameter.ds_numel)
             flat = optimizer.fp32_partitioned_groups_flat[group]
             yield Slot(name, begin, flat, int(start), min(part, parameter.ds_numel - begin))
 
@@ -207,6 +207,6 @@ def settle(engine: Engine) -> None:
     optimizer = engine.deepspeed.optimizer
     if engine.deepspeed._optimizer_has_ckpt_event_prologue():
         optimizer.checkpoint_event_prologue()
-    optimizer.load_state_dict([optimizer.state_dict()] * distributed.world_size(), load_from_fp32_weights=True)
+    optimizer.load_state_dict([optimizer.state_dict()] * ranks.world_size(), load_from_fp32_weights=True)
     if engine.deepspeed._optimizer_has_ckpt_event_epilogue():
         optimizer.checkpoint_event_epilogue()

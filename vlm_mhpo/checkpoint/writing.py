@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from vlm_mhpo import distributed
 from vlm_mhpo.checkpoint.best import Best, write_best
 from vlm_mhpo.checkpoint.files import DISK, Disk, files_of, folders_of, listing_of, remove_tree, write_json
 from vlm_mhpo.checkpoint.names import (
@@ -30,8 +29,9 @@ from vlm_mhpo.checkpoint.names import (
     leftovers_in,
     steps_in,
 )
-from vlm_mhpo.engine import Engine
+from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.errors import SaveError
+from vlm_mhpo.runtime import ranks
 
 Listing = dict[str, dict[str, Any]]
 
@@ -99,7 +99,7 @@ def begin(
         together(step, lambda: make_staging(disk, root, staging), main_only=True)
         written = together(step, lambda: write_shards(engine, staging, disk))
         together(step, lambda: extra(staging, disk))
-    if distributed.is_main():
+    if ranks.is_main():
         # The shards of other ranks may lie there, too; each settles its own.
         written += [file for file in files_of(staging) if file.relative_to(staging).parts[0] != ENGINE_TAG]
     settle = Thread(target=settle_files, args=(saving, written), name="checkpoint")
@@ -130,15 +130,15 @@ def finish(saving: Saving) -> Path:
     final = folder_of(saving.root, saving.step)
     with clearing(saving):
         own = together(saving.step, saving.settled.result)
-        listing = {name: entry for part in distributed.gather_objects(own) for name, entry in part.items()}
+        listing = {name: entry for part in ranks.gather_objects(own) for name, entry in part.items()}
         together(
             saving.step,
             lambda: commit(saving.staging, final, saving.state, listing=listing, disk=saving.disk),
             main_only=True,
         )
-    if distributed.is_main():
+    if ranks.is_main():
         tidy(saving.disk, saving.root, saving.keep, saving.step, saving.best)
-    distributed.barrier()
+    ranks.barrier()
     return final
 
 
@@ -148,7 +148,7 @@ def clearing(saving: Saving) -> Iterator[None]:
     try:
         yield
     except SaveError:
-        if distributed.is_main() and saving.staging.exists():
+        if ranks.is_main() and saving.staging.exists():
             # A disk that refuses writes may refuse this too; the next save clears it away.
             with suppress(OSError):
                 remove_tree(saving.disk, saving.staging)
@@ -158,12 +158,12 @@ def clearing(saving: Saving) -> Iterator[None]:
 def together(step: int, act: Callable[[], Any], *, main_only: bool = False) -> Any:
     """Do something on all ranks or the main one; SaveError on every rank when the disk refused it on any."""
     result, error = None, None
-    if distributed.is_main() or not main_only:
+    if ranks.is_main() or not main_only:
         try:
             result = act()
         except OSError as problem:
             error = SaveError(f"step {step} could not be saved: {problem}; older checkpoints are intact")
-    distributed.raise_together(error)
+    ranks.raise_together(error)
     return result
 
 

@@ -15,7 +15,7 @@ from vlm_mhpo.cli.arguments import ConfigPath, Overrides, names, say
 
 if TYPE_CHECKING:
     from data_prep import Row, RowError
-    from data_prep.filters import Filter
+    from data_prep.prepare.filters import Filter
 
 app = typer.Typer(
     add_completion=False,
@@ -39,8 +39,8 @@ def quickstart(
     overrides: Overrides = None,
 ) -> None:
     """Draw a visual-math set, build a tiny Qwen2.5-VL, warm-start it, fine-tune it with MHPO, report."""
+    from vlm_mhpo.commands.quickstart import default_config, run_quickstart
     from vlm_mhpo.config import load_config
-    from vlm_mhpo.quickstart import default_config, run_quickstart
 
     if config is not None and "=" in str(config):
         config, overrides = None, [str(config), *(overrides or [])]
@@ -84,9 +84,9 @@ def prepare(
 
     Run the same command again to continue after an interruption.
     """
-    from data_prep.filters import image_filters
     from data_prep.loading import scan_rows
-    from data_prep.prepare import prepare as prepare_rows
+    from data_prep.prepare.filters import image_filters
+    from data_prep.prepare.prepare import prepare as prepare_rows
 
     filters = image_filters(min_side=min_side, max_side=max_side, min_pixels=min_pixels, max_pixels=max_pixels)
     filters += row_filters(kinds, answer_forms, max_prompt_tokens, model)
@@ -126,7 +126,7 @@ def audit(
     """Look for bad golds, pictures and placeholders, duplicates, and overlap with benchmarks and between splits."""
     from data_prep.audit import as_text, write_audit
     from data_prep.audit import audit as examine_rows
-    from data_prep.image_hash import NEAR_LIMIT
+    from data_prep.images.hashes import NEAR_LIMIT
 
     found = examine_rows(
         source,
@@ -150,7 +150,7 @@ def sft(config: ConfigPath, overrides: Overrides = None) -> None:
     from vlm_mhpo.config import load_config
 
     parsed = load_config(config, overrides or [])
-    from vlm_mhpo.sft import warm_start
+    from vlm_mhpo.training.warm_start import warm_start
 
     folder = warm_start(parsed)
     say(f"warm-started model: {folder}")
@@ -162,7 +162,7 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
     from vlm_mhpo.config import load_config
 
     parsed = load_config(config, overrides or [])
-    from vlm_mhpo.trainer import train as run
+    from vlm_mhpo.training.loop import train as run
 
     record = run(parsed)
     if record:
@@ -183,11 +183,11 @@ def compare(
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
 ) -> None:
     """Train objectives on the same task, order, start and sampling seeds; report intervals and paired differences."""
-    from vlm_mhpo.comparison.report import write_comparison
-    from vlm_mhpo.comparison.runs import plan, run_all
-    from vlm_mhpo.comparison.variants import parse_seeds, parse_variants
+    from vlm_mhpo.commands.study.runs import plan, run_all
+    from vlm_mhpo.commands.study.variants import parse_seeds, parse_variants
     from vlm_mhpo.errors import ConfigError
-    from vlm_mhpo.secrets import overrides_without_secrets
+    from vlm_mhpo.pages.study_report import write_comparison
+    from vlm_mhpo.runtime.secrets import overrides_without_secrets
 
     variants, chosen = parse_variants(objectives), parse_seeds(seeds)
     names = {variant.name for variant in variants}
@@ -217,7 +217,7 @@ def monitor(
     token_file: Annotated[Path | None, typer.Option(help="Secret of >= 32 bytes in a file of mode 0600.")] = None,
 ) -> None:
     """Serve the report of a run in a browser, live and read-only, until interrupted."""
-    from vlm_mhpo.monitor import serve
+    from vlm_mhpo.commands.monitor import serve
 
     serve(run_dir, host=host, port=port, token_file=token_file, say=typer.echo)
 
@@ -233,7 +233,7 @@ def export(
     """Copy the trained policy (safetensors and processor) out of a run."""
     if which not in ("newest", "best"):
         raise typer.BadParameter(f"--which {which}: newest or best")
-    from vlm_mhpo.models.export import export as copy
+    from vlm_mhpo.checkpoint.policy_folder import export as copy
 
     typer.echo(copy(source, out, which))
 
@@ -244,7 +244,7 @@ def replay(
     model: Annotated[str | None, typer.Option(help="Run, checkpoint or model; default: the dump's.")] = None,
 ) -> None:
     """Repeat a bad step on one process and name the completions that are not finite; exit 1 if there are any."""
-    from vlm_mhpo.faults.replay import report
+    from vlm_mhpo.commands.replay import report
 
     text, is_finite = report(dump, model)
     typer.echo(text)
@@ -264,7 +264,7 @@ def profile(
     from vlm_mhpo.config import load_config
 
     parsed = load_config(config, overrides or [])
-    from vlm_mhpo.profiling.run import profile_run
+    from vlm_mhpo.commands.profiling.run import profile_run
 
     folder = out or Path(parsed.output_dir) / "profile"
     profile_run(parsed, num_steps=steps, out=folder)
@@ -275,7 +275,7 @@ def row_filters(
     kinds: str | None, answer_forms: str | None, max_prompt_tokens: int | None, model: str | None
 ) -> list[Filter]:
     """The filters of what a row says, as far as they are asked for."""
-    from data_prep.filters import answer_form_filter, kind_filter, prompt_token_filter
+    from data_prep.prepare.filters import answer_form_filter, kind_filter, prompt_token_filter
 
     filters = [kind_filter(names(kinds))] if kinds else []
     filters += [answer_form_filter(names(answer_forms))] if answer_forms else []
@@ -295,18 +295,18 @@ def rating(
     bounds: tuple[float, float],
     cache: Path,
 ) -> AbstractContextManager[tuple[Iterable[Row | RowError], Filter]]:
-    """See `vlm_mhpo.pass_rate.rated`; loads torch and the model."""
+    """See `vlm_mhpo.commands.pass_rate.rated`; loads torch and the model."""
     if config is None:
         raise typer.BadParameter("--pass-rate needs --config, whose prompts and sampling it uses")
+    from vlm_mhpo.commands.pass_rate import rated
     from vlm_mhpo.config import load_config
-    from vlm_mhpo.pass_rate import rated
 
     return rated(rows, filters, load_config(config), model, num_samples=num_samples, bounds=bounds, cache=cache)
 
 
 def token_counter(model: str) -> Callable[[Row], int]:
-    """See `vlm_mhpo.prompt_tokens`; loads transformers."""
-    from vlm_mhpo.prompt_tokens import token_counter as load_counter
+    """See `vlm_mhpo.prompts.token_counts`; loads transformers."""
+    from vlm_mhpo.prompts.token_counts import token_counter as load_counter
 
     return load_counter(model)
 
@@ -331,14 +331,14 @@ def main() -> None:
 
 def fail(error: Exception, code: int, label: str = "error") -> None:
     """Say what was wrong and end the process; other ranks are told by their launcher."""
-    from vlm_mhpo.secrets import without_secrets
+    from vlm_mhpo.runtime.secrets import without_secrets
 
     typer.echo(f"{label}: {without_secrets(str(error))}", err=True)
     # Torch is loaded only where ranks can exist.
     if "torch" in sys.modules:
-        from vlm_mhpo import distributed
+        from vlm_mhpo.runtime import ranks
 
-        distributed.end(code)
+        ranks.end(code)
     sys.exit(code)
 
 

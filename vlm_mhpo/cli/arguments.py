@@ -18,9 +18,9 @@ Overrides = Annotated[
 
 def say(text: str) -> None:
     """Print on the main rank."""
-    from vlm_mhpo import distributed
+    from vlm_mhpo.runtime import ranks
 
-    if distributed.is_main():
+    if ranks.is_main():
         typer.echo(text)
 
 

@@ -14,7 +14,7 @@ import typer
 from vlm_mhpo.cli.arguments import ConfigPath, Overrides, say
 
 if TYPE_CHECKING:
-    from vlm_mhpo.doctor import Finding
+    from vlm_mhpo.commands.doctor import Finding
 
 Family = Annotated[
     str | None, typer.Option(help="Tiny model: qwen2_vl, qwen2_5_vl, qwen3_vl or qwen2; default: as model.path.")
@@ -35,13 +35,13 @@ def doctor(
     ] = None,
 ) -> None:
     """Examine configuration, machine, rows, prompts, memory and disk; no weights are loaded without --parity."""
+    from vlm_mhpo.commands.doctor import Options, examine, print_findings
     from vlm_mhpo.config import load_config
-    from vlm_mhpo.doctor import Options, examine, print_findings
 
     name_accelerator()
     parsed = load_config(config, overrides or [])
     if plot:
-        from vlm_mhpo.multiplier_plot import plot_multipliers
+        from vlm_mhpo.objectives.plot import plot_multipliers
 
         say(f"gradient multiplier: {plot_multipliers(parsed, plot)}")
     if not print_findings(examine(parsed, Options(quick, rows, ranks, gpu_memory, parity))):
@@ -61,7 +61,7 @@ def check_resume(
 
     name_accelerator()
     parsed = load_config(config, overrides or [])
-    from vlm_mhpo.checks.resume import check_resume as check
+    from vlm_mhpo.commands.proofs.resume import check_resume as check
 
     with folder_for(keep) as folder:
         conclude(check(parsed, folder, num_ranks=ranks, num_steps=steps, family=family))
@@ -79,7 +79,7 @@ def check_invariance(
 
     name_accelerator()
     parsed = load_config(config, overrides or [])
-    from vlm_mhpo.checks.invariance import check_invariance as check
+    from vlm_mhpo.commands.proofs.invariance import check_invariance as check
 
     with folder_for(keep) as folder:
         conclude(check(parsed, folder, num_ranks=ranks, family=family))
@@ -111,7 +111,7 @@ def folder_for(keep: Path | None) -> Iterator[Path]:
 
 def conclude(findings: list[Finding]) -> None:
     """Print the table; exit with 1 if there is an error in it."""
-    from vlm_mhpo.doctor import print_findings
+    from vlm_mhpo.commands.doctor import print_findings
 
     if not print_findings(findings):
         raise typer.Exit(1)

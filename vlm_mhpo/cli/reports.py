@@ -107,7 +107,7 @@ def report(
             report_command(places, baseline=baseline, out=out, allow_protocol_difference=allow_protocol_difference)
         )
         return
-    from vlm_mhpo.report import write_report
+    from vlm_mhpo.pages import write_report
 
     typer.echo(write_report(Path(places[0]), out))
 

@@ -1,21 +1,8 @@
 """The configuration of a run; importable without torch."""
 
-from vlm_mhpo.config.base import (
-    Section,
-)
-from vlm_mhpo.config.objectives import (
-    OBJECTIVES,
-    BaseObjective,
-    GrpoConfig,
-    MhpoConfig,
-    ObjectiveConfig,
-)
-from vlm_mhpo.config.reading import (
-    describe,
-    known_keys,
-    load_config,
-    parse_config,
-)
+from vlm_mhpo.config.base import Section
+from vlm_mhpo.config.objectives import OBJECTIVES, BaseObjective, GrpoConfig, MhpoConfig, ObjectiveConfig
+from vlm_mhpo.config.reading import describe, known_keys, load_config, parse_config
 from vlm_mhpo.config.schema import (
     CheckpointConfig,
     Config,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rewards import Verifier
-from vlm_mhpo import __version__, distributed
+from vlm_mhpo import __version__
 from vlm_mhpo.config import Config
 from vlm_mhpo.errors import EvaluationError
 from vlm_mhpo.evaluation.chosen import Chosen, benchmark_builder
@@ -16,15 +16,16 @@ from vlm_mhpo.evaluation.output import write_outputs
 from vlm_mhpo.evaluation.overlap import Shared, read_training, shared_rows
 from vlm_mhpo.evaluation.probes import PROBES
 from vlm_mhpo.evaluation.protocol import check_model, check_same, grader_version, protocol_hash, weights_digest
-from vlm_mhpo.evaluation.records import Item, Protocol, Results, State, read_record, read_results
 from vlm_mhpo.evaluation.results import benchmark_result, probe_score
 from vlm_mhpo.evaluation.standalone import evaluation_params, load_for_evaluation
 from vlm_mhpo.evaluation.tasks import CHUNK_SIZE, Examiner, Task, on_main, run_task
-from vlm_mhpo.models.families import Family
+from vlm_mhpo.models.families.base import Family
 from vlm_mhpo.models.loading import Tools
+from vlm_mhpo.records.evaluation import Item, Protocol, Results, State, read_record, read_results
 from vlm_mhpo.rollout.base import Sampler
-from vlm_mhpo.rollout.hf import HfSampler
-from vlm_mhpo.scoring import start_verifier
+from vlm_mhpo.rollout.hf.sampler import HfSampler
+from vlm_mhpo.runtime import ranks
+from vlm_mhpo.scoring.scorer import start_verifier
 
 STATE_FILE = "evaluation.json"
 GREEDY = "greedy"
@@ -64,7 +65,7 @@ def evaluate_benchmarks(config: Config, chosen: Sequence[Chosen], model: str, op
         EvaluationError: the folder holds another evaluation or damaged records, the baseline cannot be compared, or
             the training rows cannot be read.
     """
-    distributed.start(config.num_threads)
+    ranks.start(config.num_threads)
     shared = on_main(lambda: overlaps(chosen, options.train))
     path, policy, tools = load_for_evaluation(config, model, options.out)
     state = on_main(lambda: start_report(config, chosen, tools, model, path, options))

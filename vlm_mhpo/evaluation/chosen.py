@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep import Row
-from vlm_mhpo.benchmarks import Benchmark, benchmark_rows, find
 from vlm_mhpo.config import Config
-from vlm_mhpo.data import prompt_builder
 from vlm_mhpo.errors import ConfigError, EvaluationError
+from vlm_mhpo.evaluation.benchmarks import Benchmark, benchmark_rows, find
 from vlm_mhpo.evaluation.protocol import benchmark_protocol
-from vlm_mhpo.evaluation.records import BenchmarkProtocol
-from vlm_mhpo.models.families import Family
+from vlm_mhpo.models.families.base import Family
 from vlm_mhpo.models.loading import Tools
-from vlm_mhpo.processing import PromptBuilder
+from vlm_mhpo.prompts.builder import PromptBuilder
+from vlm_mhpo.prompts.stream import prompt_builder
+from vlm_mhpo.records.evaluation import BenchmarkProtocol
 
 
 @dataclass(frozen=True, slots=True)

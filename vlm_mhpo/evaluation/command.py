@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vlm_mhpo.config import load_config
 from vlm_mhpo.errors import ConfigError
-from vlm_mhpo.evaluation.records import results_file
+from vlm_mhpo.records.evaluation import results_file
 
 # From RUN/checkpoints/step_N/policy up to RUN.
 MAX_DEPTH = 3
@@ -90,7 +90,7 @@ def report_command(
     from vlm_mhpo.evaluation.compare import compare_reports, read_report
     from vlm_mhpo.evaluation.output import PAGE_FILE, write_comparison
     from vlm_mhpo.evaluation.tables import comparison_markdown
-    from vlm_mhpo.report.evaluation_page import write_page
+    from vlm_mhpo.pages.evaluation_page import write_page
 
     reports = [read_report(place) for place in places]
     if len(reports) == 1:

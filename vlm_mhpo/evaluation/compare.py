@@ -10,9 +10,11 @@ from pathlib import Path
 from pydantic import Field
 
 from vlm_mhpo.errors import EvaluationError
-from vlm_mhpo.evaluation import statistics
 from vlm_mhpo.evaluation.protocol import check_same, differences
-from vlm_mhpo.evaluation.records import (
+from vlm_mhpo.evaluation.results import compare_items
+from vlm_mhpo.evaluation.shards import read_items
+from vlm_mhpo.records import statistics
+from vlm_mhpo.records.evaluation import (
     Accuracy,
     BenchmarkComparison,
     Comparison,
@@ -22,8 +24,6 @@ from vlm_mhpo.evaluation.records import (
     Results,
     read_results,
 )
-from vlm_mhpo.evaluation.results import compare_items
-from vlm_mhpo.evaluation.shards import read_items
 
 
 class MethodScore(Accuracy):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from vlm_mhpo.evaluation import tables
 from vlm_mhpo.evaluation.compare import ReportComparison
-from vlm_mhpo.evaluation.records import RESULTS_FILE, Results
-from vlm_mhpo.report.evaluation_page import write_page
+from vlm_mhpo.pages.evaluation_page import write_page
+from vlm_mhpo.records.evaluation import RESULTS_FILE, Results
 
 PAGE_FILE = "report.html"
 

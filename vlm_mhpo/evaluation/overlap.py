@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from data_prep import Row
 from data_prep.audit.collect import Collected, collect
 from data_prep.audit.findings import overlap
-from data_prep.image_hash import NEAR_LIMIT
+from data_prep.images.hashes import NEAR_LIMIT
 from data_prep.loading import load_rows
 
 SIGNS = ("same_picture", "near_picture", "same_question")

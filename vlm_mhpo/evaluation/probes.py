@@ -10,10 +10,10 @@ from itertools import chain, islice
 from PIL import Image
 
 from data_prep import Row, open_image
-from data_prep.images import read_image
-from vlm_mhpo.benchmarks import Benchmark
+from data_prep.images.opening import read_image
 from vlm_mhpo.errors import EvaluationError
-from vlm_mhpo.seeding import derive_seed, permutation
+from vlm_mhpo.evaluation.benchmarks import Benchmark
+from vlm_mhpo.runtime.seeding import derive_seed, permutation
 
 GREY = (128, 128, 128)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import Row
-from data_prep.images import read_image
+from data_prep.images.opening import read_image
 from vlm_mhpo.errors import EvaluationError
-from vlm_mhpo.evaluation.records import BenchmarkProtocol, Protocol, State
+from vlm_mhpo.records.evaluation import BenchmarkProtocol, Protocol, State
 
 # Raise it with every change that gives some answer another verdict, under an official rule or our verifier.
 GRADER = 1

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from data_prep import Row
-from vlm_mhpo.benchmarks import Benchmark, Judged
 from vlm_mhpo.errors import EvaluationError
-from vlm_mhpo.evaluation import statistics
+from vlm_mhpo.evaluation.benchmarks import Benchmark, Judged
 from vlm_mhpo.evaluation.overlap import Shared
-from vlm_mhpo.evaluation.records import (
+from vlm_mhpo.records import statistics
+from vlm_mhpo.records.evaluation import (
     Accuracy,
     BenchmarkComparison,
     BenchmarkResult,

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from vlm_mhpo.errors import EvaluationError
-from vlm_mhpo.evaluation.records import Item
+from vlm_mhpo.records.evaluation import Item
 
 
 def append_chunk(file: Path, items: Iterable[tuple[int, Item]]) -> None:

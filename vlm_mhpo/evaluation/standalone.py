@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vlm_mhpo import distributed
+from vlm_mhpo.checkpoint.policy_folder import find_policy
 from vlm_mhpo.config import Config
-from vlm_mhpo.data import prompt_builder, read_rows, usable_rows
 from vlm_mhpo.errors import ConfigError
-from vlm_mhpo.evaluation.evaluate import evaluate, summarise, write_evaluation
-from vlm_mhpo.models.export import find_policy
+from vlm_mhpo.evaluation.held_out import evaluate, summarise, write_evaluation
 from vlm_mhpo.models.loading import Tools, load_policy
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.models.tiny import resolve_model
+from vlm_mhpo.prompts.stream import prompt_builder, read_rows, usable_rows
 from vlm_mhpo.rollout.base import SamplingParams
-from vlm_mhpo.rollout.hf import HfSampler
-from vlm_mhpo.scoring import start_verifier
+from vlm_mhpo.rollout.hf.sampler import HfSampler
+from vlm_mhpo.runtime import ranks
+from vlm_mhpo.scoring.scorer import start_verifier
 
 
 def evaluate_model(
@@ -35,7 +35,7 @@ def evaluate_model(
     """
     if not config.data.eval:
         raise ConfigError("data.eval is not set: name the rows to evaluate on")
-    distributed.start(config.num_threads)
+    ranks.start(config.num_threads)
     data = config.data
     _, policy, tools = load_for_evaluation(config, model or config.model.path, Path(config.output_dir))
     builder = prompt_builder(data, tools, policy.family)
@@ -58,9 +58,9 @@ def evaluate_model(
         )
     record = summarise(items, name=name, step=0, params=params)
     files = (folder / f"{name}.json", folder / f"{name}.md")
-    if distributed.is_main():
+    if ranks.is_main():
         files = write_evaluation(folder, record)
-    distributed.barrier()
+    ranks.barrier()
     return record, files
 
 
@@ -74,7 +74,7 @@ def load_for_evaluation(config: Config, model: str, folder: Path) -> tuple[str, 
     """
     path = find_policy(resolve_model(model, folder))
     policy, tools = load_policy(**config.model.model_dump() | {"path": path})
-    policy.to(distributed.device()).eval()
+    policy.to(ranks.device()).eval()
     return path, policy, tools
 
 

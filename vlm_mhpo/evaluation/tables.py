@@ -6,9 +6,9 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 
-from vlm_mhpo.comparison.report import LATEX_ESCAPES, plain
 from vlm_mhpo.evaluation.compare import ReportComparison
-from vlm_mhpo.evaluation.records import Accuracy, BenchmarkComparison, BenchmarkResult, Difference, Results
+from vlm_mhpo.pages.study_report import LATEX_ESCAPES, plain
+from vlm_mhpo.records.evaluation import Accuracy, BenchmarkComparison, BenchmarkResult, Difference, Results
 
 CSV_HEAD = ("benchmark", "split", "group", "value", "metric", "num_rows", "score", "low", "high", "p", "protocol_hash")
 SIGNIFICANT = 0.05

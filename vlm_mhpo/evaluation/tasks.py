@@ -16,14 +16,14 @@ from tqdm import tqdm
 from data_prep import DataError, Row
 from rewards import Item as Asked
 from rewards import Verifier
-from vlm_mhpo import distributed
-from vlm_mhpo.benchmarks import Benchmark
 from vlm_mhpo.errors import EvaluationError, PromptError, VlmMhpoError
 from vlm_mhpo.evaluation import shards
-from vlm_mhpo.evaluation.records import Item, ItemCompletion
-from vlm_mhpo.processing import PromptBuilder
+from vlm_mhpo.evaluation.benchmarks import Benchmark
+from vlm_mhpo.prompts.builder import PromptBuilder
+from vlm_mhpo.records.evaluation import Item, ItemCompletion
 from vlm_mhpo.rollout.base import Sampler, SamplingParams
-from vlm_mhpo.scoring import asked_choices
+from vlm_mhpo.runtime import ranks
+from vlm_mhpo.scoring.scorer import asked_choices
 from vlm_mhpo.types import Group
 
 CHUNK_SIZE = 64
@@ -100,7 +100,7 @@ def run_task(
     file, parts = folder / "results" / f"{task.name}.jsonl", folder / "parts" / task.name
     finished = on_main(lambda: None if file.is_file() else shards.recover(parts, task.ids, chunk_size))
     if finished is not None:
-        own = parts / f"rank-{distributed.rank():04d}.jsonl"
+        own = parts / f"rank-{ranks.rank():04d}.jsonl"
         judge_chunks(task, examiner, lambda pairs: shards.append_chunk(own, pairs), finished, chunk_size)
         on_main(lambda: merge(task, file, parts, folder, gallery))
     return shards.read_items(file, task.ids)
@@ -108,7 +108,7 @@ def run_task(
 
 def merge(task: Task, file: Path, parts: Path, folder: Path, gallery: int) -> None:
     """The ranks' files as one, with copies of the first pictures."""
-    from vlm_mhpo.recorder import store_images
+    from vlm_mhpo.records.recorder import store_images
 
     items = [
         item.model_copy(update={"images": tuple(store_images(folder, row.images))}) if place < gallery else item
@@ -122,7 +122,7 @@ def judge_in_memory(task: Task, examiner: Examiner, *, chunk_size: int = CHUNK_S
     """All rows in order, judged without a trace on disk; the same on all ranks."""
     mine: list[tuple[int, Item]] = []
     judge_chunks(task, examiner, mine.extend, set(), chunk_size)
-    pairs = [pair for part in distributed.gather_objects(mine) for pair in part]
+    pairs = [pair for part in ranks.gather_objects(mine) for pair in part]
     return [item for _, item in sorted(pairs, key=lambda pair: pair[0])]
 
 
@@ -134,7 +134,7 @@ def judge_chunks(
     chunk_size: int,
 ) -> None:
     """Judge this rank's share of the chunks that are not finished, and hand each over as soon as it is there."""
-    num_rows, world = len(task.rows), distributed.world_size()
+    num_rows, world = len(task.rows), ranks.world_size()
     open_chunks = [chunk for chunk in range(-(-num_rows // chunk_size)) if chunk not in finished]
     num_open = sum(min(num_rows, (chunk + 1) * chunk_size) - chunk * chunk_size for chunk in open_chunks)
     with tqdm(
@@ -142,18 +142,18 @@ def judge_chunks(
         initial=num_rows - num_open,
         desc=task.name,
         unit="row",
-        disable=not distributed.is_main(),
+        disable=not ranks.is_main(),
         leave=False,
     ) as bar:
         right = seen = 0.0
         # All ranks make the same number of rounds: whole weights (ZeRO-3) are gathered by all or none.
         for start in range(0, len(open_chunks), world):
-            mine = open_chunks[start : start + world][distributed.rank() : distributed.rank() + 1]
+            mine = open_chunks[start : start + world][ranks.rank() : ranks.rank() + 1]
             places = [row for chunk in mine for row in range(num_rows)[chunk * chunk_size : (chunk + 1) * chunk_size]]
             items = judge_rows(task, examiner, places)
             if items:
                 keep(list(zip(places, items, strict=True)))
-            for official, count in distributed.gather_objects((sum(item.official for item in items), len(items))):
+            for official, count in ranks.gather_objects((sum(item.official for item in items), len(items))):
                 right, seen = right + official, seen + count
                 bar.update(count)
             bar.set_postfix(accuracy=f"{100 * right / seen:.1f} %", refresh=False)
@@ -168,7 +168,7 @@ def judge_rows(task: Task, examiner: Examiner, places: Sequence[int]) -> list[It
         error = problem
     except DataError as problem:
         error = PromptError(str(problem))
-    distributed.raise_together(error)
+    ranks.raise_together(error)
     parts = (examiner.seed, "benchmark", task.name)
     groups = examiner.together(partial(examiner.sampler.sample, prompts, task.params, parts))
     return judge_groups(task, examiner, [task.rows[place] for place in places], groups)
@@ -219,12 +219,12 @@ def to_item(benchmark: Benchmark, row: Row, completions: Sequence[ItemCompletion
 def on_main(work: Callable[[], object]) -> object:
     """What `work` returns on the main rank, on all ranks; its error too."""
     value, error = None, None
-    if distributed.is_main():
+    if ranks.is_main():
         try:
             value = work()
         except VlmMhpoError as problem:
             error = problem
         except DataError as problem:
             error = EvaluationError(str(problem))
-    distributed.raise_together(error)
-    return distributed.gather_objects(value)[0]
+    ranks.raise_together(error)
+    return ranks.gather_objects(value)[0]

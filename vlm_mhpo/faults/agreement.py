@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data_prep import Row
-from vlm_mhpo import distributed
 from vlm_mhpo.config import Config
-from vlm_mhpo.continuation import flatten
 from vlm_mhpo.errors import ConfigError
-from vlm_mhpo.recorder import versions
+from vlm_mhpo.records.recorder import versions
+from vlm_mhpo.runtime import ranks
+from vlm_mhpo.training.saving import flatten
 
 SOURCE = Path(__file__).resolve().parent.parent
 PACKAGES = ("vlm_mhpo", "data_prep", "rewards")
@@ -36,7 +36,7 @@ def check_same_rows(rows: Sequence[Row]) -> None:
 
 def require_same(values: Mapping[str, str]) -> None:
     """ConfigError on every rank, naming each value in which some rank differs from the first; called by all ranks."""
-    everywhere = distributed.gather_objects(dict(values))
+    everywhere = ranks.gather_objects(dict(values))
     first = everywhere[0]
     differences = [
         f"{name} is {first.get(name)} on rank 0 and {other.get(name)} on rank {rank}"

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from data_prep import Row
-from vlm_mhpo import distributed
 from vlm_mhpo.config import Config, parse_config
 from vlm_mhpo.errors import ConfigError
-from vlm_mhpo.secrets import without_secrets
+from vlm_mhpo.runtime import ranks
+from vlm_mhpo.runtime.secrets import without_secrets
+from vlm_mhpo.training.update import Batch
 from vlm_mhpo.types import Completion, Group, Prompt, ScoredGroup
-from vlm_mhpo.update import Batch
 
 FORMAT_VERSION = 1
 # The tensors of a prompt, under its number in the safetensors file.
@@ -91,8 +91,8 @@ def write_dump(run_dir: Path, step: int, batch: Batch, config: Config, reason: s
     record = {
         "format_version": FORMAT_VERSION,
         "step": step,
-        "rank": distributed.rank(),
-        "world_size": distributed.world_size(),
+        "rank": ranks.rank(),
+        "world_size": ranks.world_size(),
         "reason": without_secrets(reason),
         "checkpoint": str(checkpoints[-1].resolve()) if checkpoints else "",
         "masked": sorted(batch.masked),
@@ -102,8 +102,8 @@ def write_dump(run_dir: Path, step: int, batch: Batch, config: Config, reason: s
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors_of(batch), folder / f"rank_{distributed.rank()}.safetensors")
-        (folder / f"rank_{distributed.rank()}.json").write_text(json.dumps(record, indent=1))
+        save_file(tensors_of(batch), folder / f"rank_{ranks.rank()}.safetensors")
+        (folder / f"rank_{ranks.rank()}.json").write_text(json.dumps(record, indent=1))
     except OSError as problem:
         print(f"WARNING: the batch of step {step} could not be written to {folder} ({problem})", flush=True)
     return folder

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from vlm_mhpo import distributed
+from vlm_mhpo.runtime import ranks
 from vlm_mhpo.types import Group
 
 # SIGUSR1 is what slurm sends ahead of the time limit (--signal=USR1@120).
@@ -72,7 +72,7 @@ class StopRequest:
 
     def agreed(self) -> bool:
         """Whether any rank was asked to stop, the same answer on all of them; called by all ranks."""
-        signum = distributed.largest(self.signum)
+        signum = ranks.largest(self.signum)
         self.ask(signum)
         # Not our own number: a signal that came while the ranks agreed is unknown to the others, and waits.
         return bool(signum)

@@ -20,10 +20,10 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
-from vlm_mhpo import distributed
 from vlm_mhpo.config import FaultsConfig
 from vlm_mhpo.errors import RankError, VlmMhpoError
 from vlm_mhpo.faults.stopping import StopRequest
+from vlm_mhpo.runtime import ranks
 
 # In the order of a step: among ranks that stand still, the one that is behind holds up the others.
 PHASES = ("setup", "prompts", "sample", "verify", "log_probs", "update", "evaluate", "checkpoint", "done")
@@ -90,13 +90,13 @@ class Watchdog:
         self._talker: threading.Thread | None = None
 
     def __enter__(self) -> Watchdog:
-        if distributed.world_size() == 1 or not self._silence_s:
+        if ranks.world_size() == 1 or not self._silence_s:
             return self
         store = own_connection(self._silence_s)
-        store.set(key(distributed.rank()), encoded(self._place, 0))
-        distributed.barrier()
+        store.set(key(ranks.rank()), encoded(self._place, 0))
+        ranks.barrier()
         self._talked = time.monotonic()
-        self._peers = [Peer(Place(), self._talked, self._talked) for _ in range(distributed.world_size())]
+        self._peers = [Peer(Place(), self._talked, self._talked) for _ in range(ranks.world_size())]
         self._talker = threading.Thread(target=self._talk, args=(store,), daemon=True, name="watchdog")
         self._talker.start()
         threading.Thread(target=self._judge, daemon=True, name="watchdog-judge").start()
@@ -108,7 +108,7 @@ class Watchdog:
         if error is None:
             self.enter("done", self._place.step)
             # Nobody leaves before all are here, or those who stay would miss it.
-            distributed.barrier()
+            ranks.barrier()
         elif is_broken_connection(error):
             self._wait_for_the_culprit()
         if error is not None:
@@ -148,7 +148,7 @@ class Watchdog:
             closing = self._closed.is_set()
             place = replace(self._place, signum=self._stop.signum)
             try:
-                store.set(key(distributed.rank()), encoded(place, beat))
+                store.set(key(ranks.rank()), encoded(place, beat))
                 answers = store.multi_get(names)
             except (dist.DistError, RuntimeError):
                 # The judge sees the silence.
@@ -191,7 +191,7 @@ class Watchdog:
             host = "the launcher" if uses_launchers_store() else "rank 0"
             where = "" if uses_launchers_store() else f"; last seen in {self._peers[0].place}"
             return f"{host} is gone or frozen: no answer for {now - self._talked:.0f} s{where}"
-        others = [(rank, peer) for rank, peer in enumerate(self._peers) if rank != distributed.rank()]
+        others = [(rank, peer) for rank, peer in enumerate(self._peers) if rank != ranks.rank()]
         for rank, peer in others:
             silence = now - peer.heard
             if peer.place.failure:
@@ -216,7 +216,7 @@ class Watchdog:
     def _end(self, verdict: str) -> NoReturn:
         sys.stdout.flush()
         message = (
-            f"\nerror: {verdict} (this is rank {distributed.rank()}, in {self._place}). Start the same command again "
+            f"\nerror: {verdict} (this is rank {ranks.rank()}, in {self._place}). Start the same command again "
             "to continue from the last checkpoint\n"
         )
         os.write(2, message.encode())

@@ -12,8 +12,8 @@ from torch import nn
 
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models import attention
-from vlm_mhpo.models.families import FAMILIES, Family, banned_tokens, family_for, freeze, vision_tower
-from vlm_mhpo.models.patch_embedding import embed_patches_by_product
+from vlm_mhpo.models.families.base import FAMILIES, Family, banned_tokens, family_for, freeze, vision_tower
+from vlm_mhpo.models.families.patch_embedding import embed_patches_by_product
 from vlm_mhpo.models.policy import Policy
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

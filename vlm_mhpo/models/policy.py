@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm_mhpo.logprobs import token_log_probs
 from vlm_mhpo.models.attention import SPLIT_WIDTH, no_mask, segments_of
-from vlm_mhpo.models.families import Family
-from vlm_mhpo.models.vision_cache import encode_images, encoder_output, projectors_of, tower_is_frozen
-from vlm_mhpo.packing import PackedRows
+from vlm_mhpo.models.families.base import Family
+from vlm_mhpo.models.families.frozen_tower import encode_images, encoder_output, projectors_of, tower_is_frozen
+from vlm_mhpo.models.logprobs import token_log_probs
+from vlm_mhpo.models.packing import PackedRows
 from vlm_mhpo.types import Prompt
 
 

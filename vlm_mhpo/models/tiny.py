@@ -13,8 +13,8 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from vlm_mhpo import distributed
 from vlm_mhpo.errors import ModelError
+from vlm_mhpo.runtime import ranks
 
 SCHEME = "tiny:"
 TinyFamily = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen2"]
@@ -83,9 +83,9 @@ def resolve_model(path: str, run_dir: Path) -> str:
     if family not in get_args(TinyFamily):
         raise ModelError(f"model.path={path}: tiny models exist of {', '.join(get_args(TinyFamily))}")
     folder = run_dir / "tiny_model"
-    if distributed.is_main() and not (folder / "config.json").exists():
+    if ranks.is_main() and not (folder / "config.json").exists():
         build_tiny(folder, family)
-    distributed.barrier()
+    ranks.barrier()
     return str(folder)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data_prep import Row
 from tests.vlm_mhpo.test_benchmarks.rows import made
-from vlm_mhpo.benchmarks import find
+from vlm_mhpo.evaluation.benchmarks import find
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SHARED = Path(os.environ.get("VLM_MHPO_SHARED_DATA") or REPOSITORY.parent / "shared" / "data")
@@ -82,7 +82,7 @@ def disagreements(benchmark: str) -> list[tuple[Case, bool]]:
 
 def main() -> None:
     """Print the agreement with each sample that is here, and the disagreements."""
-    from vlm_mhpo.benchmarks.mathvista import normalised
+    from vlm_mhpo.evaluation.benchmarks.mathvista import normalised
 
     for benchmark in READERS:
         if not is_here(benchmark):

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.vlm_mhpo.test_benchmarks.rows import made
-from vlm_mhpo.benchmarks import find
-from vlm_mhpo.benchmarks.mathvista import edit_distance
-from vlm_mhpo.benchmarks.olympiadbench import judge
+from vlm_mhpo.evaluation.benchmarks import find
+from vlm_mhpo.evaluation.benchmarks.mathvista import edit_distance
+from vlm_mhpo.evaluation.benchmarks.olympiadbench import judge
 
 EXPRESSIONS = (
     r"\frac{1}{2}", "0.5", r"\sqrt{2}", "1.41421356237", r"\frac{\sqrt{8}}{2}", "2^{10}", "1024", r"2\pi",

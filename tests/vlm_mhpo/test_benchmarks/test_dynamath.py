@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.vlm_mhpo.test_benchmarks.rows import made
-from vlm_mhpo.benchmarks import Judged, find
+from vlm_mhpo.evaluation.benchmarks import Judged, find
 
 DYNAMATH = find("dynamath")
 

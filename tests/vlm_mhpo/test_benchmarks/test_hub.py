@@ -4,7 +4,7 @@ import datasets
 import pytest
 
 from tests.data_prep.benchmark_files import RED, hub_record
-from vlm_mhpo.benchmarks import benchmark_rows, find
+from vlm_mhpo.evaluation.benchmarks import benchmark_rows, find
 
 IMAGE = {"bytes": RED, "path": None}
 # Columns as the data sets' cards and public loaders show them.

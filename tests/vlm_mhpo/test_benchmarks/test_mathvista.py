@@ -8,8 +8,8 @@ from data_prep import load_rows
 from tests.data_prep.benchmark_files import build
 from tests.vlm_mhpo.test_benchmarks.recorded import SHARED
 from tests.vlm_mhpo.test_benchmarks.rows import made
-from vlm_mhpo.benchmarks import Judged, find
-from vlm_mhpo.benchmarks.mathvista import edit_distance, normalised
+from vlm_mhpo.evaluation.benchmarks import Judged, find
+from vlm_mhpo.evaluation.benchmarks.mathvista import edit_distance, normalised
 
 MATHVISTA = find("mathvista")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.vlm_mhpo.test_benchmarks.recorded import READERS, disagreements, is_here, read
-from vlm_mhpo.benchmarks.mathvista import normalised
+from vlm_mhpo.evaluation.benchmarks.mathvista import normalised
 
 TABLE = [json.loads(line) for line in Path(__file__).with_name("official_disagreements.jsonl").read_text().splitlines()]
 # Recorded verdicts, and those of our reproduction that agree. MathVista's contain the extraction by GPT-4, which ours
@@ -53,7 +53,7 @@ def test_mathvista_normalises_and_judges_every_recorded_extraction_as_its_author
 
 @pytest.mark.parametrize("benchmark", ["mathvision"], indirect=True)
 def test_mathvision_cuts_the_recorded_answers_out_of_the_responses(benchmark):
-    from vlm_mhpo.benchmarks.mathvision import model_answer
+    from vlm_mhpo.evaluation.benchmarks.mathvision import model_answer
 
     different = {case.id for case in read(benchmark) if model_answer(case.response) != case.extraction}
     assert different == set()

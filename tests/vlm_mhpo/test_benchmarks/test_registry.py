@@ -8,8 +8,8 @@ import pytest
 
 from data_prep import DataError, load_rows
 from tests.data_prep.benchmark_files import build
-from vlm_mhpo.benchmarks import BENCHMARKS, Benchmark, Judged, benchmark_rows, find
 from vlm_mhpo.errors import ConfigError
+from vlm_mhpo.evaluation.benchmarks import BENCHMARKS, Benchmark, Judged, benchmark_rows, find
 
 # Benchmarks and the hand-made layout that their rows are read from.
 LAYOUTS = {
@@ -152,7 +152,9 @@ def test_dynamath_asks_the_trials_of_a_folder_or_the_only_drawing_that_there_is(
 
 
 def test_the_registry_loads_no_tensor_library():
-    program = "import sys, vlm_mhpo.benchmarks; print(*{'torch', 'transformers', 'sympy'} & set(sys.modules))"
+    program = (
+        "import sys, vlm_mhpo.evaluation.benchmarks; print(*{'torch', 'transformers', 'sympy'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
 

@@ -9,8 +9,8 @@ from data_prep import load_rows
 from tests.data_prep.benchmark_files import build
 from tests.vlm_mhpo.test_benchmarks.recorded import SHARED
 from tests.vlm_mhpo.test_benchmarks.rows import made
-from vlm_mhpo.benchmarks import BENCHMARKS, find
-from vlm_mhpo.benchmarks.olympiadbench import judge
+from vlm_mhpo.evaluation.benchmarks import BENCHMARKS, find
+from vlm_mhpo.evaluation.benchmarks.olympiadbench import judge
 
 # MATH-Vision
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.vlm_mhpo.test_benchmarks.rows import made
-from vlm_mhpo.benchmarks import Judged, find
+from vlm_mhpo.evaluation.benchmarks import Judged, find
 
 WE_MATH = find("we_math")
 

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlm_mhpo.comparison.measures import RunMeasures
-from vlm_mhpo.comparison.variants import Variant
+from vlm_mhpo.commands.study.variants import Variant
+from vlm_mhpo.records.study import RunMeasures
 
 QUICKSTART = Path(__file__).resolve().parents[3] / "configs" / "quickstart.yaml"
 MHPO = Variant("mhpo", ("objective.name=mhpo",))

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.vlm_mhpo.test_comparison.cases import write_run
-from vlm_mhpo.comparison.measures import MEASURES, area_under, measure
-from vlm_mhpo.norms import NormHistory, count_spikes, percentile
+from vlm_mhpo.records.norms import NormHistory, count_spikes, percentile
+from vlm_mhpo.records.study import MEASURES, area_under, measure
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=60), st.floats(0, 1))

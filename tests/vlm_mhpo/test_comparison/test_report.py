@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.vlm_mhpo.test_comparison.cases import run_with
-from vlm_mhpo.comparison.measures import MEASURES
-from vlm_mhpo.comparison.report import html_table, write_comparison
-from vlm_mhpo.comparison.statistics import Estimate
+from vlm_mhpo.pages.study_report import html_table, write_comparison
+from vlm_mhpo.records.study import MEASURES
+from vlm_mhpo.records.study_statistics import Estimate
 
 HOSTILE = "<script>alert('x')</script>|a&b_c%d#e$f{g}\\h~i^j\"k"
 DESCRIPTION = '</p><img src=x onerror="alert(1)"> & {{ 7 * 7 }} {% raw %}'

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.vlm_mhpo.test_comparison.cases import GRPO, MHPO, QUICKSTART
-from vlm_mhpo.comparison import runs as runs_module
-from vlm_mhpo.comparison.runs import Job, is_finished, plan, run_all
-from vlm_mhpo.comparison.variants import Variant
+from vlm_mhpo.commands.study import runs as runs_module
+from vlm_mhpo.commands.study.runs import Job, is_finished, plan, run_all
+from vlm_mhpo.commands.study.variants import Variant
 from vlm_mhpo.errors import ConfigError, TrainingError
 
 

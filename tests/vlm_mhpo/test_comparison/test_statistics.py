@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.vlm_mhpo.test_comparison.cases import run_with
-from vlm_mhpo.comparison.measures import MEASURES
-from vlm_mhpo.comparison.statistics import Estimate, differences, estimate, summarise
+from vlm_mhpo.records.study import MEASURES
+from vlm_mhpo.records.study_statistics import Estimate, differences, estimate, summarise
 
 
 @settings(max_examples=30)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.vlm_mhpo.test_comparison.cases import QUICKSTART
-from vlm_mhpo.comparison.variants import ABLATIONS, parse_seeds, parse_variants
+from vlm_mhpo.commands.study.variants import ABLATIONS, parse_seeds, parse_variants
 from vlm_mhpo.config import OBJECTIVES, GrpoConfig, load_config
 from vlm_mhpo.errors import ConfigError
 

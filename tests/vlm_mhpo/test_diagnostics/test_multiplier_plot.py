@@ -13,7 +13,7 @@ from tests.vlm_mhpo.test_diagnostics.analytic import FORMULAS
 from vlm_mhpo import cli
 from vlm_mhpo.config import load_config
 from vlm_mhpo.errors import ConfigError
-from vlm_mhpo.multiplier_plot import plot_multipliers
+from vlm_mhpo.objectives.plot import plot_multipliers
 
 QUICKSTART = Path(__file__).resolve().parents[3] / "configs" / "quickstart.yaml"
 

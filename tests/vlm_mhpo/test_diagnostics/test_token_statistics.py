@@ -10,7 +10,9 @@ import torch
 
 from vlm_mhpo.config import GrpoConfig
 from vlm_mhpo.config.objectives import MhpoConfig
-from vlm_mhpo.diagnostics import (
+from vlm_mhpo.objectives import build_objective
+from vlm_mhpo.records.histograms import quantile, widen
+from vlm_mhpo.training.token_statistics import (
     effective_sample_size,
     histogram_counts,
     named_histograms,
@@ -19,8 +21,6 @@ from vlm_mhpo.diagnostics import (
     token_diagnostics,
     token_quantities,
 )
-from vlm_mhpo.histograms import quantile, widen
-from vlm_mhpo.objectives import build_objective
 
 EDGES = np.concatenate([-np.geomspace(1e-4, 20, 211)[::-1], np.geomspace(1e-4, 20, 211)])
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from data_prep import Row
 from data_prep.schema import make_row
-from vlm_mhpo.benchmarks import Benchmark, Judged, Official
+from vlm_mhpo.evaluation.benchmarks import Benchmark, Judged, Official
 from vlm_mhpo.evaluation.protocol import protocol_hash
-from vlm_mhpo.evaluation.records import Item, ItemCompletion, Protocol, Results
 from vlm_mhpo.evaluation.results import benchmark_result
+from vlm_mhpo.records.evaluation import Item, ItemCompletion, Protocol, Results
 
 HASH = "0123456789ab"
 

@@ -10,8 +10,8 @@ from tests.vlm_mhpo.test_evaluation.cases import results, singles
 from vlm_mhpo.errors import EvaluationError
 from vlm_mhpo.evaluation.command import report_command
 from vlm_mhpo.evaluation.compare import compare_reports, compare_results, read_report
-from vlm_mhpo.evaluation.records import read_results
 from vlm_mhpo.evaluation.shards import write_items
+from vlm_mhpo.records.evaluation import read_results
 
 
 def put(folder, marks, *, model="models/one", **change):

@@ -9,8 +9,8 @@ from vlm_mhpo.errors import ConfigError, EvaluationError
 from vlm_mhpo.evaluation.benchmark_run import keep_state
 from vlm_mhpo.evaluation.chosen import choose
 from vlm_mhpo.evaluation.command import config_of, evaluate_command
-from vlm_mhpo.evaluation.during_training import no_longer_improves
-from vlm_mhpo.evaluation.records import State
+from vlm_mhpo.records.evaluation import State
+from vlm_mhpo.training.held_out import no_longer_improves
 
 
 def test_rows_come_from_the_entry_the_places_or_the_folder(tmp_path):

@@ -8,7 +8,7 @@ from tests.builders import picture
 from tests.vlm_mhpo.test_evaluation.cases import protocol, row
 from vlm_mhpo.errors import EvaluationError
 from vlm_mhpo.evaluation.protocol import benchmark_protocol, check_same, differences, protocol_hash, weights_digest
-from vlm_mhpo.evaluation.records import Protocol
+from vlm_mhpo.records.evaluation import Protocol
 
 CHANGES = dict(
     prompt="run",

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from tests.vlm_mhpo.test_evaluation.cases import items, results
-from vlm_mhpo.evaluation.records import Item, Results, published_schema
+from vlm_mhpo.records.evaluation import Item, Results, published_schema
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "docs" / "evaluation_schema.json"
 

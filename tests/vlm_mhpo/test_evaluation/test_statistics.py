@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vlm_mhpo.evaluation.statistics import accuracy, over_runs, paired, pass_at
+from vlm_mhpo.records.statistics import accuracy, over_runs, paired, pass_at
 
 
 def independent(values):

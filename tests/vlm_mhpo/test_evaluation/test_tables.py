@@ -8,9 +8,9 @@ import pytest
 
 from tests.vlm_mhpo.test_evaluation.cases import item, items, results, singles
 from vlm_mhpo.evaluation.overlap import Shared
-from vlm_mhpo.evaluation.records import BenchmarkComparison, Comparison, Results
 from vlm_mhpo.evaluation.results import probe_score
 from vlm_mhpo.evaluation.tables import csv_text, latex, markdown
+from vlm_mhpo.records.evaluation import BenchmarkComparison, Comparison, Results
 
 HOSTILE = "=cmd|'x' & 50 % of <script>\n# _all_ {~^}"
 

@@ -9,12 +9,12 @@ import torch
 
 from tests.vlm_mhpo.config_cases import minimal, with_values
 from tests.vlm_mhpo.update_cases import LENGTHS, PlainEngine, batch_of, settings_of
+from vlm_mhpo.commands import replay as replaying
 from vlm_mhpo.config import parse_config
 from vlm_mhpo.errors import ConfigError, ModelError
-from vlm_mhpo.faults import replay as replaying
 from vlm_mhpo.faults.dump import read_dump, unscored, whole_step, write_dump
 from vlm_mhpo.objectives import build_objective
-from vlm_mhpo.update import log_probs_of, update_on
+from vlm_mhpo.training.update import log_probs_of, update_on
 
 
 @pytest.fixture(scope="module")

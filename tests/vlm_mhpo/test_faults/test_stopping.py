@@ -57,9 +57,9 @@ def test_sampling_that_was_given_up_is_no_result():
 
 
 def test_a_signal_on_another_rank_interrupts_a_rank_that_finished_its_sampling(monkeypatch):
-    from vlm_mhpo import distributed
+    from vlm_mhpo.runtime import ranks
 
-    monkeypatch.setattr(distributed, "largest", lambda value: max(value, int(signal.SIGTERM)))
+    monkeypatch.setattr(ranks, "largest", lambda value: max(value, int(signal.SIGTERM)))
     stop = StopRequest()
     with pytest.raises(Interrupted):
         stop.sample(lambda: ["group"])
@@ -67,7 +67,7 @@ def test_a_signal_on_another_rank_interrupts_a_rank_that_finished_its_sampling(m
 
 
 def test_a_signal_that_comes_while_the_ranks_agree_waits_for_the_next_time(monkeypatch):
-    from vlm_mhpo import distributed
+    from vlm_mhpo.runtime import ranks
 
     stop = StopRequest()
 
@@ -75,7 +75,7 @@ def test_a_signal_that_comes_while_the_ranks_agree_waits_for_the_next_time(monke
         stop.ask(signal.SIGTERM)
         return value
 
-    monkeypatch.setattr(distributed, "largest", signalled_meanwhile)
+    monkeypatch.setattr(ranks, "largest", signalled_meanwhile)
     # The others were told 0, and do not stop here.
     assert not stop.agreed()
     assert stop.agreed() and stop.exit_code == 143

@@ -4,16 +4,16 @@ import json
 
 import pytest
 
-from vlm_mhpo import distributed
 from vlm_mhpo.config import FaultsConfig
 from vlm_mhpo.faults.stopping import StopRequest
 from vlm_mhpo.faults.watchdog import Peer, Place, Watchdog, encoded, is_broken_connection
+from vlm_mhpo.runtime import ranks
 
 
 @pytest.fixture
 def watchdog(monkeypatch):
     """Rank 0 of three at time 0, everybody in the update of step 3."""
-    monkeypatch.setattr(distributed, "rank", lambda: 0)
+    monkeypatch.setattr(ranks, "rank", lambda: 0)
     watch = Watchdog(FaultsConfig(silence_s=45, hang_s=1800), StopRequest())
     watch.enter("update", 3)
     watch._peers = [Peer(Place("update", 3), heard=0.0, moved=0.0) for _ in range(3)]

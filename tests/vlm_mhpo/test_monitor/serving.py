@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vlm_mhpo.monitor.access import Access, access_for
-from vlm_mhpo.monitor.server import Limits, open_server
+from vlm_mhpo.commands.monitor.access import Access, access_for
+from vlm_mhpo.commands.monitor.server import Limits, open_server
 
 
 @contextmanager

@@ -6,8 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from vlm_mhpo.cli import app
-from vlm_mhpo.monitor import MonitorError, serve
-from vlm_mhpo.monitor.access import access_for, is_loopback, read_token
+from vlm_mhpo.commands.monitor import MonitorError, serve
+from vlm_mhpo.commands.monitor.access import access_for, is_loopback, read_token
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 

@@ -8,9 +8,9 @@ import time
 import pytest
 
 from tests.vlm_mhpo.test_monitor.serving import exchange, get, served
-from vlm_mhpo.monitor.access import Access
-from vlm_mhpo.monitor.server import MAX_CONNECTIONS, Limits
-from vlm_mhpo.monitor.view import View
+from vlm_mhpo.commands.monitor.access import Access
+from vlm_mhpo.commands.monitor.server import MAX_CONNECTIONS, Limits
+from vlm_mhpo.commands.monitor.view import View
 
 TOKEN = "0123456789abcdef0123456789ABCDEF"
 STATE = "GET /state.json HTTP/1.1\r\n"

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from vlm_mhpo.monitor.view import View, last_step, version_of
+from vlm_mhpo.commands.monitor.view import View, last_step, version_of
 
 
 def metrics(*steps: int) -> str:
@@ -87,7 +87,9 @@ def test_a_damaged_folder_says_what_is_wrong(tmp_path):
 
 def test_many_readers_cost_one_drawing(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("vlm_mhpo.monitor.view.render", lambda run, live_version: drawn.append(1) or live_version)
+    monkeypatch.setattr(
+        "vlm_mhpo.commands.monitor.view.render", lambda run, live_version: drawn.append(1) or live_version
+    )
 
     async def look() -> None:
         view = View(tmp_path, rest_s=1000)

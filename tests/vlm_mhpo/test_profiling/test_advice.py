@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from tests.vlm_mhpo.config_cases import minimal
+from vlm_mhpo.commands.profiling import advice, report
+from vlm_mhpo.commands.profiling.figures import PHASES, Forwards, Phase, Profile, Stage, merge
 from vlm_mhpo.config import Config
-from vlm_mhpo.profiling import advice, report
-from vlm_mhpo.profiling.figures import PHASES, Forwards, Phase, Profile, Stage, merge
 
 GIB = 2**30
 

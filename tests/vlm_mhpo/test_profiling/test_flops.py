@@ -9,9 +9,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.builders import build_and_load, picture, problem_row, random_completions
-from vlm_mhpo.batch import micro_batches
-from vlm_mhpo.profiling.flops import Work, model_flops, parts_of, sampling_work, training_work, vision_work
-from vlm_mhpo.profiling.rate import matmul_rate
+from vlm_mhpo.commands.profiling.flops import Work, model_flops, parts_of, sampling_work, training_work, vision_work
+from vlm_mhpo.commands.profiling.rate import matmul_rate
+from vlm_mhpo.training.micro_batches import micro_batches
 
 
 @pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl", "qwen2_vl", "qwen2"])
@@ -83,6 +83,6 @@ def test_work_of_sampling_by_hand():
 
 def test_the_matmul_rate_is_a_product_of_that_size_over_its_time(monkeypatch):
     ticks = iter(range(100))
-    monkeypatch.setattr("vlm_mhpo.profiling.rate.SIZE", {"cpu": 10})
-    monkeypatch.setattr("vlm_mhpo.profiling.rate.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    monkeypatch.setattr("vlm_mhpo.commands.profiling.rate.SIZE", {"cpu": 10})
+    monkeypatch.setattr("vlm_mhpo.commands.profiling.rate.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     assert matmul_rate(torch.device("cpu"), torch.float32) == 2000.0

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from tests.builders import picture, problem_row, random_completions
-from vlm_mhpo import trainer, update
-from vlm_mhpo.batch import micro_batches
-from vlm_mhpo.engine import Engine
-from vlm_mhpo.profiling import clock
-from vlm_mhpo.profiling.clock import Clock
-from vlm_mhpo.profiling.figures import PHASES
-from vlm_mhpo.profiling.flops import vision_work
-from vlm_mhpo.profiling.marks import MARKS, RANK_MARKS, STEP_PARTS, Tally, hooked, marked
+from vlm_mhpo.commands.profiling.figures import PHASES
+from vlm_mhpo.commands.profiling.flops import vision_work
+from vlm_mhpo.commands.profiling.marks import MARKS, RANK_MARKS, STEP_PARTS, Tally, hooked, marked
+from vlm_mhpo.engine.deepspeed import Engine
+from vlm_mhpo.runtime import clock
+from vlm_mhpo.runtime.clock import Clock
+from vlm_mhpo.training import loop, update
+from vlm_mhpo.training.micro_batches import micro_batches
 
 
 @pytest.fixture
@@ -97,11 +97,11 @@ def test_other_threads_are_added_up_apart(ticking):
 
 
 def test_marks_are_in_place_inside_and_gone_outside():
-    before = (trainer.update_on, trainer.Stopwatch.__call__, update.measure, Engine.backward, trainer.save_if_due)
+    before = (loop.update_on, loop.Stopwatch.__call__, update.measure, Engine.backward, loop.save_if_due)
     with marked(still_clock(), Tally(), lambda: None):
-        inside = (trainer.update_on, trainer.Stopwatch.__call__, update.measure, Engine.backward, trainer.save_if_due)
+        inside = (loop.update_on, loop.Stopwatch.__call__, update.measure, Engine.backward, loop.save_if_due)
         assert all(new is not old for new, old in zip(inside, before, strict=True))
-    after = (trainer.update_on, trainer.Stopwatch.__call__, update.measure, Engine.backward, trainer.save_if_due)
+    after = (loop.update_on, loop.Stopwatch.__call__, update.measure, Engine.backward, loop.save_if_due)
     assert after == before
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.ranks import CLI, run_commands, run_ranks
-from vlm_mhpo.profiling.figures import PHASES
+from vlm_mhpo.commands.profiling.figures import PHASES
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(180)]
 

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from vlm_mhpo.report import write_report
+from vlm_mhpo.pages import write_report
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 pytestmark = [

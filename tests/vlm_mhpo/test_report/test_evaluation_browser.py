@@ -6,7 +6,7 @@ import pytest
 
 from tests.vlm_mhpo.browsing import chromium, needs_browser, opened
 from tests.vlm_mhpo.test_report.evaluation_cases import HOSTILE, LINK, hostile_folders, large_folders, small_folders
-from vlm_mhpo.report.evaluation_page import write_page
+from vlm_mhpo.pages.evaluation_page import write_page
 
 pytestmark = [pytest.mark.full, needs_browser]
 

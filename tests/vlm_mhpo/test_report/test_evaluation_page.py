@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.vlm_mhpo.test_report.evaluation_cases import HOSTILE, LINK, hostile_folders, small_folders
-from vlm_mhpo.report import ReportError, evaluation_data
-from vlm_mhpo.report.evaluation_page import short_model, write_page
+from vlm_mhpo.pages import ReportError, evaluation_rows
+from vlm_mhpo.pages.evaluation_page import short_model, write_page
 
 
 class Reader(HTMLParser):
@@ -210,7 +210,7 @@ def test_missing_rows_and_pictures_are_said(folders, tmp_path):
 
 def test_pictures_stop_at_the_budget_with_changed_rows_first(folders, tmp_path, monkeypatch):
     one = max(map(len, read(folders[0], tmp_path, folders[1]).data["pictures"]))
-    monkeypatch.setattr(evaluation_data, "MAX_PICTURE_BYTES", 3 * one)
+    monkeypatch.setattr(evaluation_rows, "MAX_PICTURE_BYTES", 3 * one)
     rows = read(folders[0], tmp_path, folders[1]).data["rows"]
     assert [row["id"] for row in rows if row["images"]] == ["s1", "s2", "s5"]
     assert sum(row["hidden"] for row in rows) == 4
@@ -220,7 +220,7 @@ def test_long_completions_are_cut_to_keep_the_pages_size(folders, tmp_path, monk
     path = folders[0] / "results/words.jsonl"
     path.write_text(path.read_text().replace("after says", "y" * 1_000))
     assert len(read(folders[0], tmp_path).data["rows"][5]["after"][0]["text"]) > 1_000
-    monkeypatch.setattr(evaluation_data, "MAX_TEXT_BYTES", 1_000)
+    monkeypatch.setattr(evaluation_rows, "MAX_TEXT_BYTES", 1_000)
     reader = read(folders[0], tmp_path)
     assert "cut to 300 characters" in reader.text
     assert reader.data["rows"][5]["after"][0]["text"] == "y" * 300 + " … (702 more characters)"

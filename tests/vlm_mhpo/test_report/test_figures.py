@@ -8,10 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vlm_mhpo.report.errors import ReportError
-from vlm_mhpo.report.figures import draw_charts
-from vlm_mhpo.report.load import load_run
-from vlm_mhpo.report.plotting import (
+from vlm_mhpo.pages.plotting import (
     MAX_POINTS,
     Label,
     chart_style,
@@ -22,7 +19,10 @@ from vlm_mhpo.report.plotting import (
     smooth,
     thin,
 )
-from vlm_mhpo.report.records import Run, RunFacts, Series
+from vlm_mhpo.pages.run_figures import draw_charts
+from vlm_mhpo.records.errors import ReportError
+from vlm_mhpo.records.nouns import Run, RunFacts, Series
+from vlm_mhpo.records.run_folder import load_run
 
 
 def run_of(folder, **metrics: Series) -> Run:

@@ -5,9 +5,9 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_mhpo.report.gallery import OUTCOMES, Entry, choose_pair, compare, select
-from vlm_mhpo.report.load import load_run
-from vlm_mhpo.report.records import EvalCompletion, EvalItem, Evaluation, Run, RunFacts
+from vlm_mhpo.pages.gallery import OUTCOMES, Entry, choose_pair, compare, select
+from vlm_mhpo.records.nouns import EvalCompletion, EvalItem, Evaluation, Run, RunFacts
+from vlm_mhpo.records.run_folder import load_run
 
 
 def item(name: str, *correct: bool) -> EvalItem:

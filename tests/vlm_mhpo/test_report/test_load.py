@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from vlm_mhpo.report.errors import ReportError
-from vlm_mhpo.report.load import load_run
-from vlm_mhpo.report.records import clean_text
+from vlm_mhpo.records.errors import ReportError
+from vlm_mhpo.records.nouns import clean_text
+from vlm_mhpo.records.run_folder import load_run
 
 
 def edit_json(path, **changes):

@@ -10,8 +10,8 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from vlm_mhpo.report import ReportError, page, write_report
-from vlm_mhpo.report.html import MAX_TEXT, seconds
+from vlm_mhpo.pages import ReportError, run_page, write_report
+from vlm_mhpo.pages.html import MAX_TEXT, seconds
 
 HOSTILE = (
     "</pre></script><script>document.title='owned'</script><img src=x onerror=\"alert(1)\">{{ 7*7 }} $x$ &amp; '\""
@@ -190,14 +190,14 @@ def test_a_picture_outside_the_run_folder_is_not_embedded(run_dir):
 
 def test_pictures_stop_at_the_budget(run_dir, monkeypatch):
     one = len(next(v for tag, name, v in read(run_dir).attributes if (tag, name) == ("img", "src")))
-    monkeypatch.setattr(page, "MAX_PICTURE_BYTES", 2 * one + 10)
+    monkeypatch.setattr(run_page, "MAX_PICTURE_BYTES", 2 * one + 10)
     reader = read(run_dir)
     assert reader.tags.count("img") == 2
     assert reader.text.count("1 picture not shown") == 2
 
 
 def test_a_large_evaluation_shows_some_problems_and_says_so(run_dir, monkeypatch):
-    monkeypatch.setattr(page, "MAX_ITEMS", 3)
+    monkeypatch.setattr(run_page, "MAX_ITEMS", 3)
     reader = read(run_dir)
     assert [outcome for outcome in reader.cards if outcome] == ["fixed", "fixed", "broken"]
     assert "The page holds 3 of them." in reader.text
@@ -245,4 +245,4 @@ def test_durations_read_like_durations(value, text):
     ("value", "text"), [(812, "812"), (94_300, "94.3 K"), (1_103_488, "1.1 M"), (7_615_616_512, "7.62 B")]
 )
 def test_parameters_are_counted_in_words(value, text):
-    assert page._count(value) == text
+    assert run_page._count(value) == text

@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 from PIL import Image
 
-from vlm_mhpo.report import picture as picture_module
-from vlm_mhpo.report import write_result_picture
-from vlm_mhpo.report.load import load_run
+from vlm_mhpo.pages import run_picture as picture_module
+from vlm_mhpo.pages import write_result_picture
+from vlm_mhpo.records.run_folder import load_run
 
 MAGENTA = (255, 0, 200)  # the held-out pictures of conftest, up to a few units of blue
 

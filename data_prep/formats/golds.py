@@ -1,0 +1,83 @@
+"""The gold answer out of what data sets write in its place: tags, a box, GSM8K's ####, a number, the bare text."""
+
+import math
+import re
+from typing import Any
+
+from data_prep.schema import RowError
+
+_MAX_INTEGRAL = 10**15  # above it a float no longer holds every whole number
+_FINAL_LINE = re.compile(r"(?:^|\n)#### *([^\n]*)\Z")
+_MARKS = ("<answer>", "</answer>", "\\boxed", "\\fbox")
+_JOINT = re.compile(r"\b(?:and|or)\b|\W")
+_CALCULATOR = re.compile(r"<<[^<>\n]*>>")
+
+
+def read_gold(answer: Any, solution: Any, *, bare: bool = False) -> tuple[Any, Any]:
+    """(gold, worked solution or None) of a row's answer and solution columns.
+
+    An answer is taken as it is, out of its `<answer>` element or boxes, or after GSM8K's `####`. Without an answer the
+    solution must hold one in tags or boxes. A solution that is nothing but the wrapped gold is no worked one. What is
+    not text is handed on for `make_row` to refuse.
+
+    Args:
+        bare: a one-line solution without tags and boxes is the gold itself, as TRL, VLM-R1 and ms-swift have it.
+    Raises:
+        RowError: field "answer": there is none, or several.
+    """
+    solution = solution or None
+    if isinstance(answer := number_as_text(answer), str):
+        return _of_answer(answer, solution)
+    if answer is not None or not isinstance(solution := number_as_text(solution), str):
+        return answer, solution
+    return _of_solution(solution.strip(), bare)
+
+
+def number_as_text(value: Any) -> Any:
+    """A number as its text (27.0 as 27, NaN as None), anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < _MAX_INTEGRAL
+    return str(int(value) if is_whole else value)
+
+
+def _of_answer(answer: str, solution: Any) -> tuple[str, Any]:
+    if isinstance(solution, str) and _is_wrapped(solution.strip()):
+        solution = None
+    if final := _FINAL_LINE.search(answer.rstrip()):
+        worked = _CALCULATOR.sub("", answer[: final.start()]).strip()
+        return final[1].strip(), solution or worked or None
+    if any(mark in answer for mark in _MARKS):
+        gold, worked = _of_solution(answer.strip(), bare=False)
+        return gold, solution or worked
+    return answer, solution
+
+
+def _of_solution(solution: str, bare: bool) -> tuple[str, str | None]:
+    from rewards.response.response import extract
+
+    if not any(mark in solution for mark in _MARKS):
+        if _FINAL_LINE.search(solution):
+            return _of_answer(solution, None)
+        if bare and "\n" not in solution:
+            return solution, None
+        raise RowError("is missing, and 'solution' holds neither <answer>...</answer> nor a box", field="answer")
+    found = extract(solution)
+    if found.answer is None:
+        raise RowError(f"cannot be cut out of its tags or boxes: {found.reason}", field="answer")
+    return found.answer, None if _is_wrapped(solution) else solution
+
+
+def _is_wrapped(solution: str) -> bool:
+    """Whether there is no reasoning around the tags or boxes."""
+    from rewards.response.response import find_boxes
+
+    if solution.startswith("<answer>"):
+        return True
+    boxes = find_boxes(solution)[0] if "box" in solution else []
+    ends = [0, *(end for _, end, _ in boxes)]
+    starts = [*(start for start, _, _ in boxes), len(solution)]
+    around = " ".join(solution[end:start] for end, start in zip(ends, starts, strict=True))
+    return bool(boxes) and not _JOINT.sub("", around)

@@ -1,0 +1,243 @@
+"""What plain tables share: which files hold a split, and how one record becomes a row."""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from data_prep.formats.dialects import as_plain
+from data_prep.formats.golds import number_as_text, read_gold
+from data_prep.images.opening import resolve_image_path
+from data_prep.schema import DataError, Row, RowError, make_row
+
+_SHARD = re.compile(r"-\d+(-of-\d+(-[0-9a-f]{16})?)?$")  # the hub once ended its shards in a checksum
+_LETTER = re.compile(r"\(?([A-Z])\)?\.?")
+
+# Other names of our columns, in data sets that are plain tables otherwise; the first that is there counts for an id.
+_IDS = ("id", "qid", "unique_id", "problem_idx", "question_id", "ID")
+_PROBLEMS, _ANSWERS = ("prompt", "question", "Problem", "Question"), ("ground_truth", "Answer")
+_OWN = frozenset({field.name for field in fields(Row)} - {"metadata"})
+_USED = frozenset({
+    *_IDS, *_PROBLEMS, *_ANSWERS, "problem", "answer", "solution", "Solution", "images", "image", "image_path", "kind",
+    "choices", "options", "precision", "unit", "source", "split", "metadata", "videos", "video",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TableFile:
+    """One file of a table: its path, the source its rows name, and the split it holds ("" if unknown)."""
+
+    path: Path
+    source: str
+    split: str
+
+
+def table_files(source: Path, split: str | None, suffixes: tuple[str, ...]) -> list[TableFile]:
+    """The files of `source` (a file, or a folder of `<split>.<suffix>` or `<split>-00000-of-00002.<suffix>`).
+
+    Raises:
+        DataError: the folder holds no file of that split; the text lists those it holds.
+    """
+    if source.is_file():
+        return [TableFile(source, source.stem, split or "")]
+    files = [TableFile(path, source.name, split_of(path)) for path in _tables_in(source, suffixes)]
+    wanted = [file for file in files if split in (None, file.split)]
+    if not wanted:
+        there = ", ".join(sorted({file.split for file in files})) or "none"
+        raise DataError(f"{source} has no split {split!r}; it has: {there}")
+    return wanted
+
+
+def split_of(path: Path) -> str:
+    """The split that a file's name says: test for test.jsonl and for test-00000-of-00002.parquet."""
+    return _SHARD.sub("", path.stem)
+
+
+def is_table(source: Path, suffixes: tuple[str, ...]) -> bool:
+    """Whether `source` is such a file or a folder that holds some."""
+    return source.suffix in suffixes if source.is_file() else bool(_tables_in(source, suffixes))
+
+
+def _tables_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    # Hub repositories keep their tables in data/.
+    found = [path for place in (folder, folder / "data") if place.is_dir() for path in place.iterdir()]
+    return sorted(path for path in found if path.suffix in suffixes and path.is_file() and path.name[0] != ".")
+
+
+RowMaker = Callable[[Mapping[str, Any], TableFile, int | str, Path | None], Row]
+"""(record, its file, its number or key, folder of its pictures) to a row; raises `RowError` naming the field."""
+
+
+def rows_of(
+    records: Iterable[tuple[int | str, Any]],
+    file: TableFile,
+    split: str | None,
+    image_root: Path | None,
+    make: RowMaker | None = None,
+) -> Iterator[Row | RowError]:
+    """Rows of numbered or keyed records; a bad one is yielded as its `RowError`, with its place, and reading goes on.
+
+    A record may be an error already (a line that is no JSON). Where records have a `split` of their own, only
+    those of `split` are kept. `make` is by default `row_from_record`.
+    """
+    make = make or row_from_record
+    for number, record in records:
+        try:
+            if isinstance(record, RowError):
+                raise record
+            if not isinstance(record, Mapping):
+                raise RowError(f"is a {type(record).__name__}, not an object with columns")
+            if split is not None and _split_in(record) not in (None, "", split):
+                continue
+            yield make(record, file, number, image_root)
+        except RowError as error:
+            yield error.placed(file.path, number)
+
+
+def _split_in(record: Mapping[str, Any]) -> Any:
+    """The split that a record itself names, in verl's tables inside `extra_info`."""
+    extra = record.get("extra_info")
+    return record.get("split") or (extra.get("split") if isinstance(extra, Mapping) else None)
+
+
+def row_from_record(
+    record: Mapping[str, Any],
+    file: TableFile,
+    number: int | str,
+    image_root: Path | None,
+    *,
+    dialect: str | None = None,
+) -> Row:
+    """A row from named columns, or from those of a dialect (see `formats.dialects`; None: known by its columns).
+
+    Columns: `problem` (or `prompt`, `question`), `answer` (or `ground_truth`, or `solution` with one `<answer>` element
+    or a box), `images` or `image` (or `image_path`), and by their own names id, kind, choices (or `options`),
+    precision, unit, source, split, solution and metadata. Columns beside these join the metadata as far as they hold
+    plain values: other people's tables nest whatever they like. A record with every column of ours was written by
+    `prepare`; its answer and solution are taken as they stand. A letter that names one of the choices makes the kind
+    "choice" where none is given. Images are paths below `image_root`, bytes, or {"bytes", "path"}; without an
+    `image_root` only bytes are taken.
+
+    Raises:
+        RowError: naming the field.
+    """
+    record = as_plain(record, dialect)
+    for name in ("videos", "video"):
+        if record.get(name):
+            raise RowError("holds videos, and rows are pictures and text", field=name)
+    if record.keys() >= _OWN:
+        answer, solution = record["answer"], record["solution"]
+    else:
+        answer, solution = read_gold(_first(record, "answer", *_ANSWERS), _first(record, "solution", "Solution"))
+    choices = _choices(record)
+    identity = next((record[name] for name in _IDS if record.get(name) is not None), None)
+    return make_row(
+        id=number_as_text(identity) or f"{file.source}/{file.split or file.path.stem}/{number}",
+        images=_images(record, image_root),
+        problem=_problem(record),
+        answer=answer,
+        kind=record.get("kind") or ("choice" if _names_a_choice(answer, choices) else "auto"),
+        choices=choices,
+        precision=whole(record.get("precision")),
+        unit=record.get("unit"),
+        source=file.source if record.get("source") is None else record["source"],
+        split=file.split if record.get("split") is None else record["split"],
+        solution=solution,
+        metadata=plain_values({name: value for name, value in record.items() if name not in _USED})
+        | plain_values(record.get("metadata")),
+    )
+
+
+def _choices(record: Mapping[str, Any]) -> list[Any] | None:
+    choices = _first(record, "choices", "options")
+    if choices is not None and not isinstance(choices, list | tuple):
+        raise RowError("is not a list of options", field="choices")
+    return [number_as_text(choice) for choice in choices] if choices else None
+
+
+def _names_a_choice(answer: Any, choices: list[Any] | None) -> bool:
+    letter = _LETTER.fullmatch(answer.strip()) if choices and isinstance(answer, str) else None
+    return letter is not None and ord(letter[1]) - ord("A") < len(choices)
+
+
+def plain_values(values: Any) -> dict[str, Any]:
+    """Of a mapping, what a row's metadata can hold: text, finite numbers and lists of those; else nothing."""
+
+    def is_plain(value: Any) -> bool:
+        return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+
+    if not isinstance(values, Mapping):
+        return {}
+    return {
+        name: value
+        for name, value in values.items()
+        if is_plain(value) or (isinstance(value, list | tuple) and all(map(is_plain, value)))
+    }
+
+
+def whole(value: Any) -> Any:
+    """An integer that came as a float (2.0 for 2, as in tables with gaps) as the integer; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _first(record: Mapping[str, Any], name: str, *aliases: str) -> Any:
+    """The value under `name`, else under the only alias present; two aliases that differ are refused."""
+    if record.get(name) is not None:
+        return record[name]
+    values = [record[alias] for alias in aliases if record.get(alias) is not None]
+    if any(value != values[0] for value in values):
+        raise RowError(f"is missing, and {' and '.join(aliases)} both stand for it but differ", field=name)
+    return values[0] if values else None
+
+
+def _problem(record: Mapping[str, Any]) -> str:
+    problem = _first(record, "problem", *_PROBLEMS)
+    if isinstance(problem, list):
+        raise RowError("is a list of chat messages; give the question as one text", field="problem")
+    return problem
+
+
+def _images(record: Mapping[str, Any], image_root: Path | None) -> list[bytes | Path]:
+    images = record.get("images")
+    if images is None:
+        images = record.get("image")
+    elif record.get("image") is not None:
+        raise RowError("is there beside 'image'; keep one of them", field="images")
+    if images is None:
+        images = record.get("image_path")
+    if images is None or images == "":
+        return []
+    return [image_from(image, image_root) for image in (images if isinstance(images, list | tuple) else [images])]
+
+
+def image_from(image: Any, image_root: Path | None) -> bytes | Path:
+    """The picture a cell holds or names: bytes, {"bytes", "path"}, or a path below `image_root` (None: refused).
+
+    Raises:
+        RowError: for the field "images".
+    """
+    if isinstance(image, Mapping):
+        # {"image": ...} is what verl hands to qwen-vl-utils.
+        image = next((image[name] for name in ("bytes", "path", "image") if image.get(name) is not None), None)
+    if isinstance(image, bytes):
+        return image
+    if not isinstance(image, str):
+        raise RowError(f"holds a {type(image).__name__}, not a path or encoded bytes", field="images")
+    if image_root is None:
+        raise RowError(
+            f"names {image!r} instead of holding picture bytes, and nothing is fetched; "
+            "download the pictures and give their folder as image root",
+            field="images",
+        )
+    return resolve_image_path(image_root, _relative(image_root, image))
+
+
+def _relative(root: Path, reference: str) -> str:
+    """A `reference` relative to `root` where it is an absolute path or file:// URL below it; else as it is."""
+    absolute = Path(reference.removeprefix("file://"))
+    for base in (root.absolute(), root.resolve()):
+        if absolute.is_absolute() and absolute.is_relative_to(base):
+            return str(absolute.relative_to(base))
+    return reference

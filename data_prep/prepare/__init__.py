@@ -1,0 +1,1 @@
+"""From rows of any layout to our own tables."""

@@ -1,0 +1,1 @@
+"""Readers and comparisons of answers, one file per kind."""

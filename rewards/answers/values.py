@@ -1,0 +1,375 @@
+"""Structured answers: lists, sets, tuples, intervals, unions, equations, inequalities, ratios and matrices."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import reduce
+from itertools import pairwise
+
+from rewards.answers.brackets import bracketed, split_top, without_brackets
+from rewards.answers.equality import Undecided, symbols
+from rewards.answers.grammar import NotAnExpression
+from rewards.answers.matrix import read_matrix
+from rewards.answers.number import Quantity, parse_quantity
+from rewards.answers.region import REALS, Interval, Region, intersection, without_points
+from rewards.workers.limits import TooLarge
+
+MAX_ITEMS = 40
+_LEAD_IN = re.compile(
+    r"^(?:so|thus|hence|therefore|then|ans(?:wer)?|final answer|solution|result|we get|approximately|about|roughly"
+    r"|approx\.?|\\therefore|\\approx|=|:|,)(?![A-Za-z(])\s*[,:]?\s*",
+    re.IGNORECASE,
+)
+_STATEMENT = re.compile(r"^[A-Za-z][A-Za-z' ,\\]{0,120}?\s(?:is|are|equals|equal to|be)\b\s*:?\s*", re.IGNORECASE)
+_HEDGE = re.compile(
+    r"n't\b|\b(?:not|never|either|neither|or|less|more|least|most|than|between|might|may|could|maybe|perhaps|cannot)\b",
+    re.IGNORECASE,
+)
+_GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+_RELATION = re.compile(r"\\(?:le|ge|ne|approx|in|to|rightarrow)(?![A-Za-z])|<=|>=|!=|[=<>]")
+_SEPARATOR = re.compile(r"[,;]|\b(?:and|or)\b|&(?!\s*\w+;)")
+# Each blank belongs to exactly one part, so that a text that is no name fails in linear time.
+_NAME = re.compile(
+    r"^(?:\\(?:Delta|angle|triangle|overline|odot)\s*|m\s*(?=\\)|(?:the|area|length|of|angle|arc|segment|perimeter)\s+)*"
+    r"(?:[A-Za-z]|\\[A-Za-z]+|[A-Z]{2,4}|[A-Za-z]{3,}(?:\s[A-Za-z.]+){0,6}|\|[A-Z]{2}\|)"
+    r"(?:_\s*(?:\{[^{}]{1,12}\}|\w))?'*(?:\s*\(\s*\\?[A-Za-z]+(?:\s*,\s*\\?[A-Za-z]+)*\s*\))?$"
+)
+_POINT = re.compile(r"^(?:[A-Z]'?|point\s+[A-Z]'?)\s*=?\s*(?=\()")
+_CLOCK = re.compile(
+    r"^(?P<hour>\d{1,2})(?::(?P<minute>[0-5]\d)(?::(?P<second>[0-5]\d))?)?(?:\s*(?P<half>[ap])\.?\s?m\.?)?$",
+    re.IGNORECASE | re.ASCII,
+)
+_SLASHED = re.compile(r"(?:\\(?:setminus|backslash)(?![A-Za-z])\s*|-\s*)?(?=\\?\{)")
+_ALL_REALS = re.compile(r"^(?:\\mathbb\s*\{R\}|all real numbers|all reals)\s*", re.IGNORECASE)
+_EXCEPT = re.compile(r"^(?:except|but|other than)\s+(?:for\s+)?", re.IGNORECASE)
+_BUILDER = re.compile(r"^\\\{\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\s*\{R\})?\s*[|:](.*)\\\}$")
+_CHEVRONS = re.compile(r"^<([^<>=]*,[^<>=]*)>$")
+_INFINITY = {"\\infty": "inf", "+\\infty": "inf", "-\\infty": "-inf", "infinity": "inf", "-infinity": "-inf",
+             "+ \\infty": "inf", "- \\infty": "-inf", "inf": "inf", "-inf": "-inf"}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Many:
+    """Several values. kind: "list" (bare, unordered), "set", "tuple", "matrix", "ratio", "clock" or "union".
+
+    ends: the brackets; of a clock time "am", "pm" or "".
+    """
+
+    kind: str
+    items: tuple[Value, ...]
+    ends: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Named:
+    """name = value; looked through when the other side has no name."""
+
+    name: str
+    value: Value
+    relation: Relation | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Relation:
+    """left op right, op one of "=", "<", "<=", "!="; ">" is turned round."""
+
+    left: Quantity
+    op: str
+    right: Quantity
+
+
+Value = Quantity | Many | Interval | Named | Relation
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chain:
+    """a = b = c or a ≈ b: the value is `value`, and each pair of `links` has to agree."""
+
+    value: Value
+    links: tuple[tuple[Quantity, Quantity, str], ...]
+
+
+def look_through(text: str) -> str:
+    """Take off words that only introduce an answer ("So", "The area is"), never ones that qualify it."""
+    for _ in range(4):
+        shorter = _LEAD_IN.sub("", text, count=1).strip()
+        statement = _STATEMENT.match(shorter)
+        if statement and not _HEDGE.search(statement.group()):
+            shorter = shorter[statement.end() :].strip()
+        if shorter == text or not shorter:
+            break
+        text = shorter
+    return text
+
+
+def parse_value(text: str, depth: int = 0) -> Value | Chain:
+    """Read a cleaned answer as a typed value.
+
+    Raises:
+        NotAnExpression: it is not in our grammar.
+        TooLarge: it has too many parts.
+    """
+    if depth > 6:
+        raise TooLarge("lists are nested more than 6 deep")
+    text = look_through(text.strip()) if depth == 0 else text.strip()
+    text = _POINT.sub("", text)
+    text = without_brackets(text, _SEPARATOR)
+    if "\\begin" in text or text.startswith(("[", "\\det")):
+        matrix = _matrix(text, depth)
+        if matrix is not None:
+            return matrix
+    if depth == 0:
+        text = _CHEVRONS.sub(r"(\1)", _ungroup(text))
+    pieces, separators = split_top(text, _SEPARATOR)
+    if len(pieces) > 1:
+        return _listed(pieces, separators, depth)
+    pieces, ops = split_top(text, _RELATION)
+    if len(pieces) > 1:
+        return _related(pieces, ops, depth)
+    if text == "\\emptyset":
+        return Many("set", ())
+    region = _region(text)
+    if region is not None:
+        return region
+    if "\\cup" in text:
+        parts, _ = split_top(text, re.compile(r"\\cup(?![A-Za-z])"))
+        return _many("union", parts, depth)
+    inner = bracketed(text)
+    if inner is not None:
+        return _enclosed(text, inner, depth)
+    if "\\pm" in text or "\\mp" in text:
+        both = [text.replace("\\pm", a).replace("\\mp", b) for a, b in (("+", "-"), ("-", "+"))]
+        return _many("list", both, depth)
+    clock = _clock(text)
+    if clock is not None:
+        return clock
+    ratio, _ = split_top(text, re.compile(":"))
+    if len(ratio) > 1:
+        return _many("ratio", ratio, depth)
+    return parse_quantity(text.replace("infinity", "\\infty") if text in _INFINITY else text)
+
+
+def _matrix(text: str, depth: int) -> Value | Chain | None:
+    """A matrix, a determinant's value, or a name with either."""
+    name, equals, rest = text.partition("=")
+    if equals and "\\begin" in rest and _NAME.match(name.strip()):
+        return Named(name.strip(), parse_value(rest, depth + 1))
+    rows = read_matrix(text)
+    if rows is None or isinstance(rows, Quantity):
+        return rows
+    return Many("matrix", tuple(Many("tuple", row) for row in rows))
+
+
+def _clock(text: str) -> Many | None:
+    """A time of day: with am or pm, or with a minute that starts with a zero (a ratio has none)."""
+    time = _CLOCK.match(text)
+    if not time or not (time["half"] or (time["minute"] or "1").startswith("0")):
+        return None
+    if int(time["hour"]) > (12 if time["half"] else 24):
+        raise NotAnExpression("an hour that no clock shows")
+    parts = (Quantity(("num", Fraction(int(time[part] or 0)))) for part in ("hour", "minute", "second"))
+    return Many("clock", tuple(parts), f"{time['half'].lower()}m" if time["half"] else "")
+
+
+def as_region(value: Value) -> Region | None:
+    """The value as a union of intervals, if it is written as one."""
+    if isinstance(value, Interval):
+        return (value,)
+    if isinstance(value, Named):
+        return as_region(value.value)
+    if not isinstance(value, Many):
+        return None
+    if value.kind == "set" and value.items and all(isinstance(item, Quantity) for item in value.items):
+        return tuple(Interval(item, item, True, True) for item in value.items)
+    if value.kind == "union":
+        parts = [as_region(item) for item in value.items]
+        return None if any(part is None for part in parts) else tuple(i for part in parts if part for i in part)
+    pair = value.kind == "tuple" and len(value.items) == 2 and len(value.ends) == 2
+    if not pair or not all(isinstance(item, Quantity) for item in value.items):
+        return None
+    return (Interval(*value.items, value.ends[0] == "[", value.ends[1] == "]"),)
+
+
+def _region(text: str) -> Value | None:
+    """The reals, the reals without some points, or a set-builder."""
+    builder = _BUILDER.match(text)
+    if builder:
+        condition = parse_value(builder.group(2), 1)
+        if isinstance(condition, Named) and condition.name == builder.group(1):
+            return condition.value
+        raise NotAnExpression("a set-builder whose condition is no interval")
+    reals = _ALL_REALS.match(text)
+    if not reals:
+        return None
+    rest = text[reals.end() :]
+    if not rest:
+        return REALS
+    minus = _SLASHED.match(rest) or _EXCEPT.match(rest)
+    if not minus:
+        raise NotAnExpression("a set of reals that is cut in an unknown way")
+    points = parse_value(rest[minus.end() :], 1)
+    if isinstance(points, Named):
+        points = points.value
+    return _excluded("", list(points.items) if isinstance(points, Many) else [points]).value
+
+
+def _excluded(name: str, points: list[Value | Chain]) -> Named:
+    """name without some points."""
+    if not points or not all(isinstance(point, Quantity) for point in points):
+        raise NotAnExpression("the points to leave out are no numbers")
+    try:
+        return Named(name, Many("union", without_points(points)))
+    except Undecided as error:
+        raise NotAnExpression(f"the points to leave out cannot be ordered: {error}") from None
+
+
+def _shared(name: str, regions: list[Region], separators: list[str]) -> Named:
+    """What several conditions on one name leave: all of them hold ("and", a comma) or one of them ("or")."""
+    joins = set(separators)
+    if joins == {"or"}:
+        return Named(name, Many("union", tuple(part for region in regions for part in region)))
+    if "or" in joins:
+        raise NotAnExpression("and beside or")
+    try:
+        common = reduce(intersection, regions)
+    except Undecided as error:
+        raise NotAnExpression(f"conditions that cannot be compared: {error}") from None
+    if not common:
+        raise NotAnExpression("conditions that nothing meets")
+    return Named(name, Many("union", common))
+
+
+def _many(kind: str, pieces: list[str], depth: int, ends: str = "") -> Many:
+    if len(pieces) > MAX_ITEMS:
+        raise TooLarge(f"the answer lists {len(pieces)} values, the limit is {MAX_ITEMS}")
+    return Many(kind, tuple(parse_value(piece, depth + 1) for piece in pieces), ends)
+
+
+def _ungroup(text: str) -> str:
+    """Remove correctly placed thousands commas outside brackets, where a comma cannot separate."""
+    if "," not in text:
+        return text
+    parts, level, start = [], 0, 0
+    for match in re.finditer(r"[(\[{)\]}]", text):
+        piece = text[start : match.start()]
+        parts += [_plain_groups(piece) if level == 0 else piece, match.group()]
+        level += 1 if match.group() in "([{" else -1
+        start = match.end()
+    parts.append(_plain_groups(text[start:]) if level == 0 else text[start:])
+    return "".join(parts)
+
+
+def _plain_groups(piece: str) -> str:
+    return _GROUPED.sub(lambda m: m.group().replace(",", ""), piece)
+
+
+def _listed(pieces: list[str], separators: list[str], depth: int) -> Value:
+    # "5, and 7" leaves an empty piece between its two separators.
+    kept = [piece for piece in pieces if piece]
+    if len(kept) < len(pieces) - sum(a in ",;" and b in ("and", "or") for a, b in pairwise(separators)):
+        raise NotAnExpression("an empty place in a list")
+    many = _many("list", kept, depth)
+    values = [item.value for item in many.items if isinstance(item, Named)]
+    if len(values) != len(many.items):
+        first = many.items[0]
+        if isinstance(first, Named) and first.relation and first.relation.op == "!=" and "or" not in separators:
+            return _excluded(first.name, [first.relation.right, *many.items[1:]])
+        if all(isinstance(item, Interval) for item in many.items) and "or" in separators:
+            return Many("union", many.items)
+        return many
+    names = [item.name for item in many.items]
+    if all(isinstance(value, Interval) for value in values) and set(separators) == {"or"}:
+        return Many("union", tuple(values))
+    bases = {name.partition("_")[0] for name in names}
+    regions = [as_region(value) for value in values if not isinstance(value, Many) or value.kind == "union"]
+    if len(bases) == 1 and len(regions) == len(values) and all(regions):
+        return _shared(names[0], [region for region in regions if region], separators)
+    if len(bases) == 1:
+        return Many("list", tuple(values))
+    if len(set(names)) != len(names):
+        return many
+    ordered = sorted(zip(names, values, strict=True), key=lambda pair: pair[0])
+    return Many("tuple", tuple(value for _, value in ordered), "()")
+
+
+def _enclosed(text: str, inner: str, depth: int) -> Value:
+    pieces, _ = split_top(inner, re.compile("[,;]"))
+    if text.startswith("\\{"):
+        return _many("set", [p for p in pieces if p] if inner.strip() else [], depth)
+    if len(pieces) == 1:
+        return parse_value(inner, depth + 1) if text[0] + text[-1] in ("()", "[]") else parse_quantity(text)
+    ends = text[0] + text[-1]
+    infinite = [_INFINITY.get(piece.strip()) for piece in pieces]
+    if len(pieces) == 2 and (ends in ("(]", "[)") or any(infinite)):
+        low, high = (inf or parse_quantity(piece) for inf, piece in zip(infinite, pieces, strict=True))
+        return Interval(low, high, text[0] == "[", text[-1] == "]")
+    return _many("tuple", pieces, depth, ends)
+
+
+def _related(pieces: list[str], ops: list[str], depth: int) -> Value | Chain:
+    signs = [{"\\le": "<=", "\\ge": ">=", "\\ne": "!="}.get(op, op) for op in ops]
+    if not all(pieces):
+        raise NotAnExpression("a relation lacks a side")
+    if all(sign in ("=", "\\approx", "\\in") for sign in signs):
+        return _equalities(pieces, signs, depth)
+    if len(signs) == 1:
+        return _inequality(*pieces, signs[0])
+    if len(signs) == 2 and all(sign in ("<", "<=", ">", ">=") for sign in signs) and signs[0][0] == signs[1][0]:
+        if signs[0][0] == ">":
+            pieces, signs = pieces[::-1], signs[::-1]
+        if _NAME.match(pieces[1]):
+            ends = (_INFINITY.get(p) or parse_quantity(p) for p in (pieces[0], pieces[2]))
+            return Named(pieces[1], Interval(*ends, "=" in signs[0], "=" in signs[1]))
+    raise NotAnExpression("a chain of relations")
+
+
+def _inequality(left: str, right: str, sign: str) -> Value:
+    if sign[0] == ">":
+        left, right, sign = right, left, sign.replace(">", "<")
+    closed = "=" in sign
+    if sign in ("<", "<="):
+        if _NAME.match(left) and not _NAME.match(right):
+            return Named(left, Interval("-inf", parse_quantity(right), False, closed), _relation(left, sign, right))
+        if _NAME.match(right) and not _NAME.match(left):
+            return Named(right, Interval(parse_quantity(left), "inf", closed, False), _relation(left, sign, right))
+    if sign == "!=" and _NAME.match(right) and not _NAME.match(left):
+        left, right = right, left
+    if sign == "!=" and _NAME.match(left):
+        value = parse_value(right, 1)
+        if isinstance(value, Quantity) and symbols(value.node):
+            return Relation(parse_quantity(left), sign, value)
+        points = value.items if isinstance(value, Many) and value.kind in ("list", "set") else (value,)
+        return Named(left, _excluded(left, list(points)).value, _relation(left, sign, right))
+    if sign not in ("<", "<=", "!="):
+        raise NotAnExpression(f"the relation {sign}")
+    return Relation(parse_quantity(left), sign, parse_quantity(right))
+
+
+def _relation(left: str, sign: str, right: str) -> Relation | None:
+    try:
+        return Relation(parse_quantity(left), sign, parse_quantity(right))
+    except NotAnExpression:
+        return None
+
+
+def _equalities(pieces: list[str], signs: list[str], depth: int) -> Value | Chain:
+    if len(pieces) == 2 and signs[0] == "=" and _NAME.match(pieces[1]) and not _NAME.match(pieces[0]):
+        pieces = pieces[::-1]
+    name = pieces[0] if _NAME.match(pieces[0]) else None
+    rest = pieces[1:] if name else pieces
+    if len(rest) == 1:
+        value = parse_value(rest[0], depth + 1)
+        if isinstance(value, Chain):
+            raise NotAnExpression("a chain inside an equation")
+        return Named(name, value, _relation(pieces[0], "=", rest[0]) if signs[0] == "=" else None)
+    if name is None and len(pieces) == 2 and signs == ["="]:
+        return Relation(parse_quantity(pieces[0]), "=", parse_quantity(pieces[1]))
+    if "\\in" in signs:
+        raise NotAnExpression("membership in a chain")
+    quantities = [parse_quantity(piece) for piece in rest]
+    links = zip(quantities, quantities[1:], signs[1:] if name else signs, strict=False)
+    exact_end = next((i for i, sign in enumerate(signs[1:] if name else signs) if sign == "\\approx"), None)
+    value = quantities[-1] if exact_end is None else quantities[exact_end]
+    return Chain(Named(name, value) if name else value, tuple(links))

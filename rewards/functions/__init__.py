@@ -1,0 +1,1 @@
+"""Named rewards, a user's own, and their weighted sum."""

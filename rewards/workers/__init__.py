@@ -1,0 +1,1 @@
+"""Killable processes, and the limits of what they are given."""

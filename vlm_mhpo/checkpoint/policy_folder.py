@@ -1,0 +1,111 @@
+"""Write a policy as a folder that transformers loads with from_pretrained: safetensors, config, processor."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from vlm_mhpo import checkpoint
+from vlm_mhpo.checkpoint import DISK, Disk
+from vlm_mhpo.engine.deepspeed import Engine
+from vlm_mhpo.errors import CheckpointError
+from vlm_mhpo.models.loading import Tools
+from vlm_mhpo.runtime import ranks
+
+POLICY_FOLDER = "policy"
+# What a policy is made of: tensors, settings, vocabularies, templates and words about them.
+DATA = (".safetensors", ".json", ".txt", ".jinja", ".model", ".tiktoken", ".md")
+# What a model of the hub has beside them.
+TEXTS = ("LICENSE", "NOTICE", ".gitattributes")
+# What torch writes with pickle, under the names in use.
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+def save_policy(engine: Engine, tools: Tools, folder: Path, disk: Disk = DISK) -> None:
+    """Gather the weights (ZeRO-3) and write them once; called on all ranks.
+
+    Raises:
+        OSError: on the main rank, after all ranks have left the gathered weights.
+    """
+
+    def write(target: Path) -> None:
+        engine.policy.model.save_pretrained(target)
+        tools.processor.save_pretrained(target)
+
+    problem: OSError | None = None
+    with engine.whole_weights():
+        if ranks.is_main():
+            try:
+                disk.write_folder(folder, write)
+            except OSError as error:
+                problem = error
+            except SafetensorError as error:
+                # Its Rust code reports a full disk so.
+                problem = OSError(str(error))
+    ranks.barrier()
+    if problem is not None:
+        raise problem
+
+
+def find_policy(path: str, which: str = "newest") -> str:
+    """The model folder that `path` means: itself, a checkpoint's policy, or that of a checkpoint of a run.
+
+    Args:
+        which: of a run, the "newest" checkpoint or the "best" by its `checkpoint.keep_best`.
+
+    Raises:
+        CheckpointError: a run folder without a whole checkpoint, or without a best one.
+    """
+    folder = Path(path)
+    for candidate in (folder, folder / POLICY_FOLDER):
+        if (candidate / "config.json").is_file():
+            return str(candidate)
+    root = folder / "checkpoints"
+    if root.is_dir():
+        if which == "best":
+            step = checkpoint.read_best(root)
+            checkpoint.read_state(checkpoint.folder_of(root, step))
+        else:
+            found = checkpoint.newest_valid(root)
+            if found is None:
+                raise CheckpointError(f"{folder} has no finished checkpoint yet")
+            step = found[0]
+        return str(checkpoint.folder_of(root, step) / POLICY_FOLDER)
+    return path
+
+
+def export(source: str, out: Path, which: str = "newest") -> Path:
+    """Copy the policy of a run or checkpoint to `out`, which must not exist or be empty; see `find_policy`.
+
+    Raises:
+        CheckpointError: nothing to export, something but safetensors and text, or `out` is not empty.
+    """
+    found = Path(find_policy(source, which))
+    if not (found / "config.json").is_file():
+        raise CheckpointError(f"{source}: neither a run folder, a checkpoint nor a model folder")
+    refuse_programs(found)
+    if out.exists() and any(out.iterdir()):
+        raise CheckpointError(f"{out} is not empty: choose another folder")
+    staging = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(found, staging)
+    if out.exists():
+        out.rmdir()
+    staging.rename(out)
+    return out
+
+
+def refuse_programs(folder: Path) -> None:
+    """CheckpointError for a model folder with anything but a policy's data files: what is exported cannot run."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_symlink():
+            raise CheckpointError(f"{folder}: {name} is a link: export a folder that holds its own files")
+        if path.suffix.lower() in PICKLED:
+            raise CheckpointError(f"{folder}: {name} may run code when it is loaded: convert it to safetensors first")
+        if not path.is_dir() and path.suffix not in DATA and path.name not in TEXTS:
+            raise CheckpointError(f"{folder}: {name} is no file of a policy ({', '.join(DATA)}): remove it first")
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(f"{folder} holds no weights as safetensors")

@@ -1,0 +1,37 @@
+"""Room for checkpoints where the run writes them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from vlm_mhpo.commands.doctor.finding import Finding, in_gib
+from vlm_mhpo.commands.doctor.memory import ADAM_MOMENTS, BYTES, FLOAT32
+from vlm_mhpo.commands.doctor.shapes import Shapes
+from vlm_mhpo.config import Config
+
+
+def checkpoint_bytes(config: Config, shapes: Shapes, stage: int) -> int:
+    """One checkpoint, all ranks: DeepSpeed's weights and optimizer state, and the policy for from_pretrained."""
+    width = BYTES[config.model.dtype]
+    master = FLOAT32 if stage > 0 or config.model.dtype == "bfloat16" else 0
+    # ZeRO-3 keeps its weights as the master copy alone.
+    shards = width * (shapes.num_parameters if stage < 3 else shapes.num_parameters - shapes.num_trained)
+    return shards + (master + ADAM_MOMENTS) * shapes.num_trained + width * shapes.num_parameters
+
+
+def examine_disk(config: Config, shapes: Shapes, *, stage: int) -> Iterator[Finding]:
+    """Free space against `save_total_limit` checkpoints and the one that is being written."""
+    place = Path(config.output_dir).resolve()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    one, kept = checkpoint_bytes(config, shapes, stage), config.checkpoint.save_total_limit
+    needed = one * (kept + 1)
+    text = f"a checkpoint has {in_gib(one)}; {kept} kept and one being written need {in_gib(needed)}, {place} has "
+    if needed > free:
+        cure = "lower checkpoint.save_total_limit, or set output_dir to a larger disk"
+        yield Finding("error", "disk", f"{text}{in_gib(free)}: {cure}")
+    else:
+        yield Finding("ok", "disk", text + in_gib(free))

@@ -1,0 +1,322 @@
+"""What a rank needs of its device's memory under each ZeRO stage, by arithmetic on shapes.
+
+Model states are those of DeepSpeed with AdamW: weights in the model's type, gradients in it under ZeRO-0 and 1 and in
+float32 under 2 and 3, and in float32 a master copy, two moments and a copy of the gradient while it steps (not under
+ZeRO-2, which steps with the sum itself); what a stage partitions is divided by the ranks. (DeepSpeed's own estimator
+takes gradients in the model's type, and none under ZeRO-3.) Activations are what autograd keeps of transformers'
+layers, counted operation by operation, for a micro-batch of full length.
+
+Not covered: the CUDA context (about 0.5 GiB), fragmentation, gradients of activations in flight, the prefill of a
+rollout, NVMe offload, your own DeepSpeed file but for its stage. So leave a tenth free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+from vlm_mhpo.commands.doctor.finding import GIB, Finding, in_gib
+from vlm_mhpo.commands.doctor.shapes import LayerShapes, Shapes
+from vlm_mhpo.config import Config
+from vlm_mhpo.engine.deepspeed import adds_in_float32
+
+BYTES = {"float32": 4, "bfloat16": 2}
+FLOAT32 = 4
+ADAM_MOMENTS = 2 * FLOAT32
+# DeepSpeed's default, elements; one flat buffer, however small the model (a CPU never touches most of it).
+REDUCE_BUCKET = 500_000_000
+# DeepSpeed steps ZeRO-3 in groups of this many weights.
+SUB_GROUP = 1_000_000_000
+FREE_SHARE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStates:
+    """Bytes of a rank; `gathered`: what ZeRO-3 puts together for one module; `host`: in host memory."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    gathered: float
+    host: float
+
+    @property
+    def device(self) -> float:
+        """Bytes on the device."""
+        return self.weights + self.gradients + self.optimizer + self.gathered
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Bytes of a rank at the peaks of an update and of a rollout."""
+
+    states: ModelStates
+    reference: float
+    bucket: float
+    activations: float
+    logits: float
+    whole_weights: float
+    cache: float
+
+    @property
+    def update(self) -> float:
+        """In backward of the largest micro-batch."""
+        return self.states.device + self.reference + self.bucket + self.activations + self.logits
+
+    @property
+    def rollout(self) -> float:
+        """At the end of decoding; there are no gradients, and ZeRO-3 has gathered the weights."""
+        return self.states.weights + self.states.optimizer + self.reference + self.whole_weights + self.cache
+
+    @property
+    def peak(self) -> float:
+        """The larger of both."""
+        return max(self.update, self.rollout)
+
+
+def model_states(
+    num_parameters: int,
+    num_trained: int,
+    largest_module: int,
+    *,
+    stage: int,
+    num_ranks: int,
+    dtype: str,
+    offload_optimizer: bool = False,
+    offload_param: bool = False,
+) -> ModelStates:
+    """Weights, gradients and optimizer state of a rank; see the top of this file."""
+    width = BYTES[dtype]
+    # Without ZeRO a float32 model needs neither a master copy nor a copy of its gradients.
+    has_master = stage > 0 or dtype == "bfloat16"
+    share = 1 / num_ranks if stage else 1.0
+    weights = width * num_parameters * (share if stage == 3 else 1.0)
+    gradients = FLOAT32 * num_trained * share if adds_in_float32(stage) else width * num_trained
+    stepping = FLOAT32 * num_trained * share * has_master
+    if stage == 2 and dtype == "bfloat16":
+        stepping = 0.0
+    if stage == 3:
+        stepping = min(stepping, FLOAT32 * SUB_GROUP)
+    optimizer = (FLOAT32 * has_master + ADAM_MOMENTS) * num_trained * share
+    gathered = 2 * width * largest_module if stage == 3 else 0.0
+    host = 0.0
+    if offload_optimizer:
+        host += optimizer + FLOAT32 * num_trained * share
+        optimizer, stepping = 0.0, 0.0
+        if stage == 3:
+            # Sums and all on the host.
+            host, gradients = host + gradients, 0.0
+        elif stage == 2 and dtype == "float32":
+            # Moved to the host as soon as they are reduced; in bfloat16 they are added on the device.
+            gradients = 0.0
+    if offload_param:
+        host, weights = host + weights, 0.0
+    return ModelStates(weights, gradients + stepping, optimizer, gathered, host)
+
+
+def activation_bytes(layers: LayerShapes, num_tokens: int, *, dtype: str, checkpointing: bool) -> float:
+    """What a stack of layers keeps for backward: every layer's operations, or its inputs and one layer's operations."""
+    width = BYTES[dtype]
+    # RMSNorm keeps its input in float32, the normalised states and its output; two a layer.
+    norms = 2 * (FLOAT32 + 2 * width) * layers.hidden
+    # Query, key and value repeated to all heads, the mixture and its contiguous copy; one float32 a head.
+    attention = 5 * width * layers.query + FLOAT32 * layers.num_heads
+    # Gate, its activation, up and their product.
+    mlp = 4 * width * layers.intermediate
+    one_layer = norms + attention + mlp
+    if not checkpointing:
+        return float(num_tokens * layers.num_layers * one_layer)
+    return float(num_tokens * (layers.num_layers * width * layers.hidden + one_layer))
+
+
+def estimate(config: Config, shapes: Shapes, *, stage: int, num_ranks: int, offload: tuple[bool, bool]) -> Estimate:
+    """The estimate of a configuration under some stage; `offload`: optimizer, weights."""
+    dtype, width = config.model.dtype, BYTES[config.model.dtype]
+    states = model_states(
+        shapes.num_parameters,
+        shapes.num_trained,
+        shapes.largest_module,
+        stage=stage,
+        num_ranks=num_ranks,
+        dtype=dtype,
+        offload_optimizer=offload[0],
+        offload_param=offload[1],
+    )
+    weights = width * shapes.num_parameters
+    reference = (weights / num_ranks if stage == 3 else weights) if config.objective.beta else 0.0
+    return Estimate(
+        states=states,
+        reference=reference,
+        bucket=float(width * REDUCE_BUCKET) if stage else 0.0,
+        activations=micro_batch_bytes(config, shapes),
+        logits=chunk_bytes(config, shapes),
+        whole_weights=weights if stage == 3 else 0.0,
+        cache=cache_bytes(config, shapes),
+    )
+
+
+def micro_batch_bytes(config: Config, shapes: Shapes) -> float:
+    """Activations of the largest micro-batch: packed groups of full length, prompts as much image as allowed."""
+    dtype, width = config.model.dtype, BYTES[config.model.dtype]
+    checkpointing = config.model.gradient_checkpointing
+    prompt, completion = config.data.max_prompt_length, config.rollout.max_completion_length
+    most = config.train.max_tokens_per_micro_batch
+    # A group that does not fit is cut; a single completion goes in whole.
+    row = min(prompt + config.rollout.num_generations * completion, max(most, prompt + completion))
+    num_rows = max(1, most // row)
+    total = activation_bytes(shapes.text, num_rows * row, dtype=dtype, checkpointing=checkpointing)
+    # The mask as booleans, and as the numbers that attention adds.
+    total += num_rows * row**2 * (1 + width)
+    if config.model.attn_implementation == "eager":
+        kept = 1 if checkpointing else shapes.text.num_layers
+        total += num_rows * row**2 * shapes.text.num_heads * (FLOAT32 + 2 * width) * kept
+    if shapes.vision and shapes.vision_trained:
+        image = prompt
+        if config.model.max_pixels:
+            image = min(prompt, config.model.max_pixels // shapes.token_side**2)
+        patches = num_rows * image * shapes.patches_per_token
+        total += activation_bytes(shapes.vision, patches, dtype=dtype, checkpointing=checkpointing)
+    return float(total)
+
+
+def chunk_bytes(config: Config, shapes: Shapes) -> float:
+    """Logits of one chunk in backward: in float32, and twice in the weights' type where that is another."""
+    size = min(config.train.logits_chunk_size, config.train.max_tokens_per_micro_batch)
+    width = BYTES[config.model.dtype]
+    return float(size * shapes.vocabulary * (FLOAT32 + (2 * width if width != FLOAT32 else 0)))
+
+
+def cache_bytes(config: Config, shapes: Shapes) -> float:
+    """Keys and values of the completions decoded together, and their logits (float32 twice, float64 twice)."""
+    rollout = config.rollout
+    row = config.data.max_prompt_length + rollout.max_completion_length
+    # At least one prompt is decoded, with all its completions.
+    num_rows = max(1, rollout.max_batch_tokens // (row * rollout.num_generations)) * rollout.num_generations
+    width = BYTES[config.model.dtype]
+    cached = num_rows * row * shapes.text.num_layers * shapes.key_value * width
+    return float(cached + num_rows * shapes.vocabulary * (width + 2 * FLOAT32 + 2 * 8))
+
+
+def examine_memory(
+    config: Config, shapes: Shapes, *, stage: int, num_ranks: int, device_bytes: float | None
+) -> Iterator[Finding]:
+    """The configured setting in detail, whether it fits, and every other setting in a line each.
+
+    Args:
+        config, shapes: of the run.
+        stage: ZeRO stage that is really used; a user's DeepSpeed file may set it.
+        num_ranks: processes, one a device.
+        device_bytes: memory of a device; None = unknown, nothing is judged.
+    """
+    chosen = (stage, (config.deepspeed.offload_optimizer, config.deepspeed.offload_param))
+    yield Finding(
+        "ok",
+        "parameters",
+        f"{shapes.num_parameters:,} in {shapes.model_type}, {shapes.num_trained:,} of them trained",
+    )
+    mine = estimate(config, shapes, stage=chosen[0], num_ranks=num_ranks, offload=chosen[1])
+    yield from judge(config, mine, name_of(*chosen), num_ranks, device_bytes)
+    for other in settings():
+        if other != chosen:
+            found = estimate(config, shapes, stage=other[0], num_ranks=num_ranks, offload=other[1])
+            fits = "" if device_bytes is None else (", fits" if fits_in(found, device_bytes) else ", does not fit")
+            host = f", {in_gib(found.states.host)} of host memory" if found.states.host else ""
+            yield Finding(
+                "ok",
+                f"instead: {name_of(*other)}",
+                f"update {in_gib(found.update)}, rollout {in_gib(found.rollout)}{host}{fits}",
+            )
+
+
+def settings() -> list[tuple[int, tuple[bool, bool]]]:
+    """Every allowed stage with (optimizer, weights) in host memory or not."""
+    return [
+        (stage, (optimizer, weights))
+        for stage, optimizer, weights in product(range(4), (False, True), (False, True))
+        if not (optimizer and stage == 0) and not (weights and stage < 3) and not (weights and not optimizer)
+    ]
+
+
+def name_of(stage: int, offload: tuple[bool, bool]) -> str:
+    """ZeRO-3 + offload of optimizer and weights."""
+    parts = [name for name, is_on in zip(("optimizer", "weights"), offload, strict=True) if is_on]
+    return f"ZeRO-{stage}" + (f", offload of {' and '.join(parts)}" if parts else "")
+
+
+def fits_in(found: Estimate, device_bytes: float) -> bool:
+    """With a tenth left free."""
+    return found.peak <= (1 - FREE_SHARE) * device_bytes
+
+
+def judge(config: Config, found: Estimate, name: str, num_ranks: int, device_bytes: float | None) -> Iterator[Finding]:
+    """The peaks of update and rollout with their parts; an error when more than the device has."""
+    states = found.states
+    parts = {
+        "update": (
+            found.update,
+            {
+                "weights": states.weights + states.gathered,
+                "gradients": states.gradients,
+                "optimizer": states.optimizer,
+                "reference policy": found.reference,
+                "communication bucket": found.bucket,
+                "activations": found.activations,
+                "logits": found.logits,
+            },
+        ),
+        "rollout": (
+            found.rollout,
+            {
+                "weights": states.weights + found.whole_weights,
+                "optimizer": states.optimizer,
+                "reference policy": found.reference,
+                "attention cache": found.cache,
+            },
+        ),
+    }
+    for phase, (total, pieces) in parts.items():
+        listed = ", ".join(f"{piece} {in_gib(size)}" for piece, size in pieces.items() if size)
+        text = f"{name} on {num_ranks} rank(s): {in_gib(total)} a rank ({listed})"
+        state = "ok"
+        if device_bytes is not None and total > (1 - FREE_SHARE) * device_bytes:
+            state = "error" if total > device_bytes else "warning"
+            text += f", and a device has {in_gib(device_bytes)}: {advice(config, phase, pieces)}"
+        yield Finding(state, f"memory of {phase}", text)
+    if states.host:
+        yield Finding("ok", "host memory", f"{in_gib(states.host)} a rank, {in_gib(num_ranks * states.host)} in all")
+
+
+def advice(config: Config, phase: str, pieces: dict[str, float]) -> str:
+    """What to lower first, by the largest part that can be lowered."""
+    stage = config.deepspeed.zero_stage
+    lower_states = (
+        f"set deepspeed.zero_stage={min(3, stage + 1)} or use more ranks"
+        if stage < 3
+        else "use more ranks, or deepspeed.offload_optimizer=true"
+    )
+    activations = f"lower train.max_tokens_per_micro_batch={config.train.max_tokens_per_micro_batch}"
+    if not config.model.gradient_checkpointing:
+        activations = "set model.gradient_checkpointing=true"
+    cures = {
+        "activations": activations,
+        "logits": f"lower train.logits_chunk_size={config.train.logits_chunk_size}",
+        "attention cache": f"lower rollout.max_batch_tokens={config.rollout.max_batch_tokens}",
+        "optimizer": lower_states,
+        "gradients": lower_states,
+        "weights": lower_states
+        if phase == "update"
+        else "use a smaller model: sampling needs whole weights on each rank",
+        "reference policy": "set objective.beta=0",
+    }
+    order = sorted((piece for piece in pieces if piece in cures), key=lambda piece: -pieces[piece])
+    return ", then ".join(dict.fromkeys(cures[piece] for piece in order[:2]))
+
+
+def device_memory(gpu_memory_gb: float | None) -> float | None:
+    """Bytes of one device: as given, else of the first GPU, else None."""
+    import torch
+
+    if gpu_memory_gb is not None:
+        return gpu_memory_gb * GIB
+    return float(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None

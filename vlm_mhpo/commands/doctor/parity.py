@@ -1,0 +1,54 @@
+"""Do sampler and trainer agree? The same completions' log-probs by both, on a few prompts; loads the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from vlm_mhpo.commands.doctor.finding import Finding
+from vlm_mhpo.config import Config
+from vlm_mhpo.models.loading import load_policy
+from vlm_mhpo.models.tiny import resolve_model
+from vlm_mhpo.objectives import build_objective
+from vlm_mhpo.prompts.stream import prompt_builder, read_rows
+from vlm_mhpo.rollout.base import SamplingParams
+from vlm_mhpo.rollout.hf.sampler import HfSampler
+from vlm_mhpo.runtime import ranks
+from vlm_mhpo.training.loop import update_settings
+from vlm_mhpo.training.update import log_probs_of
+from vlm_mhpo.types import ScoredGroup
+
+NUM_PROMPTS, NUM_SAMPLES, MOST_TOKENS = 2, 2, 128
+# In bfloat16 one token may be far off by rounding alone, so the mean is held.
+LIMITS = {"float32": ("max", 1e-4), "bfloat16": ("mean", 0.02)}
+
+
+def examine_parity(config: Config, scratch: Path) -> Iterator[Finding]:
+    """Sample a few completions and compare; nats. `scratch` holds a tiny model, if one is built."""
+    ranks.start(config.num_threads)
+    path = resolve_model(config.model.path, scratch)
+    policy, tools = load_policy(**config.model.model_dump() | {"path": path, "gradient_checkpointing": False})
+    policy.to(ranks.device()).eval()
+    builder = prompt_builder(config.data, tools, policy.family)
+    rows = read_rows(config.data.train, config.data, config.data.train_split, NUM_PROMPTS)
+    rollout = config.rollout
+    sampler = HfSampler(policy, tools, max_batch_tokens=rollout.max_batch_tokens)
+    params = SamplingParams(NUM_SAMPLES, min(MOST_TOKENS, rollout.max_completion_length), rollout.temperature)
+    groups = sampler.sample([builder(row) for row in rows], params, (config.seed, "parity"))
+    settings = update_settings(config, tools, build_objective(config.objective, rollout.max_completion_length))
+    unscored = [ScoredGroup(group, (0.0,) * NUM_SAMPLES, {}, (), ()) for group in groups]
+    trained = log_probs_of(policy, policy, unscored, settings)
+    sampled = [completion.log_probs for group in groups for completion in group.completions]
+    gaps = [abs(a - b) for one, other in zip(sampled, trained, strict=True) for a, b in zip(one, other, strict=True)]
+    figures = {"max": max(gaps), "mean": sum(gaps) / len(gaps)}
+    figure, limit = LIMITS[config.model.dtype]
+    text = (
+        f"sampler and trainer differ by {figures['max']:.1e} at most, {figures['mean']:.1e} on average, over "
+        f"{len(gaps)} tokens of {len(sampled)} completions (limit in {config.model.dtype}: {figure} {limit:g})"
+    )
+    if figures[figure] <= limit:
+        yield Finding("ok", "log-prob parity", text)
+    else:
+        yield Finding(
+            "error", "log-prob parity", f"{text}: ratios would be wrong; use attn_implementation=eager to compare"
+        )

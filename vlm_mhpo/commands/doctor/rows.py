@@ -1,0 +1,170 @@
+"""The rows themselves: golds that verify, and prompts that fit, on a bounded sample of training and held-out rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from tqdm import tqdm
+
+from data_prep import DataError, Row
+from rewards import Item, Verifier
+from vlm_mhpo.commands.doctor.finding import Finding
+from vlm_mhpo.commands.doctor.shapes import transformers_config
+from vlm_mhpo.config import Config, DataConfig
+from vlm_mhpo.errors import ModelError, PromptError, VlmMhpoError
+from vlm_mhpo.models.families.base import family_of
+from vlm_mhpo.models.loading import Tools, first_line, set_pixel_limits
+from vlm_mhpo.models.tiny import SCHEME, build_processor, build_tokenizer
+from vlm_mhpo.prompts.builder import PromptBuilder
+from vlm_mhpo.prompts.stream import prompt_builder, read_rows
+from vlm_mhpo.prompts.token_counts import NO_LIMIT
+from vlm_mhpo.types import Prompt
+
+NUM_NAMED = 3
+
+
+def examine_rows(config: Config, *, num_rows: int) -> Iterator[Finding]:
+    """Golds and prompts of both sources; at most `num_rows` rows of each are looked at."""
+    data = config.data
+    try:
+        builder = unlimited_builder(config)
+    except VlmMhpoError as error:
+        builder = None
+        yield Finding("warning", "prompts", f"{error}; token counts are not examined")
+    sources = [("training", data.train, data.train_split, data.max_rows)]
+    if data.eval:
+        sources.append(("held-out", data.eval, data.eval_split, data.max_eval_rows))
+    for what, source, split, limit in sources:
+        try:
+            rows = read_rows(source, data, split, limit)
+        except (DataError, VlmMhpoError) as error:
+            yield Finding("error", f"{what} rows", str(error))
+            continue
+        sample = spread(rows, num_rows)
+        yield examine_golds(sample, len(rows), what, config)
+        if builder:
+            prompts, problems = build_prompts(sample, builder, what)
+            if problems:
+                yield Finding(
+                    "error", f"{what} prompts", f"{len(problems)} of {len(sample)} cannot be built: {problems[0]}"
+                )
+            if prompts:
+                overlong = data.overlong_prompts if what == "training" else "error"
+                yield examine_lengths(prompts, builder, data, overlong, what)
+
+
+def spread(rows: Sequence[Row], number: int) -> Sequence[Row]:
+    """At most `number` rows, evenly spread; the first one among them."""
+    if len(rows) <= number:
+        return rows
+    return [rows[index * len(rows) // number] for index in range(number)]
+
+
+def examine_golds(sample: Sequence[Row], num_all: int, what: str, config: Config) -> Finding:
+    """Share of golds that our verifier accepts as their own answers."""
+    items = [
+        Item(f"<think>gold</think><answer>{row.answer}</answer>", row.answer, "think_answer", row.kind, *extras(row))
+        for row in sample
+    ]
+    limits = config.rewards
+    with Verifier(limits.num_workers, limits.timeout_s, limits.memory_limit_mib * 2**20) as verifier:
+        shown = tqdm(items, desc=f"verifying {what} golds", unit="row", leave=False)
+        scores = [verifier.score_one(item) for item in shown]
+    bad = [(row, score) for row, score in zip(sample, scores, strict=True) if not score.correct]
+    seen = f"{len(sample) - len(bad)} of {len(sample)} golds verify ({num_all} rows in all)"
+    if not bad:
+        return Finding("ok", f"{what} golds", seen)
+    named = "; ".join(f"row {row.id}: {row.answer[:40]!r}: {score.reason}" for row, score in bad[:NUM_NAMED])
+    state = "error" if len(bad) == len(sample) else "warning"
+    cure = "no completion of these can be rewarded: mend them, or leave them out with `vlm-mhpo prepare`"
+    return Finding(state, f"{what} golds", f"{seen}; {named}; {cure}")
+
+
+def extras(row: Row) -> tuple[tuple[str, ...] | None, int | None, str | None]:
+    """What describes a gold beside its kind."""
+    return row.choices, row.precision, row.unit
+
+
+def unlimited_builder(config: Config) -> PromptBuilder:
+    """The prompts of a run with no limit to their length, by the model's processor alone; never online.
+
+    Raises:
+        ModelError: config or processor are not on this machine.
+    """
+    import transformers
+
+    model = config.model
+    found = transformers_config(model)
+    family = family_of(found.model_type)
+    loader = transformers.AutoProcessor if family.has_vision else transformers.AutoTokenizer
+    if model.path.startswith(SCHEME):
+        processor = build_processor(model.path.removeprefix(SCHEME), build_tokenizer())
+    else:
+        try:
+            processor = loader.from_pretrained(
+                model.path, revision=model.revision, trust_remote_code=False, local_files_only=True
+            )
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{model.path}: no processor on this machine ({first_line(error)})") from error
+    if family.has_vision and (model.min_pixels or model.max_pixels):
+        set_pixel_limits(processor.image_processor, model.min_pixels, model.max_pixels)
+    tokenizer = processor.tokenizer if family.has_vision else processor
+    # Nothing is sampled here: no end, no padding, no context.
+    tools = Tools(processor, tokenizer, end_ids=(), pad_id=0, max_context=NO_LIMIT)
+    return prompt_builder(config.data.model_copy(update={"max_prompt_length": NO_LIMIT}), tools, family)
+
+
+def build_prompts(sample: Sequence[Row], builder: PromptBuilder, what: str) -> tuple[list[Prompt], list[str]]:
+    """Prompts without their pixels, and what was wrong with the rows that have none."""
+    prompts, problems = [], []
+    for row in tqdm(sample, desc=f"building {what} prompts", unit="row", leave=False):
+        try:
+            prompts.append(builder(row))
+        except (PromptError, DataError) as error:
+            problems.append(str(error))
+    return prompts, problems
+
+
+def examine_lengths(
+    prompts: Sequence[Prompt], builder: PromptBuilder, data: DataConfig, overlong: str, what: str
+) -> Finding:
+    """The longest prompts, and the pixel limit under which those that are too long would fit."""
+    limit = data.max_prompt_length
+    longest = sorted(prompts, key=lambda prompt: -prompt.num_tokens)
+    named = "; ".join(
+        f"row {prompt.id}: {prompt.num_tokens} tokens, {num_image_tokens(prompt)} of pictures "
+        f"({100 * prompt.num_tokens / limit:.0f} %)"
+        for prompt in longest[:NUM_NAMED]
+    )
+    too_long = [prompt for prompt in longest if prompt.num_tokens > limit]
+    text = f"longest of {len(prompts)}, of data.max_prompt_length={limit}: {named}"
+    if not too_long:
+        return Finding("ok", f"{what} prompts", text)
+    pixels = fitting_pixels(too_long, limit, builder)
+    cure = f"raise data.max_prompt_length to {longest[0].num_tokens}"
+    if pixels:
+        cure += f", or set model.max_pixels={pixels}"
+    stops = "stops the run" if overlong == "error" else "leaves them out"
+    text += f"; {len(too_long)} are too long, which {stops}: {cure}"
+    return Finding(
+        "error" if overlong == "error" or len(too_long) == len(prompts) else "warning", f"{what} prompts", text
+    )
+
+
+def num_image_tokens(prompt: Prompt) -> int:
+    """Image tokens of a prompt."""
+    return int((prompt.token_types_S == 1).sum())
+
+
+def fitting_pixels(too_long: Sequence[Prompt], limit: int, builder: PromptBuilder) -> int | None:
+    """The largest model.max_pixels under which every one of these prompts fits; None when their text is too long."""
+    least: int | None = None
+    for prompt in too_long:
+        for_images = limit - (prompt.num_tokens - num_image_tokens(prompt))
+        each = for_images // max(1, len(prompt.row.images))
+        if not prompt.row.images or each < 1:
+            return None
+        processor = builder.tools.processor.image_processor
+        pixels = each * (processor.patch_size * processor.merge_size) ** 2
+        least = pixels if least is None else min(least, pixels)
+    return least

@@ -1,0 +1,128 @@
+"""The settings by themselves: do model, rows, rewards and packages exist, do batches divide, can the ratio move."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+from vlm_mhpo.commands.doctor.finding import Finding
+from vlm_mhpo.config import Config
+
+HUB_NAME_PARTS = 2
+
+
+def examine_settings(config: Config) -> list[Finding]:
+    """All findings, in the order of the configuration's sections."""
+    return [
+        *examine_model(config),
+        *examine_data(config),
+        *examine_batches(config),
+        *examine_objective(config),
+        *examine_rewards(config),
+        *examine_packages(config),
+    ]
+
+
+def examine_model(config: Config) -> Iterator[Finding]:
+    """Is there something to load?"""
+    path = config.model.path
+    if path.startswith("tiny:"):
+        yield Finding("ok", "model", f"{path}: built from a config at the start")
+    elif Path(path).exists():
+        ok = (Path(path) / "config.json").is_file()
+        yield Finding("ok" if ok else "error", "model", path if ok else f"{path} has no config.json")
+    elif looks_like_hub_name(path):
+        pinned = config.model.revision or "not pinned: set model.revision to a commit hash for a repeatable run"
+        yield Finding("ok" if config.model.revision else "warning", "model", f"{path} from the hub, revision {pinned}")
+    else:
+        yield Finding("error", "model", f"{path} is neither a folder nor a hub name")
+
+
+def examine_data(config: Config) -> Iterator[Finding]:
+    """Do the row sources exist?"""
+    for name, source in (("data.train", config.data.train), ("data.eval", config.data.eval)):
+        for one in [source] if isinstance(source, str) else source or []:
+            place = one.partition("@")[0]
+            if one.startswith("synthetic:"):
+                yield Finding("ok", name, f"{one}: drawn")
+            elif Path(place).exists():
+                yield Finding("ok", name, place)
+            elif looks_like_hub_name(place):
+                yield Finding("ok", name, f"{one} from the hub")
+            else:
+                yield Finding("error", name, f"{place} does not exist")
+    if not config.data.eval:
+        yield Finding("warning", "data.eval", "not set: nothing will be evaluated")
+
+
+def examine_batches(config: Config) -> Iterator[Finding]:
+    """Batch arithmetic."""
+    train, rollout = config.train, config.rollout
+    per_update = train.num_prompts_per_step // train.num_minibatches
+    yield Finding(
+        "ok",
+        "batch",
+        f"{train.num_prompts_per_step} prompts x {rollout.num_generations} completions a rollout batch, "
+        f"{config.updates_per_step} updates of {per_update * rollout.num_generations} completions each",
+    )
+    worlds = ", ".join(str(n) for n in range(1, per_update + 1) if per_update % n == 0)
+    yield Finding("ok", "ranks", f"runs on {worlds} ranks (divisors of {per_update} prompts a minibatch)")
+    longest = config.data.max_prompt_length + rollout.num_generations * rollout.max_completion_length
+    if longest > train.max_tokens_per_micro_batch:
+        yield Finding(
+            "warning",
+            "micro-batch",
+            f"a full group may have {longest} tokens and train.max_tokens_per_micro_batch is "
+            f"{train.max_tokens_per_micro_batch}: such a group is split and its prompt computed more than once",
+        )
+
+
+def examine_objective(config: Config) -> Iterator[Finding]:
+    """Can the ratio leave 1, and what does the weight at ratio 1 do?"""
+    if config.updates_per_step == 1:
+        yield Finding(
+            "warning",
+            "ratio",
+            "one update a rollout batch keeps every ratio at 1: modulator, hazard and clipping never act; "
+            "set train.num_minibatches to 4 or more",
+        )
+    else:
+        yield Finding("ok", "ratio", f"moves from 1 over the {config.updates_per_step} updates of a rollout batch")
+    from vlm_mhpo.objectives import build_objective
+    from vlm_mhpo.training.token_statistics import on_policy_multiplier
+
+    weight = on_policy_multiplier(build_objective(config.objective, config.rollout.max_completion_length))
+    if weight < 0.99:
+        yield Finding(
+            "ok",
+            "on-policy weight",
+            f"{weight:.4f}: beside GRPO a KL term counts {1 / weight:.1f} times more and max_grad_norm clips "
+            f"{1 / weight:.1f} times later",
+        )
+
+
+def examine_rewards(config: Config) -> Iterator[Finding]:
+    """Can every reward be found?"""
+    from rewards import RewardError
+    from vlm_mhpo.scoring.scorer import start_scorer
+
+    try:
+        with start_scorer(config.rewards, max_completion_length=config.rollout.max_completion_length) as scorer:
+            yield Finding("ok", "rewards", ", ".join(scorer.names))
+    except RewardError as error:
+        yield Finding("error", "rewards", str(error))
+
+
+def examine_packages(config: Config) -> Iterator[Finding]:
+    """Optional packages that this configuration needs."""
+    if config.logging.wandb and importlib.util.find_spec("wandb") is None:
+        yield Finding("error", "wandb", "logging.wandb=true needs: pip install 'vlm-mhpo[wandb]'")
+    if config.deepspeed.config and not Path(config.deepspeed.config).is_file():
+        yield Finding("error", "deepspeed.config", f"{config.deepspeed.config} does not exist")
+
+
+def looks_like_hub_name(text: str) -> bool:
+    """`org/name`, and not something that a file system would have."""
+    parts = text.split("/")
+    return len(parts) == HUB_NAME_PARTS and all(parts) and not text.startswith((".", "~"))

@@ -1,0 +1,128 @@
+"""One update of a fixed global batch on this rank, on a fresh engine; leaves the weights that came out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from vlm_mhpo.config import Config, load_config
+from vlm_mhpo.engine.deepspeed import Engine, deepspeed_settings
+from vlm_mhpo.models.loading import load_policy
+from vlm_mhpo.objectives import build_objective
+from vlm_mhpo.prompts.stream import prompt_builder, read_rows, usable_rows
+from vlm_mhpo.rollout.base import SamplingParams
+from vlm_mhpo.rollout.hf.sampler import HfSampler
+from vlm_mhpo.runtime import ranks
+from vlm_mhpo.runtime.seeding import derive_seed, uniforms
+from vlm_mhpo.training.loop import update_settings
+from vlm_mhpo.training.minibatches import advantages_of
+from vlm_mhpo.training.update import Batch, update_on
+from vlm_mhpo.types import Completion, Group, Prompt, ScoredGroup
+
+# Nats that old and reference log-probs are away from the sampler's, at most: ratios on both sides of 1.
+SPREAD = 0.3
+
+
+def run_update(job: dict[str, Any]) -> None:
+    """One job: {"config", "completions", "start", "weights": files, "max_tokens", "chunk_size", "packed"}.
+
+    The first job samples the completions and writes them, and the weights before the update; later ones read them.
+    `max_tokens` 0 = about two completions beside their prompt.
+    """
+    config = load_config(job["config"])
+    zero = deepspeed_settings(config.deepspeed, dtype=config.model.dtype, max_grad_norm=config.train.max_grad_norm)
+    policy, tools = load_policy(**config.model.model_dump(), zero3_settings=zero)
+    data = config.data
+    builder = prompt_builder(data, tools, policy.family)
+    rows = usable_rows(
+        read_rows(data.train, data, data.train_split, data.max_rows), builder, overlong="filter", what="the check's"
+    )
+    prompts = [builder(row) for row in rows[: config.train.num_prompts_per_step]]
+    engine = Engine(policy, optimizer=config.train, deepspeed=config.deepspeed, dtype=config.model.dtype)
+    file = Path(job["completions"])
+    if not file.exists():
+        file.write_text(json.dumps(sample(HfSampler(policy, tools, max_batch_tokens=4096), prompts, config)))
+        write_weights(engine, Path(job["start"]))
+    batch = shared_batch(prompts, json.loads(file.read_text()), config, packed=job["packed"])
+    objective = build_objective(config.objective, config.rollout.max_completion_length)
+    longest = max(prompt.num_tokens for prompt in prompts)
+    settings = replace(
+        update_settings(config, tools, objective),
+        max_tokens=job["max_tokens"] or longest + 2 * config.rollout.max_completion_length,
+        chunk_size=job["chunk_size"],
+    )
+    update_on(engine, objective, [batch], settings, learning_rate=config.train.learning_rate, step=1)
+    write_weights(engine, Path(job["weights"]))
+    engine.deepspeed.destroy()
+
+
+def sample(sampler: HfSampler, prompts: Sequence[Prompt], config: Config) -> list[list[list[Any]]]:
+    """[token ids, log-probs] of each completion of each prompt."""
+    rollout = config.rollout
+    params = SamplingParams(rollout.num_generations, rollout.max_completion_length, rollout.temperature)
+    groups = sampler.sample(prompts, params, (config.seed, "check"))
+    return [[[list(c.token_ids), list(c.log_probs)] for c in group.completions] for group in groups]
+
+
+def shared_batch(prompts: Sequence[Prompt], sampled: list[list[list[Any]]], config: Config, *, packed: bool) -> Batch:
+    """This rank's share of the batch: advantages of made-up rewards, constants a little off the sampler's."""
+    share = len(prompts) // ranks.world_size()
+    mine = slice(ranks.rank() * share, (ranks.rank() + 1) * share)
+    groups = [scored(prompt, texts) for prompt, texts in zip(prompts[mine], sampled[mine], strict=True)]
+    advantages_PG = advantages_of(groups, config.train.scale_rewards)
+    return Batch(
+        groups=groups if packed else one_by_one(groups),
+        advantages=tuple(advantages_PG.flatten().tolist()),
+        old_log_probs=moved(groups, "old"),
+        reference_log_probs=moved(groups, "reference") if config.objective.beta else None,
+    )
+
+
+def scored(prompt: Prompt, texts: list[list[Any]]) -> ScoredGroup:
+    """A group with rewards that are a pure function of the prompt's id."""
+    completions = tuple(Completion(tuple(ids), tuple(values), "", truncated=True) for ids, values in texts)
+    rewards = tuple(uniforms(derive_seed("check", "reward", prompt.id), len(texts)).tolist())
+    size = len(completions)
+    return ScoredGroup(Group(prompt, completions), rewards, {}, ("not_verified",) * size, (None,) * size)
+
+
+def moved(groups: Sequence[ScoredGroup], name: str) -> tuple[tuple[float, ...], ...]:
+    """The sampler's log-probs, each moved by up to SPREAD; the same on any number of ranks."""
+    rows = []
+    for group in groups:
+        for index, completion in enumerate(group.group.completions):
+            seed = derive_seed("check", name, group.group.prompt.id, index)
+            draws = uniforms(seed, len(completion.log_probs)).tolist()
+            pairs = zip(completion.log_probs, draws, strict=True)
+            rows.append(tuple(value + SPREAD * (2 * draw - 1) for value, draw in pairs))
+    return tuple(rows)
+
+
+def one_by_one(groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
+    """Every completion as a group of its own, in the same order: nothing is packed."""
+    return [
+        replace(
+            each,
+            group=replace(each.group, completions=(completion,)),
+            rewards=(each.rewards[index],),
+            verdicts=each.verdicts[index : index + 1],
+            extracted=each.extracted[index : index + 1],
+        )
+        for each in groups
+        for index, completion in enumerate(each.group.completions)
+    ]
+
+
+def write_weights(engine: Engine, file: Path) -> None:
+    """Whole weights under the names of the transformers model, written by the main rank."""
+    with engine.whole_weights():
+        if ranks.is_main():
+            # Named parameters and not the state: tied weights appear once.
+            weights = engine.policy.model.named_parameters()
+            save_file({name: value.detach().cpu().clone().contiguous() for name, value in weights}, file)
+    ranks.barrier()

@@ -1,0 +1,1 @@
+"""DeepSpeed around a policy."""

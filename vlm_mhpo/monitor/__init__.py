@@ -1,6 +1,0 @@
-"""`vlm-mhpo monitor`: the report page of a run, served live and read-only while the run trains."""
-
-from vlm_mhpo.monitor.access import MonitorError
-from vlm_mhpo.monitor.server import serve
-
-__all__ = ["MonitorError", "serve"]

@@ -1,0 +1,196 @@
+"""From a row to a prompt: chat messages, images, token ids; text can never forge structure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from data_prep import DataError, Row, open_image
+from vlm_mhpo.errors import PromptError
+from vlm_mhpo.models.families.base import Family
+from vlm_mhpo.models.loading import Tools
+from vlm_mhpo.types import Prompt
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGE_PLACEHOLDER = "<image>"
+# Rows that go through the processor together: enough to pay for the call, few enough that copies stay small.
+BATCH = 16
+
+
+def neutralise(text: str, special_tokens: Iterable[str]) -> str:
+    """`text` with every special token broken up by a zero-width space, so that the tokenizer reads plain characters."""
+    # str.replace steps over what it has just read, so a token that overlaps itself needs another round.
+    specials = [token for token in special_tokens if len(token) > 1]
+    while found := [token for token in specials if token in text]:
+        for token in found:
+            text = text.replace(token, token[0] + "\u200b" + token[1:])
+    return text
+
+
+def special_tokens(tools: Tools) -> tuple[str, ...]:
+    """The texts that the tokenizer reads as structure."""
+    # Llama 3 declares its turn tokens special without listing them among all_special_tokens.
+    declared = [token.content for token in tools.tokenizer.added_tokens_decoder.values() if token.special]
+    return tuple(dict.fromkeys([*tools.tokenizer.all_special_tokens, *declared]))
+
+
+def build_messages(
+    row: Row, *, system_prompt: str | None, instruction: str, special_tokens: Sequence[str]
+) -> list[dict]:
+    """Chat messages of a row in transformers' multimodal form; images stand where `<image>` stood."""
+    pieces = row.problem.split(IMAGE_PLACEHOLDER)
+    if len(pieces) - 1 != len(row.images):
+        raise PromptError(
+            f"row {row.id}: the problem has {len(pieces) - 1} {IMAGE_PLACEHOLDER} placeholders for "
+            f"{len(row.images)} images"
+        )
+    pieces[-1] = f"{pieces[-1]}{choices_text(row)}{instruction}"
+    content: list[dict] = []
+    for index, piece in enumerate(pieces):
+        if index:
+            content.append({"type": "image"})
+        if piece:
+            content.append({"type": "text", "text": neutralise(piece, special_tokens)})
+    system = [{"role": "system", "content": [{"type": "text", "text": system_prompt}]}] if system_prompt else []
+    return [*system, {"role": "user", "content": content}]
+
+
+def choices_text(row: Row) -> str:
+    """The choices of a multiple-choice row, one a line behind its letter; empty for other rows."""
+    if row.kind != "choice" or not row.choices:
+        return ""
+    return "\nChoices:\n" + "\n".join(f"({chr(ord('A') + i)}) {choice}" for i, choice in enumerate(row.choices)) + "\n"
+
+
+class PromptBuilder:
+    """Makes prompts of rows for one model; holds its processor."""
+
+    def __init__(
+        self,
+        tools: Tools,
+        family: Family,
+        *,
+        system_prompt: str | None = None,
+        instruction: str = "",
+        max_prompt_length: int = 4096,
+    ) -> None:
+        self.tools = tools
+        self.family = family
+        self.system_prompt = system_prompt
+        self.instruction = instruction
+        self.max_prompt_length = max_prompt_length
+        self.special_tokens = special_tokens(tools)
+
+    def __call__(self, row: Row) -> Prompt:
+        """The prompt of `row`.
+
+        Raises:
+            PromptError: the row is too long, has an image that cannot be read or that the model cannot take, or its
+                image tokens do not match its images; names the row.
+        """
+        return self.build([row])[0]
+
+    def build(self, rows: Sequence[Row]) -> list[Prompt]:
+        """The prompts of several rows, as `__call__` makes them; the processor is fastest with many at once."""
+        prompts: list[Prompt] = []
+        for start in range(0, len(rows), BATCH):
+            batch = rows[start : start + BATCH]
+            seen = iter(self._with_images([row for row in batch if row.images]))
+            prompts += [next(seen) if row.images else self._text_only(row) for row in batch]
+        for prompt in prompts:
+            if prompt.num_tokens > self.max_prompt_length:
+                raise OverlongPrompt(
+                    f"row {prompt.id}: the prompt has {prompt.num_tokens} tokens, data.max_prompt_length is "
+                    f"{self.max_prompt_length}: raise it, lower model.max_pixels, or set data.overlong_prompts=filter"
+                )
+        return prompts
+
+    def _messages(self, row: Row) -> list[dict]:
+        return build_messages(
+            row,
+            system_prompt=self.system_prompt,
+            instruction=self.instruction,
+            special_tokens=self.special_tokens,
+        )
+
+    def _text_only(self, row: Row) -> Prompt:
+        messages = self._messages(row)
+        plain = [{**message, "content": "".join(part["text"] for part in message["content"])} for message in messages]
+        text = self._render(plain)
+        ids = self.tools.tokenizer(text, add_special_tokens=False)["input_ids"]
+        input_ids_S = torch.tensor(ids, dtype=torch.int64)
+        return Prompt(row, text, input_ids_S, torch.zeros_like(input_ids_S), None, None)
+
+    def _with_images(self, rows: Sequence[Row]) -> list[Prompt]:
+        if not rows:
+            return []
+        texts, images = [self._render(self._messages(row)) for row in rows], [self._open(row) for row in rows]
+        try:
+            inputs = self.tools.processor(
+                text=texts,
+                images=images,
+                padding=True,
+                padding_side="right",
+                return_tensors="pt",
+                return_mm_token_type_ids=True,
+                add_special_tokens=False,
+            )
+        except ValueError as error:
+            if len(rows) > 1:
+                # Which one it was shows when each goes alone.
+                return [prompt for row in rows for prompt in self._with_images([row])]
+            # Qwen's image processor refuses aspect ratios above 200 and similar shapes.
+            raise PromptError(f"row {rows[0].id}: the image processor refused an image: {error}") from error
+        return self._cut(rows, texts, inputs)
+
+    def _open(self, row: Row) -> list[Image]:
+        if not self.family.has_vision:
+            raise PromptError(
+                f"row {row.id}: it has {len(row.images)} images and a {self.family.model_type} model sees none"
+            )
+        try:
+            return [open_image(image) for image in row.images]
+        except DataError as error:
+            raise PromptError(f"row {row.id}: {error}") from error
+
+    def _cut(self, rows: Sequence[Row], texts: Sequence[str], inputs: Mapping[str, torch.Tensor]) -> list[Prompt]:
+        """The prompts of a batch of processor outputs; copies, because a view would keep (and send) the whole batch."""
+        grids = inputs["image_grid_thw"].split([len(row.images) for row in rows])
+        pixels = inputs["pixel_values"].split([int(grid.prod(dim=1).sum()) for grid in grids])
+        prompts = []
+        for index, (row, text) in enumerate(zip(rows, texts, strict=True)):
+            length = int(inputs["attention_mask"][index].sum())
+            prompts.append(
+                Prompt(
+                    row=row,
+                    text=text,
+                    input_ids_S=inputs["input_ids"][index, :length].clone(),
+                    token_types_S=inputs["mm_token_type_ids"][index, :length].to(torch.int64, copy=True),
+                    pixel_values=pixels[index].clone(),
+                    image_grid_thw=grids[index].clone(),
+                )
+            )
+            self._check_image_tokens(prompts[-1])
+        return prompts
+
+    def _render(self, messages: list[dict]) -> str:
+        renderer = self.tools.processor if self.family.has_vision else self.tools.tokenizer
+        return renderer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def _check_image_tokens(self, prompt: Prompt) -> None:
+        merge = self.tools.processor.image_processor.merge_size
+        expected = int(prompt.image_grid_thw.prod(dim=1).sum()) // merge**2
+        found = int((prompt.token_types_S == 1).sum())
+        if found != expected or prompt.image_grid_thw.shape[0] != len(prompt.row.images):
+            raise PromptError(
+                f"row {prompt.id}: {found} image tokens for images of {expected} tokens; the chat template does not "
+                "place one image token an image"
+            )
+
+
+class OverlongPrompt(PromptError):
+    """The prompt does not fit data.max_prompt_length; callers may filter it."""

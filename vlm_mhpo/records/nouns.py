@@ -1,0 +1,219 @@
+"""The nouns of a report: what a run folder says, checked and typed.
+
+Strings of these records come from models and data sets and are untrusted: they are cleaned of what
+UTF-8 cannot hold here, and escaped where they are shown. Fields that are missing in a file take the
+defaults below; fields that are not named here are ignored, so newer writers stay readable.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, model_validator
+
+from vlm_mhpo.records.histograms import NUM_BINS
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]")
+
+
+def clean_text(value: object) -> str:
+    """Text of a JSON value: None is empty; lone surrogates become '?' and control characters U+FFFD.
+
+    UTF-8 cannot hold the first, and neither HTML nor a font has a place for the second.
+    """
+    text = "" if value is None else str(value)
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.encode("utf-8", "replace").decode("utf-8"))
+
+
+def _finite(value: object) -> object:
+    """None for NaN and infinities, which a page cannot place on an axis; anything else unchanged."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Text = Annotated[str, BeforeValidator(clean_text)]
+MaybeText = Annotated[str, BeforeValidator(clean_text)] | None
+MaybeNumber = Annotated[float | None, BeforeValidator(_finite)]
+
+
+class Record(BaseModel):
+    """Base of the records below: frozen, tolerant of unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ModelFacts(Record):
+    """The trained model: its family name and its numbers of parameters."""
+
+    num_parameters: int | None = None
+    trainable: int | None = None
+    family: Text = ""
+
+
+class RunFacts(Record):
+    """run.json: resolved config, versions, commit, seed, start, model, and seconds of each stage."""
+
+    config: dict[str, Any] = {}
+    versions: dict[str, Any] = {}
+    git_commit: MaybeText = None
+    seed: int | None = None
+    started: Text = ""
+    model: ModelFacts = ModelFacts()
+    stages: dict[str, float] = {}
+
+
+class EvalCompletion(Record):
+    """One completion of an evaluated problem and what the verifier said about it."""
+
+    text: Text = ""
+    verdict: Text = ""
+    correct: bool
+    extracted: MaybeText = None
+    num_tokens: int | None = None
+    truncated: bool = False
+
+
+class EvalItem(Record):
+    """One evaluated problem; `images` are the paths (relative to the run folder) of its pictures that were kept.
+
+    `num_images` is how many the problem has; a record without it does not tell a problem without pictures
+    from one whose pictures were not kept.
+    """
+
+    id: Text
+    problem: Text = ""
+    gold: Text = ""
+    images: tuple[str, ...] = ()
+    num_images: int | None = None
+    source: Text = ""
+    kind: Text = ""
+    choices: tuple[Text, ...] | None = None
+    completions: tuple[EvalCompletion, ...] = ()
+
+    @property
+    def share_correct(self) -> float:
+        """Share of its completions that are correct, 0..1; 0 without completions."""
+        return sum(c.correct for c in self.completions) / max(1, len(self.completions))
+
+    @property
+    def right(self) -> bool:
+        """True when more than half of its completions are correct."""
+        return self.share_correct > 0.5
+
+
+class Breakdown(Record):
+    """Accuracy (0..1) over the rows of one source or one kind."""
+
+    num_rows: int = 0
+    accuracy: MaybeNumber = None
+
+
+class Evaluation(Record):
+    """One eval/*.json. Accuracy and its 95 % interval are shares 0..1; lengths are tokens."""
+
+    name: Text
+    step: int = 0
+    num_rows: int = 0
+    num_samples: int = 1
+    temperature: MaybeNumber = None
+    accuracy: MaybeNumber = None
+    accuracy_low: MaybeNumber = None
+    accuracy_high: MaybeNumber = None
+    by_source: dict[str, Breakdown] = {}
+    by_kind: dict[str, Breakdown] = {}
+    verdicts: dict[str, int] = {}
+    mean_length: MaybeNumber = None
+    clipped_ratio: MaybeNumber = None
+    items: tuple[EvalItem, ...] = ()
+
+
+class TokenCounts(Record):
+    """The counts of one quantity and sign: consecutive bins from number `first` on."""
+
+    first: int = Field(ge=0, le=NUM_BINS)
+    counts: tuple[NonNegativeInt, ...]
+
+    @model_validator(mode="after")
+    def fits(self) -> TokenCounts:
+        """More counts than bins are another version's, or damage."""
+        if self.first + len(self.counts) > NUM_BINS:
+            raise ValueError(f"counts beyond the last of {NUM_BINS} bins")
+        return self
+
+
+class UpdateRow(Record):
+    """One line of updates.jsonl, as far as the report shows it."""
+
+    step: int
+    histograms: dict[str, dict[str, TokenCounts]] = {}
+
+
+class Sample(Record):
+    """One completion sampled during training; `rewards` holds each reward function's value."""
+
+    step: int = 0
+    prompt_id: Text = ""
+    problem: Text = ""
+    gold: Text = ""
+    images: tuple[str, ...] = ()
+    completion: Text = ""
+    reward: MaybeNumber = None
+    rewards: dict[str, MaybeNumber] = {}
+    verdict: Text = ""
+    extracted: MaybeText = None
+    num_tokens: int | None = None
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One metric: values[i] was recorded at steps[i]; steps rise, values are finite."""
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything that a report shows of one run folder.
+
+    Attributes:
+        folder: the run folder.
+        facts: run.json; all defaults when the file is missing.
+        metrics: metrics.jsonl by metric name; empty when the file is missing.
+        evaluations: eval/*.json by step, then name.
+        samples: the rows of the newest file in samples/.
+        histograms: token counts of the last tenth of the steps by quantity and sign of the advantage, in the bins of
+            `vlm_mhpo.records.histograms`; empty when updates.jsonl is missing.
+        notes: sentences on what is missing or disagrees, shown on the page.
+    """
+
+    folder: Path
+    facts: RunFacts
+    metrics: Mapping[str, Series]
+    evaluations: tuple[Evaluation, ...]
+    samples: tuple[Sample, ...]
+    notes: tuple[str, ...]
+    histograms: Mapping[str, Mapping[str, Sequence[int]]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The run folder's own name, without the folders above it."""
+        return clean_text(self.folder.name)
+
+    def series(self, name: str) -> Series | None:
+        """The metric `name`, or None when no row has it."""
+        return self.metrics.get(name)
+
+    def family(self, prefix: str, suffix: str = "") -> dict[str, Series]:
+        """The metrics `prefix<name>suffix`, by <name> (no further '/'), in name order."""
+        found = {}
+        for key in sorted(self.metrics):
+            name = key[len(prefix) : len(key) - len(suffix)]
+            if key.startswith(prefix) and key.endswith(suffix) and name and "/" not in name:
+                found[name] = self.metrics[key]
+        return found

@@ -1,0 +1,1 @@
+"""Sampling with the trainer's own transformers model."""

@@ -1,0 +1,1 @@
+"""What every rank stands on: the process group, seeds, masked secrets, the clock."""

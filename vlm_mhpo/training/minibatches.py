@@ -1,0 +1,69 @@
+"""From scored groups to the minibatches of a step: advantages, and log-probs that stay constant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from vlm_mhpo.engine.reference import Reference
+from vlm_mhpo.runtime import ranks
+from vlm_mhpo.scoring.advantages import group_advantages
+from vlm_mhpo.training.assembly import Setup
+from vlm_mhpo.training.balance import balance
+from vlm_mhpo.training.update import Batch, UpdateSettings, log_probs_of
+from vlm_mhpo.types import ScoredGroup
+
+
+def build_batches(
+    setup: Setup, reference: Reference | None, scored: Sequence[ScoredGroup], settings: UpdateSettings
+) -> tuple[list[Batch], dict[str, float]]:
+    """This rank's share of each minibatch, with advantages and constant log-probs, and the sampler's mismatch."""
+    scored = balance(scored, settings.num_minibatches)
+    advantages_PG = advantages_of(scored, setup.config.train.scale_rewards)
+    sampled = tuple(c.log_probs for group in scored for c in group.group.completions)
+    metrics: dict[str, float] = {}
+    old = sampled
+    if settings.recompute:
+        old = log_probs_of(setup.engine, setup.policy, scored, settings)
+        metrics = mismatch_metrics(sampled, old)
+    frozen = log_probs_of(reference.forward, setup.policy, scored, settings) if reference else None
+    size = len(scored) // settings.num_minibatches
+    width = setup.config.rollout.num_generations
+    batches = []
+    for start in range(0, len(scored), size):
+        groups, flat = slice(start, start + size), slice(start * width, (start + size) * width)
+        batches.append(
+            Batch(
+                groups=scored[groups],
+                masked=truncated_in(scored[groups]) if setup.config.train.mask_truncated_completions else frozenset(),
+                advantages=tuple(advantages_PG[groups].flatten().tolist()),
+                old_log_probs=old[flat],
+                reference_log_probs=frozen[flat] if frozen else None,
+            )
+        )
+    return batches, metrics
+
+
+def truncated_in(scored: Sequence[ScoredGroup]) -> frozenset[int]:
+    """Flat indices of the completions that the budget cut."""
+    completions = [c for group in scored for c in group.group.completions]
+    return frozenset(index for index, completion in enumerate(completions) if completion.truncated)
+
+
+def advantages_of(scored: Sequence[ScoredGroup], scale_rewards: str) -> torch.Tensor:
+    """[P, G] float64 advantages of this rank's groups; "batch" scaling looks at all ranks' rewards."""
+    parts = ranks.gather_objects([group.rewards for group in scored])
+    rewards_PG = torch.tensor([rewards for part in parts for rewards in part], dtype=torch.float64)
+    start = sum(len(part) for part in parts[: ranks.rank()])
+    return group_advantages(rewards_PG, scale_rewards=scale_rewards)[start : start + len(scored)]
+
+
+def mismatch_metrics(sampled: Sequence[Sequence[float]], old: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Difference of the sampler's and the trainer's log-probs of the same tokens and weights, nats."""
+    gaps = [abs(a - b) for xs, ys in zip(sampled, old, strict=True) for a, b in zip(xs, ys, strict=True)]
+    everyone = [gap for part in ranks.gather_objects((sum(gaps), len(gaps), max(gaps))) for gap in [part]]
+    return {
+        "sampling/sampling_logp_difference/mean": sum(g[0] for g in everyone) / sum(g[1] for g in everyone),
+        "sampling/sampling_logp_difference/max": max(g[2] for g in everyone),
+    }

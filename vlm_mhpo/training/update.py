@@ -1,0 +1,383 @@
+"""One rollout batch into several optimizer updates: the objective meets the engine.
+
+Shape suffixes: B completions, T completion tokens, N valid completion tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from vlm_mhpo.engine.deepspeed import Engine
+from vlm_mhpo.errors import NonFiniteError, TrainingError
+from vlm_mhpo.models.policy import Policy
+from vlm_mhpo.objectives import Objective
+from vlm_mhpo.objectives.common import NonFiniteInput, kl_penalty, masked_stats
+from vlm_mhpo.records.histograms import NUM_BINS, SIGNS
+from vlm_mhpo.runtime import ranks
+from vlm_mhpo.training.micro_batches import MicroBatch, micro_batches
+from vlm_mhpo.training.token_statistics import (
+    RATIO_LIMIT,
+    effective_sample_size,
+    histogram_counts,
+    multipliers,
+    named_histograms,
+    quantiles,
+    quantity_names,
+    token_diagnostics,
+    token_quantities,
+)
+from vlm_mhpo.types import ScoredGroup, StepUpdate
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateSettings:
+    """What an update needs of the configuration.
+
+    Attributes:
+        beta: weight of the KL term; 0 = none.
+        temperature: of the log-probs, as in sampling.
+        max_tokens: padded tokens of one forward.
+        chunk_size: completion tokens whose logits exist at once.
+        num_minibatches, num_iterations: updates a pass, and passes.
+        recompute: take old log-probs from the trainer's own forward instead of the sampler.
+        pad_id: fills rows.
+        on_nonfinite: "stop" or "skip".
+        on_policy: multiplier of a token at ratio 1, of `diagnostics.on_policy_multiplier`.
+    """
+
+    beta: float
+    temperature: float
+    max_tokens: int
+    chunk_size: int
+    num_minibatches: int
+    num_iterations: int
+    recompute: bool
+    pad_id: int
+    on_nonfinite: str
+    on_policy: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """This rank's share of a minibatch, with everything that stays constant over its updates.
+
+    Attributes:
+        groups: prompts, completions and rewards.
+        advantages: one a completion, flat over the groups.
+        old_log_probs, reference_log_probs: nats, one list of values a completion; reference None without a KL term.
+        masked: completions whose tokens do not count in the loss (cut at the budget, if so configured).
+    """
+
+    groups: Sequence[ScoredGroup]
+    advantages: tuple[float, ...]
+    old_log_probs: tuple[tuple[float, ...], ...]
+    reference_log_probs: tuple[tuple[float, ...], ...] | None = None
+    masked: frozenset[int] = frozenset()
+
+    @property
+    def completion_ids(self) -> list[list[tuple[int, ...]]]:
+        """Token ids, by group and completion."""
+        return [[c.token_ids for c in scored.group.completions] for scored in self.groups]
+
+
+@dataclass(slots=True)
+class Totals:
+    """Metric sums of micro-batches on this rank; see `distributed.reduce_metrics` for the name prefixes.
+
+    `gradients` is what `gradient_sums` saw of each micro-batch, and its prompts; it is not folded into another.
+    """
+
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    num_tokens: Tensor = field(default_factory=lambda: torch.zeros((), device=ranks.device()))
+    # A 0 that takes the shape of the first counts.
+    histograms: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64, device=ranks.device()))
+    gradients: list[tuple[Tensor, list[str]]] = field(default_factory=list)
+
+    def add(self, other: Totals) -> None:
+        """Fold the sums of another in."""
+        self.num_tokens = self.num_tokens + other.num_tokens
+        self.histograms = self.histograms + other.histograms
+        for name, value in other.metrics.items():
+            known = self.metrics.get(name)
+            if known is None:
+                self.metrics[name] = value
+            elif name.startswith("min/"):
+                self.metrics[name] = torch.minimum(known, value)
+            elif name.startswith("max/"):
+                self.metrics[name] = torch.maximum(known, value)
+            else:
+                self.metrics[name] = known + value
+
+
+def log_probs_of(
+    forward: Callable[..., tuple[Tensor, Tensor]],
+    policy: Policy,
+    groups: Sequence[ScoredGroup],
+    settings: UpdateSettings,
+) -> tuple[tuple[float, ...], ...]:
+    """Log-probs of every sampled token under `forward` (an engine or a module), without gradients."""
+    completions = [c for scored in groups for c in scored.group.completions]
+    values: list[list[float]] = [[0.0] * len(c.token_ids) for c in completions]
+    with torch.no_grad():
+        for micro_batch in batches_of(policy, groups, settings):
+            with named(groups, micro_batch):
+                log_probs_N, _ = forward(
+                    micro_batch.rows, temperature=settings.temperature, chunk_size=settings.chunk_size
+                )
+            if micro_batch.is_padding:
+                continue
+            where = zip(micro_batch.rows.completion_N.tolist(), micro_batch.rows.time_N.tolist(), strict=True)
+            for (flat, time), value in zip(where, log_probs_N.tolist(), strict=True):
+                values[flat][time] = value
+    return tuple(tuple(row) for row in values)
+
+
+def batches_of(policy: Policy, groups: Sequence[ScoredGroup], settings: UpdateSettings) -> Iterator[MicroBatch]:
+    """The micro-batches of scored groups."""
+    return micro_batches(
+        policy,
+        [scored.group.prompt for scored in groups],
+        [[c.token_ids for c in scored.group.completions] for scored in groups],
+        max_tokens=settings.max_tokens,
+        pad_id=settings.pad_id,
+    )
+
+
+def update_on(
+    engine: Engine,
+    objective: Objective,
+    batches: Sequence[Batch],
+    settings: UpdateSettings,
+    *,
+    learning_rate: float,
+    step: int,
+    on_bad: Callable[[Batch, str], None] = lambda batch, message: None,
+) -> StepUpdate:
+    """All updates of one rollout batch.
+
+    Args:
+        engine: the policy.
+        objective: a loss of `vlm_mhpo.objectives`.
+        batches: this rank's share of each minibatch.
+        settings: see `UpdateSettings`.
+        learning_rate: of every update.
+        step: for messages.
+        on_bad: called on all ranks with this rank's share of a minibatch that was not applied, and why.
+
+    Returns:
+        Global figures: losses and gradient norms are means over updates, token statistics run over all updates.
+
+    Raises:
+        NonFiniteError: a loss or gradient was NaN or inf and `on_nonfinite` is "stop"; weights as before the update.
+    """
+    totals = Totals()
+    norms: list[float] = []
+    minibatches: list[dict[str, float]] = []
+    for _ in range(settings.num_iterations):
+        for batch in batches:
+            own = Totals()
+            bad_prompts = accumulate(engine, objective, batch, settings, own)
+            result = engine.update(learning_rate)
+            if not result.applied:
+                bad_prompts += [name for value, ids in own.gradients if not value.isfinite() for name in ids]
+                # Its sums may lack names on the rank that failed, so no rank adds them.
+                report_bad_update(bad_prompts, partial(on_bad, batch), settings, step)
+                continue
+            norms.append(result.grad_norm)
+            minibatches.append(ranks.reduce_metrics(pick(own, DRIFT), own.num_tokens))
+            totals.add(own)
+    metrics = ranks.reduce_metrics(totals.metrics, totals.num_tokens)
+    num_updates = settings.num_iterations * len(batches)
+    metrics["num_skipped_updates"] = float(num_updates - len(norms))
+    metrics["learning_rate"] = learning_rate
+    if not norms:
+        return StepUpdate(metrics, [], [], {})
+    metrics["policy_loss"] = metrics["policy_loss"] / len(norms)
+    metrics["grad_norm"] = sum(norms) / len(norms)
+    metrics["grad_norm/max"] = max(norms)
+    summarise_ratio(metrics, minibatches, settings)
+    names = quantity_names(objective)
+    # A rank without a token still has its part in the collective.
+    local = totals.histograms.expand(len(names), len(SIGNS), NUM_BINS).contiguous()
+    counts = ranks.reduce(local, torch.distributed.ReduceOp.SUM)
+    metrics |= quantiles(names, counts)
+    drifts = [each.get("kl_to_sampler", 0.0) for each in minibatches]
+    return StepUpdate(metrics, norms, drifts, named_histograms(names, counts))
+
+
+def summarise_ratio(metrics: dict[str, float], minibatches: list[dict[str, float]], settings: UpdateSettings) -> None:
+    """Add drift, sampler mismatch and effective sample size to the metrics of a step."""
+    for name in ("log_ratio_size/mean", "log_ratio_size/max"):
+        metrics.pop(name, None)
+    metrics["kl_to_sampler/last_minibatch"] = minibatches[-1].get("kl_to_sampler", 0.0)
+    first = minibatches[0]
+    if not settings.recompute and "log_ratio_size/max" in first:
+        # Before the first update both sides have the same weights, so the ratio shows the sampler's error alone.
+        metrics["sampling/sampling_logp_difference/mean"] = first["log_ratio_size/mean"]
+        metrics["sampling/sampling_logp_difference/max"] = first["log_ratio_size/max"]
+    if mean_square := metrics.pop("ratio_mean_square", None):
+        metrics["ratio_effective_sample_size"] = effective_sample_size(metrics["ratio_mean"], mean_square)
+
+
+# What is also looked at for every minibatch alone.
+DRIFT = ("sum/kl_to_sampler", "sum/log_ratio_size/mean", "max/log_ratio_size/max")
+
+
+def pick(totals: Totals, names: Sequence[str]) -> dict[str, Tensor]:
+    """The entries of some metrics."""
+    return {name: totals.metrics[name] for name in names if name in totals.metrics}
+
+
+def accumulate(
+    engine: Engine, objective: Objective, batch: Batch, settings: UpdateSettings, totals: Totals
+) -> list[str]:
+    """Add the gradients of a minibatch; returns the prompts whose loss was not finite."""
+    counts = global_counts(batch)
+    bad_prompts: list[str] = []
+    with gradient_sums(engine.policy) as sums:
+        for micro_batch in batches_of(engine.policy, batch.groups, settings):
+            prompts = prompts_in(batch.groups, micro_batch)
+            if not add_gradient(engine, objective, batch, micro_batch, settings, counts, totals):
+                bad_prompts += prompts
+            # Looked at only after a bad update: a look waits for the device.
+            totals.gradients += [(value, prompts) for value in sums]
+            sums.clear()
+    return bad_prompts
+
+
+def add_gradient(
+    engine: Engine,
+    objective: Objective,
+    batch: Batch,
+    micro_batch: MicroBatch,
+    settings: UpdateSettings,
+    counts: dict[str, int],
+    totals: Totals,
+) -> bool:
+    """Add the gradient of a micro-batch; False when the objective met a log-prob that was not finite."""
+    with named(batch.groups, micro_batch):
+        log_probs_N, entropy_N = engine(
+            micro_batch.rows, temperature=settings.temperature, chunk_size=settings.chunk_size
+        )
+    log_probs_BT, mask_BT = micro_batch.scatter(log_probs_N)
+    entropy_BT, _ = micro_batch.scatter(entropy_N)
+    masked = [row for row, flat in enumerate(micro_batch.completion_indices) if flat in batch.masked]
+    mask_BT[masked] = False
+    old_BT = constants_like(log_probs_BT, batch.old_log_probs, micro_batch)
+    advantages_B = log_probs_BT.new_tensor([batch.advantages[flat] for flat in micro_batch.completion_indices])
+    try:
+        loss, metrics = objective.loss(log_probs_BT, old_BT, advantages_B, mask_BT, **counts)
+    except NonFiniteInput:
+        # Stopping here would leave the other ranks waiting, so the NaN goes on into the gradient, where
+        # all ranks see it before the weights move.
+        engine.backward(log_probs_N.sum() * torch.nan)
+        return False
+    totals.add(measure(objective, loss, log_probs_BT, old_BT, advantages_B, mask_BT, counts, settings.on_policy))
+    metrics |= {"add/policy_loss": loss.detach(), "sum/entropy": torch.where(mask_BT, entropy_BT, 0.0).sum()}
+    if batch.reference_log_probs is not None:
+        reference_BT = constants_like(log_probs_BT, batch.reference_log_probs, micro_batch)
+        kl_BT = kl_penalty(log_probs_BT, reference_BT, mask_BT)
+        loss = loss + settings.beta * objective.aggregate(kl_BT, mask_BT, **counts)
+        metrics["sum/kl"] = torch.where(mask_BT, kl_BT.detach(), 0.0).sum()
+    engine.backward(loss)
+    totals.add(Totals(metrics))
+    return True
+
+
+@contextmanager
+def gradient_sums(policy: Policy) -> Iterator[list[Tensor]]:
+    """Inside, each backward adds the sum of the gradient that reaches the token embeddings.
+
+    It is this rank's own, whatever the stage shares out, and a NaN from the loss or any text layer passes through it.
+    Not covered: a NaN in the gradient of one weight or of the vision tower alone.
+    """
+    sums: list[Tensor] = []
+
+    def watch(module: torch.nn.Module, args: tuple[Tensor, ...], embedded: Tensor) -> None:
+        embedded.register_hook(lambda gradient: sums.append(gradient.sum()))
+
+    handle = policy.model.get_input_embeddings().register_forward_hook(watch)
+    try:
+        yield sums
+    finally:
+        handle.remove()
+
+
+def global_counts(batch: Batch) -> dict[str, int]:
+    """Completions and sampled tokens of the minibatch over all ranks: the denominators of every objective."""
+    num_tokens = sum(len(row) for flat, row in enumerate(batch.old_log_probs) if flat not in batch.masked)
+    local = torch.tensor([len(batch.advantages), num_tokens], device=ranks.device())
+    num_completions, num_tokens = ranks.reduce(local, torch.distributed.ReduceOp.SUM).tolist()
+    # Everything may be masked; the loss is then 0 whatever it is divided by.
+    return {"num_completions": num_completions, "num_tokens": max(1, num_tokens)}
+
+
+def measure(
+    objective: Objective,
+    loss: Tensor,
+    log_probs_BT: Tensor,
+    old_BT: Tensor,
+    advantages_B: Tensor,
+    mask_BT: Tensor,
+    counts: dict[str, int],
+    on_policy: float,
+) -> Totals:
+    """What the objective did to the tokens of a micro-batch: ratio, drift, multiplier."""
+    multiplier_BT = multipliers(objective, loss, log_probs_BT, advantages_B, mask_BT, counts)
+    with torch.no_grad():
+        log_ratio_BT = torch.where(mask_BT, log_probs_BT - old_BT, 0.0).clamp(max=RATIO_LIMIT)
+        # Under the sampling policy E[r - 1 - log r] = KL(old || current).
+        drift_BT = torch.expm1(log_ratio_BT) - log_ratio_BT
+        metrics = {
+            "sum/kl_to_sampler": torch.where(mask_BT, drift_BT, 0.0).sum(),
+            "sum/log_ratio_size/mean": log_ratio_BT.abs().sum(),
+            "max/log_ratio_size/max": log_ratio_BT.abs().max(),
+            **masked_stats("ratio", torch.exp(log_ratio_BT), mask_BT),
+            **token_diagnostics(log_ratio_BT, multiplier_BT, advantages_B, mask_BT, on_policy),
+        }
+        quantities = token_quantities(objective, log_ratio_BT, multiplier_BT)
+        return Totals(metrics, mask_BT.sum(), histogram_counts(quantities, advantages_B, mask_BT))
+
+
+def constants_like(like_BT: Tensor, rows: Sequence[Sequence[float]], micro_batch: MicroBatch) -> Tensor:
+    """[B, T] of per-token constants of the micro-batch's completions, zeros where there is no token."""
+    width = like_BT.shape[1]
+    padded = [list(rows[flat]) + [0.0] * (width - len(rows[flat])) for flat in micro_batch.completion_indices]
+    return like_BT.new_tensor(padded)
+
+
+def prompts_in(groups: Sequence[ScoredGroup], micro_batch: MicroBatch) -> list[str]:
+    """Ids of the prompts whose completions are in a micro-batch."""
+    owners = [scored.group.prompt.id for scored in groups for _ in scored.group.completions]
+    return sorted({owners[flat] for flat in micro_batch.completion_indices})
+
+
+@contextmanager
+def named(groups: Sequence[ScoredGroup], micro_batch: MicroBatch) -> Iterator[None]:
+    """TrainingError with the prompts of a micro-batch whose tokens the model cannot read."""
+    try:
+        yield
+    except (ValueError, IndexError) as problem:
+        prompts = ", ".join(prompts_in(groups, micro_batch))
+        raise TrainingError(f"the model cannot read a completion of prompts {prompts} ({problem})") from problem
+
+
+def report_bad_update(bad_prompts: list[str], keep: Callable[[str], None], settings: UpdateSettings, step: int) -> None:
+    """Keep the minibatch, then stop, or print, with the ranks and prompts of a non-finite loss or gradient."""
+    by_rank = ranks.gather_objects(bad_prompts)
+    culprits = "; ".join(
+        f"rank {index}: prompts {', '.join(sorted(set(ids)))}" for index, ids in enumerate(by_rank) if ids
+    )
+    where = culprits or "in the backward of some rank"
+    message = f"step {step}: the loss or gradient was not finite ({where}); weights untouched"
+    keep(message)
+    if settings.on_nonfinite == "stop":
+        raise NonFiniteError(f"{message}. Lower train.learning_rate, or set train.on_nonfinite=skip to go on")
+    if ranks.is_main():
+        print(f"WARNING: {message}; the update was skipped", flush=True)
