@@ -78,7 +78,7 @@ def main() -> None:
 
 def default_chunk_size() -> int:
     """`train.logits_chunk_size` of a configuration that does not set it."""
-    from vlm_mhpo.config.schema import TrainConfig
+    from vlm_mhpo.config.training import TrainConfig
 
     return TrainConfig.model_fields["logits_chunk_size"].default
 

@@ -37,7 +37,8 @@ from vlm_mhpo.training import update
 from vlm_mhpo.training.assembly import Setup, build_setup
 from vlm_mhpo.training.loop import update_settings
 from vlm_mhpo.training.minibatches import build_batches
-from vlm_mhpo.training.update import Totals, update_on
+from vlm_mhpo.training.token_statistics import Totals
+from vlm_mhpo.training.update import update_on
 from vlm_mhpo.types import ScoredGroup
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_mhpo.config import load_config
-from vlm_mhpo.records.recorder import git_commit, versions
+from vlm_mhpo.records.run_file import git_commit, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 # Sampled reward is noisy from step to step; its start and end are means over this many steps.

@@ -59,7 +59,7 @@ def trl_side(overrides: Sequence[str], turnstile: Turnstile) -> None:
     from trl import GRPOTrainer
 
     from vlm_mhpo.config import load_config
-    from vlm_mhpo.prompts.stream import read_rows
+    from vlm_mhpo.prompts.rows import read_rows
     from vlm_mhpo.scoring.scorer import start_scorer
 
     torch.set_num_threads(1)
@@ -174,7 +174,7 @@ def reward_of(scorer: Any, rows: Sequence[Any], template: str) -> Callable[..., 
     """Our weighted rewards, from the same verifier processes, as a reward function of TRL."""
     import torch
 
-    from vlm_mhpo.scoring.scorer import to_sample
+    from vlm_mhpo.scoring.samples import to_sample
     from vlm_mhpo.types import Completion, Prompt
 
     def reward(
@@ -194,7 +194,7 @@ def check_prompt(trainer: Any, rows: Sequence[Any], config: Any) -> None:
     """Both sides must read the same tokens; SystemExit otherwise."""
     from vlm_mhpo.models.families.base import family_of
     from vlm_mhpo.models.loading import load_tools
-    from vlm_mhpo.prompts.stream import prompt_builder
+    from vlm_mhpo.prompts.builder import prompt_builder
 
     family = family_of(trainer.model.config.model_type)
     tools = load_tools(config.model.path, trainer.model, family, revision=None, min_pixels=None, max_pixels=None)

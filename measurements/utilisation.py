@@ -17,7 +17,8 @@ def step_flops(shape: Shape, overrides: Sequence[str], mean_length: float) -> tu
     from vlm_mhpo.commands.profiling.rate import matmul_rate
     from vlm_mhpo.config import load_config
     from vlm_mhpo.models.loading import DTYPES, load_policy
-    from vlm_mhpo.prompts.stream import prompt_builder, read_rows
+    from vlm_mhpo.prompts.builder import prompt_builder
+    from vlm_mhpo.prompts.rows import read_rows
     from vlm_mhpo.runtime import ranks
 
     config = load_config(CONFIG, list(overrides))

@@ -5,6 +5,7 @@ Shape suffixes: S prompt tokens, T completion tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -107,3 +108,26 @@ class StepUpdate:
     grad_norms: list[float]
     kl_to_sampler: list[float]
     histograms: dict[str, dict]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """This rank's share of a minibatch, with everything that stays constant over its updates.
+
+    Attributes:
+        groups: prompts, completions and rewards.
+        advantages: one a completion, flat over the groups.
+        old_log_probs, reference_log_probs: nats, one list of values a completion; reference None without a KL term.
+        masked: completions whose tokens do not count in the loss (cut at the budget, if so configured).
+    """
+
+    groups: Sequence[ScoredGroup]
+    advantages: tuple[float, ...]
+    old_log_probs: tuple[tuple[float, ...], ...]
+    reference_log_probs: tuple[tuple[float, ...], ...] | None = None
+    masked: frozenset[int] = frozenset()
+
+    @property
+    def completion_ids(self) -> list[list[tuple[int, ...]]]:
+        """Token ids, by group and completion."""
+        return [[c.token_ids for c in scored.group.completions] for scored in self.groups]

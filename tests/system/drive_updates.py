@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from tests.system.batches import load_tiny, scored_groups
 from vlm_mhpo.config import load_config
-from vlm_mhpo.engine.deepspeed import Engine, deepspeed_settings
+from vlm_mhpo.engine.deepspeed import Engine
+from vlm_mhpo.engine.settings import deepspeed_settings
 from vlm_mhpo.errors import VlmMhpoError
 from vlm_mhpo.objectives import build_objective
 from vlm_mhpo.rollout.base import SamplingParams
@@ -20,7 +21,8 @@ from vlm_mhpo.rollout.hf.sampler import HfSampler
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.training.loop import update_settings
 from vlm_mhpo.training.minibatches import advantages_of, truncated_in
-from vlm_mhpo.training.update import Batch, log_probs_of, update_on
+from vlm_mhpo.training.update import log_probs_of, update_on
+from vlm_mhpo.types import Batch
 
 
 def main(requests: Path, out: Path) -> None:

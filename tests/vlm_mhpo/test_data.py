@@ -12,7 +12,8 @@ from tests.builders import picture, problem_row
 from vlm_mhpo.config import DataConfig
 from vlm_mhpo.errors import PromptError, TrainingError
 from vlm_mhpo.prompts.builder import OverlongPrompt
-from vlm_mhpo.prompts.stream import PromptStream, read_rows, usable_rows
+from vlm_mhpo.prompts.rows import read_rows, usable_rows
+from vlm_mhpo.prompts.stream import PromptStream
 from vlm_mhpo.runtime import ranks
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from rewards import RewardSpec, Score, Scorer, Verdict, VerifierError, build_scorer
 from tests.builders import problem_row
-from vlm_mhpo.scoring.scorer import early_verdicts, score_groups
+from vlm_mhpo.scoring.early import early_verdicts
+from vlm_mhpo.scoring.scorer import score_groups
 from vlm_mhpo.types import Completion, Group
 
 TEMPLATE = "think_answer"

@@ -16,7 +16,9 @@ from tests.vlm_mhpo.update_cases import LENGTHS, NUM_COMPLETIONS, NUM_TOKENS, Pl
 from vlm_mhpo.config.objectives import DapoConfig, DrGrpoConfig, MhpoConfig
 from vlm_mhpo.objectives import build_objective
 from vlm_mhpo.training.minibatches import build_batches
-from vlm_mhpo.training.update import Batch, Totals, accumulate, update_on
+from vlm_mhpo.training.token_statistics import Totals
+from vlm_mhpo.training.update import accumulate, update_on
+from vlm_mhpo.types import Batch
 
 # The longest of the first prompt, and two of the last; 16 of the 51 tokens.
 MASKED = frozenset({2, 8, 10})

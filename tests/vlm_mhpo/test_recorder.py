@@ -12,7 +12,9 @@ from PIL import Image
 from tests.builders import completion, mixed_rows, picture, problem_row, prompts_of, scored
 from vlm_mhpo.config import LoggingConfig, load_config, parse_config
 from vlm_mhpo.errors import ConfigError
-from vlm_mhpo.records.recorder import Recorder, keep_rows, store_images, versions, write_run_file
+from vlm_mhpo.records.images import store_images
+from vlm_mhpo.records.recorder import Recorder, keep_rows
+from vlm_mhpo.records.run_file import versions, write_run_file
 
 QUIET = LoggingConfig(tensorboard=False)
 

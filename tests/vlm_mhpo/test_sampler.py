@@ -20,7 +20,8 @@ from tests.builders import (
     prompts_of,
 )
 from vlm_mhpo.rollout.base import SamplingParams
-from vlm_mhpo.rollout.hf.sampler import HfSampler, choose_tokens, keep_likely
+from vlm_mhpo.rollout.choosing import choose_tokens, keep_likely
+from vlm_mhpo.rollout.hf.sampler import HfSampler
 from vlm_mhpo.training.micro_batches import micro_batches
 
 SEED = (5, "rollout", 0)

@@ -27,8 +27,12 @@ from vlm_mhpo.config import OBJECTIVES, GrpoConfig, MhpoConfig
 from vlm_mhpo.engine.deepspeed import UpdateResult
 from vlm_mhpo.errors import NonFiniteError
 from vlm_mhpo.objectives import build_objective
+from vlm_mhpo.records.metrics import reduce_metrics
 from vlm_mhpo.runtime import ranks
-from vlm_mhpo.training.update import Batch, Totals, accumulate, batches_of, log_probs_of, update_on
+from vlm_mhpo.training import update
+from vlm_mhpo.training.token_statistics import Totals
+from vlm_mhpo.training.update import accumulate, batches_of, log_probs_of, update_on
+from vlm_mhpo.types import Batch
 
 BUDGETS = {"one forward": 100_000, "groups cut": 50, "one completion a row": 1}
 MHPO, GRPO = build_objective(MhpoConfig(), 8), build_objective(GrpoConfig(), 8)
@@ -349,13 +353,13 @@ def test_a_rank_with_a_bad_minibatch_calls_the_same_collectives_as_the_others(mo
             return UpdateResult(False, math.nan) if first else result
 
     called: list[list[tuple]] = []
-    plain_reduce = ranks.reduce_metrics
+    plain_reduce = reduce_metrics
 
     def listening(metrics, count):
         called[-1].append(tuple(sorted(metrics)))
         return plain_reduce(metrics, count)
 
-    monkeypatch.setattr(ranks, "reduce_metrics", listening)
+    monkeypatch.setattr(update, "reduce_metrics", listening)
     for first in (batch, poisoned(batch, kind)):
         called.append([])
         settings = settings_of(on_nonfinite="skip")

@@ -7,7 +7,8 @@ import torch
 
 from tests.builders import Tiny, completion, plain_log_probs, prompts_of, random_completions, scored
 from vlm_mhpo.engine.deepspeed import UpdateResult
-from vlm_mhpo.training.update import Batch, UpdateSettings
+from vlm_mhpo.training.update import UpdateSettings
+from vlm_mhpo.types import Batch
 
 LENGTHS = ((5, 1, 7, 3), (2, 6, 6, 4), (8, 3, 1, 5))
 NUM_COMPLETIONS, NUM_TOKENS = 12, sum(sum(lengths) for lengths in LENGTHS)

@@ -168,7 +168,7 @@ def model_judge(config: Config, model: str, num_samples: int) -> Iterator[Judge]
     from vlm_mhpo.evaluation.held_out import judge as judge_groups
     from vlm_mhpo.models.loading import load_policy
     from vlm_mhpo.models.tiny import resolve_model
-    from vlm_mhpo.prompts.stream import prompt_builder
+    from vlm_mhpo.prompts.builder import prompt_builder
     from vlm_mhpo.rollout.base import SamplingParams
     from vlm_mhpo.rollout.hf.sampler import HfSampler
     from vlm_mhpo.scoring.scorer import start_verifier

@@ -1,26 +1,22 @@
 """The configuration of a run; importable without torch."""
 
 from vlm_mhpo.config.base import Section
+from vlm_mhpo.config.data import DataConfig
+from vlm_mhpo.config.evaluation import EvalConfig
+from vlm_mhpo.config.model import ModelConfig
 from vlm_mhpo.config.objectives import OBJECTIVES, BaseObjective, GrpoConfig, MhpoConfig, ObjectiveConfig
 from vlm_mhpo.config.reading import describe, known_keys, load_config, parse_config
-from vlm_mhpo.config.schema import (
+from vlm_mhpo.config.rewards import RewardConfig, RewardsConfig
+from vlm_mhpo.config.rollout import RolloutConfig
+from vlm_mhpo.config.run import (
     CheckpointConfig,
     Config,
-    DataConfig,
-    DeepSpeedConfig,
-    EvalConfig,
     FaultsConfig,
     LoggingConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RewardConfig,
-    RewardsConfig,
-    RolloutConfig,
-    SftConfig,
-    TrainConfig,
     check_world_size,
     nearest_multiple,
 )
+from vlm_mhpo.config.training import DeepSpeedConfig, OptimizerConfig, SftConfig, TrainConfig
 
 __all__ = [
     "OBJECTIVES",

@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from pydantic import BaseModel, ValidationError
 
 from vlm_mhpo.config.objectives import OBJECTIVES, CustomConfig
-from vlm_mhpo.config.schema import Config, RewardConfig
+from vlm_mhpo.config.rewards import RewardConfig
+from vlm_mhpo.config.run import Config
 from vlm_mhpo.errors import ConfigError
 
 
@@ -126,3 +127,11 @@ def known_keys() -> list[str]:
     for objective in (*OBJECTIVES, CustomConfig):
         keys.extend(f"objective.{name}" for name in objective.model_fields)
     return list(dict.fromkeys(keys))
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,21 +13,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from vlm_mhpo.config import DeepSpeedConfig, OptimizerConfig
+from vlm_mhpo.engine.optimizer import build_optimizer
+from vlm_mhpo.engine.settings import deepspeed_settings
 from vlm_mhpo.errors import ConfigError
 from vlm_mhpo.runtime import ranks
-
-# What a user's DeepSpeed JSON may not decide: these follow from our own configuration.
-OWN_KEYS = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "gradient_clipping",
-    "optimizer",
-    "scheduler",
-    "bf16",
-    "fp16",
-    "managed_gradient_accumulation",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,82 +121,3 @@ class Engine:
                 problem = error
         if problem is not None:
             raise problem
-
-
-def build_optimizer(
-    parameters: Sequence[nn.Parameter], config: OptimizerConfig, *, offload: bool
-) -> torch.optim.Optimizer:
-    """AdamW; DeepSpeed's CPU version (compiled at first use) when its state lives in host memory."""
-    arguments = dict(
-        # Every update sets its own; DeepSpeed may step once before the first.
-        lr=0.0,
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon,
-        weight_decay=config.weight_decay,
-    )
-    if offload and torch.cuda.is_available():
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-        return DeepSpeedCPUAdam(parameters, adamw_mode=True, **arguments)
-    return torch.optim.AdamW(parameters, fused=True, **arguments)
-
-
-def deepspeed_settings(config: DeepSpeedConfig, *, dtype: str, max_grad_norm: float) -> dict[str, Any]:
-    """DeepSpeed's own configuration: the user's JSON if there is one, with what must follow from ours."""
-    settings = read_user_settings(config.config) if config.config else {}
-    zero = settings.setdefault("zero_optimization", {})
-    zero.setdefault("stage", config.zero_stage)
-    if config.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    if config.offload_param:
-        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    if zero["stage"] in (1, 3):
-        # With caller-owned accumulation DeepSpeed overlaps communication only in stage 2.
-        zero["overlap_comm"] = False
-    if dtype == "bfloat16" and adds_in_float32(zero["stage"]):
-        # By default every micro-batch would round the sum of the gradients to bfloat16.
-        settings["data_types"] = {"grad_accum_dtype": "fp32"} | settings.get("data_types", {})
-    settings |= {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        # We decide when a batch is complete: the number of micro-batches follows from the token budget.
-        "managed_gradient_accumulation": False,
-        "gradient_clipping": max_grad_norm if zero["stage"] else 0.0,
-        "bf16": {"enabled": dtype == "bfloat16"},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": None,
-    }
-    return settings
-
-
-def adds_in_float32(stage: int) -> bool:
-    """Whether DeepSpeed can add the gradients of bfloat16 micro-batches in float32 without another optimizer."""
-    return stage >= 2
-
-
-def read_user_settings(path: str) -> dict[str, Any]:
-    """A user's DeepSpeed JSON; ConfigError when it is unreadable or decides what is ours to decide."""
-    try:
-        settings = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"deepspeed.config={path}: not a readable JSON file ({error})") from error
-    clashes = [key for key in OWN_KEYS if settings.get(key, "auto") != "auto" and key not in ("bf16",)]
-    if clashes:
-        raise ConfigError(
-            f"deepspeed.config={path} sets {', '.join(clashes)}: remove them, they follow from this configuration"
-        )
-    return {key: value for key, value in settings.items() if key not in OWN_KEYS}
-
-
-def learning_rate_at(step: int, config: OptimizerConfig, max_steps: int) -> float:
-    """The learning rate of training step `step` (0-based): linear warm-up, then constant, linear or cosine to 0."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)
-    shapes: dict[str, Callable[[float], float]] = {
-        "constant": lambda _: 1.0,
-        "linear": lambda p: 1.0 - p,
-        "cosine": lambda p: 0.5 * (1.0 + math.cos(math.pi * p)),
-    }
-    return config.learning_rate * shapes[config.lr_scheduler_type](min(1.0, progress))

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from vlm_mhpo.config import Config
-from vlm_mhpo.engine.deepspeed import deepspeed_settings
+from vlm_mhpo.engine.settings import deepspeed_settings
 from vlm_mhpo.models.loading import load_policy
 from vlm_mhpo.models.tiny import resolve_model
 from vlm_mhpo.runtime import ranks

@@ -14,8 +14,7 @@ from vlm_mhpo.evaluation.benchmarks import Benchmark, benchmark_rows, find
 from vlm_mhpo.evaluation.protocol import benchmark_protocol
 from vlm_mhpo.models.families.base import Family
 from vlm_mhpo.models.loading import Tools
-from vlm_mhpo.prompts.builder import PromptBuilder
-from vlm_mhpo.prompts.stream import prompt_builder
+from vlm_mhpo.prompts.builder import PromptBuilder, prompt_builder
 from vlm_mhpo.records.evaluation import BenchmarkProtocol
 
 

@@ -18,10 +18,10 @@ from tqdm import tqdm
 from data_prep import Row
 from rewards import Item, Verifier
 from vlm_mhpo.prompts.builder import PromptBuilder
-from vlm_mhpo.records.recorder import store_images
+from vlm_mhpo.records.images import store_images
 from vlm_mhpo.rollout.base import Sampler, SamplingParams
 from vlm_mhpo.runtime import ranks
-from vlm_mhpo.scoring.scorer import asked_choices
+from vlm_mhpo.scoring.samples import asked_choices
 from vlm_mhpo.types import Group
 
 # Prompts that are built and sampled at a time: bounds the memory of their pixels.

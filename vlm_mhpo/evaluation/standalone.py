@@ -12,7 +12,8 @@ from vlm_mhpo.evaluation.held_out import evaluate, summarise, write_evaluation
 from vlm_mhpo.models.loading import Tools, load_policy
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.models.tiny import resolve_model
-from vlm_mhpo.prompts.stream import prompt_builder, read_rows, usable_rows
+from vlm_mhpo.prompts.builder import prompt_builder
+from vlm_mhpo.prompts.rows import read_rows, usable_rows
 from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.rollout.hf.sampler import HfSampler
 from vlm_mhpo.runtime import ranks

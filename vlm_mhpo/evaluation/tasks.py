@@ -23,7 +23,7 @@ from vlm_mhpo.prompts.builder import PromptBuilder
 from vlm_mhpo.records.evaluation import Item, ItemCompletion
 from vlm_mhpo.rollout.base import Sampler, SamplingParams
 from vlm_mhpo.runtime import ranks
-from vlm_mhpo.scoring.scorer import asked_choices
+from vlm_mhpo.scoring.samples import asked_choices
 from vlm_mhpo.types import Group
 
 CHUNK_SIZE = 64
@@ -108,7 +108,7 @@ def run_task(
 
 def merge(task: Task, file: Path, parts: Path, folder: Path, gallery: int) -> None:
     """The ranks' files as one, with copies of the first pictures."""
-    from vlm_mhpo.records.recorder import store_images
+    from vlm_mhpo.records.images import store_images
 
     items = [
         item.model_copy(update={"images": tuple(store_images(folder, row.images))}) if place < gallery else item

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from data_prep import Row
 from vlm_mhpo.config import Config
+from vlm_mhpo.config.reading import flatten
 from vlm_mhpo.errors import ConfigError
-from vlm_mhpo.records.recorder import versions
+from vlm_mhpo.records.run_file import versions
 from vlm_mhpo.runtime import ranks
-from vlm_mhpo.training.saving import flatten
 
 SOURCE = Path(__file__).resolve().parent.parent
 PACKAGES = ("vlm_mhpo", "data_prep", "rewards")

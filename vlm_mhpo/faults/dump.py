@@ -16,8 +16,7 @@ from vlm_mhpo.config import Config, parse_config
 from vlm_mhpo.errors import ConfigError
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.runtime.secrets import without_secrets
-from vlm_mhpo.training.update import Batch
-from vlm_mhpo.types import Completion, Group, Prompt, ScoredGroup
+from vlm_mhpo.types import Batch, Completion, Group, Prompt, ScoredGroup
 
 FORMAT_VERSION = 1
 # The tensors of a prompt, under its number in the safetensors file.

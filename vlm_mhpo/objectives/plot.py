@@ -10,7 +10,7 @@ from vlm_mhpo.config import Config, GrpoConfig
 from vlm_mhpo.config.objectives import BaseObjective, SapoConfig
 from vlm_mhpo.errors import ConfigError
 from vlm_mhpo.objectives import build_objective
-from vlm_mhpo.training.token_statistics import multiplier_curve
+from vlm_mhpo.objectives.multipliers import multiplier_curve
 
 # Ratios from a twentieth to twenty.
 LOG_RATIO_RANGE = 3.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,54 +16,12 @@ from vlm_mhpo.types import Prompt
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-IMAGE_PLACEHOLDER = "<image>"
+
+from vlm_mhpo.config import DataConfig
+from vlm_mhpo.prompts.messages import build_messages, special_tokens
+
 # Rows that go through the processor together: enough to pay for the call, few enough that copies stay small.
 BATCH = 16
-
-
-def neutralise(text: str, special_tokens: Iterable[str]) -> str:
-    """`text` with every special token broken up by a zero-width space, so that the tokenizer reads plain characters."""
-    # str.replace steps over what it has just read, so a token that overlaps itself needs another round.
-    specials = [token for token in special_tokens if len(token) > 1]
-    while found := [token for token in specials if token in text]:
-        for token in found:
-            text = text.replace(token, token[0] + "\u200b" + token[1:])
-    return text
-
-
-def special_tokens(tools: Tools) -> tuple[str, ...]:
-    """The texts that the tokenizer reads as structure."""
-    # Llama 3 declares its turn tokens special without listing them among all_special_tokens.
-    declared = [token.content for token in tools.tokenizer.added_tokens_decoder.values() if token.special]
-    return tuple(dict.fromkeys([*tools.tokenizer.all_special_tokens, *declared]))
-
-
-def build_messages(
-    row: Row, *, system_prompt: str | None, instruction: str, special_tokens: Sequence[str]
-) -> list[dict]:
-    """Chat messages of a row in transformers' multimodal form; images stand where `<image>` stood."""
-    pieces = row.problem.split(IMAGE_PLACEHOLDER)
-    if len(pieces) - 1 != len(row.images):
-        raise PromptError(
-            f"row {row.id}: the problem has {len(pieces) - 1} {IMAGE_PLACEHOLDER} placeholders for "
-            f"{len(row.images)} images"
-        )
-    pieces[-1] = f"{pieces[-1]}{choices_text(row)}{instruction}"
-    content: list[dict] = []
-    for index, piece in enumerate(pieces):
-        if index:
-            content.append({"type": "image"})
-        if piece:
-            content.append({"type": "text", "text": neutralise(piece, special_tokens)})
-    system = [{"role": "system", "content": [{"type": "text", "text": system_prompt}]}] if system_prompt else []
-    return [*system, {"role": "user", "content": content}]
-
-
-def choices_text(row: Row) -> str:
-    """The choices of a multiple-choice row, one a line behind its letter; empty for other rows."""
-    if row.kind != "choice" or not row.choices:
-        return ""
-    return "\nChoices:\n" + "\n".join(f"({chr(ord('A') + i)}) {choice}" for i, choice in enumerate(row.choices)) + "\n"
 
 
 class PromptBuilder:
@@ -194,3 +152,14 @@ class PromptBuilder:
 
 class OverlongPrompt(PromptError):
     """The prompt does not fit data.max_prompt_length; callers may filter it."""
+
+
+def prompt_builder(config: DataConfig, tools: Tools, family: Family) -> PromptBuilder:
+    """The prompt of a configuration, the same for warm start, training and evaluation."""
+    return PromptBuilder(
+        tools,
+        family,
+        system_prompt=config.system_prompt,
+        instruction=config.instruction,
+        max_prompt_length=config.max_prompt_length,
+    )

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
 import os
-import platform
-import subprocess
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from data_prep import open_image
-from data_prep.images.opening import read_image
-from vlm_mhpo import __version__
-from vlm_mhpo.config import Config, LoggingConfig
+from vlm_mhpo.config import LoggingConfig
+from vlm_mhpo.records.images import store_images
 from vlm_mhpo.records.norms import NormHistory
-from vlm_mhpo.runtime.secrets import without_secrets
 from vlm_mhpo.types import ScoredGroup, StepUpdate
-
-PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "pillow", "math-verify", "qwen-vl-utils", "trl")
 
 
 class Recorder:
@@ -134,20 +124,6 @@ def sample_rows(run_dir: Path, step: int, scored: ScoredGroup) -> list[dict[str,
     ]
 
 
-def store_images(run_dir: Path, images: Sequence[bytes | Path]) -> list[str]:
-    """PNG copies in `run_dir/images`, named by content; returns paths relative to `run_dir`."""
-    names: list[str] = []
-    for image in images:
-        encoded = read_image(image)
-        name = f"images/{hashlib.sha256(encoded).hexdigest()[:16]}.png"
-        file = run_dir / name
-        if not file.exists():
-            file.parent.mkdir(exist_ok=True)
-            open_image(encoded).save(file)
-        names.append(name)
-    return names
-
-
 def norms_in(file: Path) -> list[float]:
     """The gradient norms that an updates.jsonl holds."""
     lines = file.read_text().splitlines() if file.exists() else []
@@ -169,51 +145,6 @@ def keep_rows(file: Path, last_step: int) -> None:
     replacement = file.with_suffix(".tmp")
     replacement.write_text("".join(kept))
     replacement.replace(file)
-
-
-def write_run_file(run_dir: Path, config: Config, model: dict[str, Any]) -> None:
-    """run.json and config.yaml: the resolved configuration (secrets as ***), versions, commit, seed."""
-    from omegaconf import OmegaConf
-
-    values = without_secrets(config.model_dump())
-    run_dir.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(values), run_dir / "config.yaml")
-    record = {
-        "config": values,
-        "versions": versions(),
-        "git_commit": git_commit(),
-        "seed": config.seed,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": model,
-    }
-    (run_dir / "run.json").write_text(json.dumps(record, indent=1))
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on; packages that are not installed are left out."""
-    found = {"vlm-mhpo": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def git_commit() -> str | None:
-    """Commit of this source tree, with "-dirty" if it was changed; None outside git."""
-    here = Path(__file__).parent
-    try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None
 
 
 def start_wandb(run_dir: Path):

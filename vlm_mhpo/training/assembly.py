@@ -12,7 +12,8 @@ from tqdm import tqdm
 from data_prep import Row
 from vlm_mhpo.checkpoint import Saving
 from vlm_mhpo.config import Config
-from vlm_mhpo.engine.deepspeed import Engine, adds_in_float32, deepspeed_settings
+from vlm_mhpo.engine.deepspeed import Engine
+from vlm_mhpo.engine.settings import adds_in_float32, deepspeed_settings
 from vlm_mhpo.errors import ConfigError
 from vlm_mhpo.evaluation.chosen import Chosen, benchmark_builder, chosen_benchmarks
 from vlm_mhpo.models.families.base import parameter_table
@@ -20,12 +21,12 @@ from vlm_mhpo.models.loading import Tools, load_policy, loaded_commit
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.models.tiny import resolve_model
 from vlm_mhpo.objectives import build_objective
-from vlm_mhpo.prompts.builder import PromptBuilder
-from vlm_mhpo.prompts.stream import prompt_builder, read_rows, usable_rows
-from vlm_mhpo.records.recorder import write_run_file
+from vlm_mhpo.objectives.multipliers import on_policy_multiplier
+from vlm_mhpo.prompts.builder import PromptBuilder, prompt_builder
+from vlm_mhpo.prompts.rows import read_rows, usable_rows
+from vlm_mhpo.records.run_file import write_run_file
 from vlm_mhpo.rollout.hf.sampler import HfSampler
 from vlm_mhpo.runtime import ranks
-from vlm_mhpo.training.token_statistics import on_policy_multiplier
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NoReturn
 
 from tqdm import tqdm
@@ -15,49 +12,15 @@ from rewards import RewardError, VerifierError
 from vlm_mhpo.checkpoint.policy_folder import save_policy
 from vlm_mhpo.errors import Stopped, TrainingError
 from vlm_mhpo.faults.dump import POLICY_FOLDER, dump_folder, unscored, whole_step, write_dump
-from vlm_mhpo.faults.health import Finding, Vitals, findings, idle_steps, vitals_of
-from vlm_mhpo.faults.stopping import StopRequest
-from vlm_mhpo.faults.watchdog import Watchdog
+from vlm_mhpo.faults.guard import Guard
+from vlm_mhpo.faults.health import Finding, findings, idle_steps, vitals_of
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.training.assembly import Setup
 from vlm_mhpo.training.saving import finish_pending, is_due, save_if_due
-from vlm_mhpo.training.update import Batch
-from vlm_mhpo.types import Group, ScoredGroup
+from vlm_mhpo.types import Batch, Group, ScoredGroup
 
 # Skipped updates that are dumped; a run that skips all the time must not fill the disk.
 MAX_DUMPS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Guard:
-    """What watches over a run.
-
-    Attributes:
-        stop: knows whether a signal asked to stop.
-        watchdog: knows where the other ranks are.
-        history: vitals of the finished steps, oldest first.
-    """
-
-    stop: StopRequest
-    watchdog: Watchdog
-    history: list[Vitals] = field(default_factory=list)
-
-    def on_token(self) -> None:
-        """Before each sampled token: this rank gets on, or gives up when the run is asked to stop."""
-        self.watchdog.tick()
-        self.stop.give_up()
-
-    def remember(self, metrics_file: Path, last_step: int) -> None:
-        """Take the history of a run that goes on from its metrics; called by all ranks, read by the main one."""
-        found = read_history(metrics_file, last_step) if ranks.is_main() else []
-        self.history.extend(ranks.gather_objects(found)[0])
-
-
-def read_history(metrics_file: Path, last_step: int) -> list[Vitals]:
-    """Vitals of the training steps in a metrics.jsonl, up to `last_step`."""
-    lines = metrics_file.read_text().splitlines() if metrics_file.is_file() else []
-    rows = [json.loads(line) for line in lines]
-    return [vitals_of(row) for row in rows if "reward" in row and row["step"] <= last_step]
 
 
 def leave(setup: Setup, guard: Guard, step: int, *, is_saved: bool) -> NoReturn:

@@ -5,47 +5,39 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
-from tqdm import tqdm
-
 from rewards import Scorer, Verifier
 from vlm_mhpo.config import Config, check_world_size
-from vlm_mhpo.engine.deepspeed import learning_rate_at
+from vlm_mhpo.engine.optimizer import learning_rate_at
 from vlm_mhpo.engine.reference import Reference
-from vlm_mhpo.evaluation.held_out import evaluate, summarise, write_evaluation
-from vlm_mhpo.evaluation.standalone import evaluation_params
 from vlm_mhpo.faults.agreement import check_same_rows, check_same_setting
 from vlm_mhpo.faults.dump import unscored, whole_step
+from vlm_mhpo.faults.guard import Guard
 from vlm_mhpo.faults.stopping import Interrupted, StopRequest
 from vlm_mhpo.faults.watchdog import Watchdog
 from vlm_mhpo.models.loading import Tools
 from vlm_mhpo.objectives import Objective, build_objective
+from vlm_mhpo.objectives.multipliers import on_policy_multiplier
 from vlm_mhpo.prompts.prefetch import prefetched
 from vlm_mhpo.prompts.stream import PromptStream
 from vlm_mhpo.records.recorder import Recorder
 from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.rollout.refill import refill
 from vlm_mhpo.runtime import ranks
-from vlm_mhpo.scoring.scorer import early_verdicts, reward_metrics, score_groups, start_scorer, start_verifier
+from vlm_mhpo.scoring.early import early_verdicts
+from vlm_mhpo.scoring.metrics import reward_metrics
+from vlm_mhpo.scoring.scorer import score_groups, start_scorer, start_verifier
 from vlm_mhpo.training.assembly import Setup, build_setup, record_setup
-from vlm_mhpo.training.guarded import (
-    Guard,
-    dump_bad_update,
-    dumping,
-    examine,
-    leave_before,
-    score_together,
-    stop_if_asked,
-)
-from vlm_mhpo.training.held_out import benchmark_metrics, stops_early
+from vlm_mhpo.training.guarded import dump_bad_update, dumping, examine, leave_before, score_together, stop_if_asked
+from vlm_mhpo.training.held_out import ends_early, evaluate_at_start, evaluate_if_due, stops_early
 from vlm_mhpo.training.minibatches import build_batches
+from vlm_mhpo.training.progress import ProgressBar
 from vlm_mhpo.training.saving import only_writer, resume, save_if_due
-from vlm_mhpo.training.token_statistics import on_policy_multiplier
-from vlm_mhpo.training.update import Batch, UpdateSettings, update_on
-from vlm_mhpo.types import Prompt, ScoredGroup
+from vlm_mhpo.training.update import UpdateSettings, update_on
+from vlm_mhpo.types import Batch, Prompt, ScoredGroup
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -205,54 +197,6 @@ def sampling_params(config: Config) -> SamplingParams:
     )
 
 
-def evaluate_at_start(setup: Setup, guard: Guard, verifier: Verifier, recorder: Recorder | None, start: int) -> None:
-    """The evaluation before the first step, or the one after step `start` if a stop cut it off."""
-    if start == 0:
-        if not setup.config.eval.before:
-            return
-        guard.watchdog.enter("evaluate", 0)
-        try:
-            record = run_evaluation(setup, guard, verifier, name="before", step=0)
-            metrics = evaluation_metrics(record) | benchmark_metrics(setup, verifier, 0, guard.stop.sample)
-        except Interrupted:
-            leave_before(setup, guard, 0, 0)
-        if recorder and metrics:
-            recorder.write_metrics(0, metrics)
-        return
-    sought = "eval/accuracy" if setup.eval_rows else next((f"eval/{b.name}/accuracy" for b in setup.benchmarks), None)
-    # Only the main rank reads the records.
-    if sought and ranks.largest(int(recorder is not None and recorder.lacks(start, sought))):
-        metrics = evaluate_if_due(setup, guard, verifier, start)
-        if recorder and metrics:
-            recorder.amend(start, metrics)
-
-
-def evaluate_if_due(setup: Setup, guard: Guard, verifier: Verifier, step: int) -> dict[str, float]:
-    """Metrics of the evaluation after `step`; the one after the last step is kept as eval/after.json.
-
-    {} when none is due, or when it was given up because of a stop: the run makes up for it when it continues.
-    """
-    config = setup.config
-    last, every = step == config.train.max_steps, config.eval.every
-    if not (last or (every and step % every == 0)):
-        return {}
-    guard.watchdog.enter("evaluate", step)
-    try:
-        record = run_evaluation(setup, guard, verifier, name="after" if last else f"step_{step}", step=step, keep=last)
-        return evaluation_metrics(record) | benchmark_metrics(setup, verifier, step, guard.stop.sample)
-    except Interrupted:
-        return {}
-
-
-def ends_early(setup: Setup, guard: Guard, verifier: Verifier, metrics: dict[str, float], step: int) -> bool:
-    """Whether `eval.early_stop` ends the run after `step`; then its evaluation is kept as eval/after.json."""
-    if not stops_early(setup, metrics, step):
-        return False
-    with suppress(Interrupted):
-        run_evaluation(setup, guard, verifier, name="after", step=step)
-    return True
-
-
 def update_settings(config: Config, tools: Tools, objective: Objective) -> UpdateSettings:
     """The part of the configuration that an update reads."""
     return UpdateSettings(
@@ -269,44 +213,6 @@ def update_settings(config: Config, tools: Tools, objective: Objective) -> Updat
     )
 
 
-def run_evaluation(
-    setup: Setup, guard: Guard, verifier: Verifier, *, name: str, step: int, keep: bool = True
-) -> dict[str, Any]:
-    """Evaluate the policy on the held-out rows; with `keep`, write eval/NAME.json and .md. {} without such rows.
-
-    Raises:
-        Interrupted: on all ranks, when one was asked to stop.
-    """
-    if not setup.eval_rows:
-        return {}
-    config = setup.config
-    params = evaluation_params(config)
-    items = evaluate(
-        setup.eval_rows,
-        setup.builder,
-        setup.sampler,
-        verifier,
-        params,
-        template=config.data.template,
-        seed=config.seed,
-        image_dir=setup.run_dir if keep else None,
-        gallery=config.eval.gallery,
-        together=guard.stop.sample,
-    )
-    record = summarise(items, name=name, step=step, params=params)
-    if keep and ranks.is_main():
-        write_evaluation(setup.run_dir / "eval", record)
-    return record
-
-
-def evaluation_metrics(record: dict[str, Any]) -> dict[str, float]:
-    """The row of metrics.jsonl of an evaluation."""
-    if not record:
-        return {}
-    metrics = {"eval/accuracy": record["accuracy"], "eval/mean_length": record["mean_length"]}
-    return metrics | {f"eval/{source}/accuracy": part["accuracy"] for source, part in record["by_source"].items()}
-
-
 @contextmanager
 def recording(setup: Setup, start: int) -> Iterator[Recorder | None]:
     """A recorder on the main rank, None elsewhere."""
@@ -319,35 +225,6 @@ def recording(setup: Setup, start: int) -> Iterator[Recorder | None]:
         yield recorder
     finally:
         recorder.close()
-
-
-class ProgressBar:
-    """Steps done and time left, with reward, accuracy and the last held-out accuracy; silent but on the main rank."""
-
-    def __init__(self, config: Config, start: int) -> None:
-        self._note: dict[str, str] = {}
-        self._bar = tqdm(
-            total=config.train.max_steps,
-            initial=start,
-            desc=config.objective.name,
-            unit="step",
-            disable=not ranks.is_main(),
-        )
-
-    def __enter__(self) -> ProgressBar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def advance(self, metrics: dict[str, float]) -> None:
-        """One step more."""
-        self._note["reward"] = f"{metrics['reward']:.3f}"
-        for label, name in (("accuracy", "rewards/accuracy/mean"), ("held-out", "eval/accuracy")):
-            if name in metrics:
-                self._note[label] = f"{100 * metrics[name]:.1f} %"
-        self._bar.set_postfix(self._note, refresh=False)
-        self._bar.update()
 
 
 class Stopwatch:

@@ -11,8 +11,8 @@ from vlm_mhpo.runtime import ranks
 from vlm_mhpo.scoring.advantages import group_advantages
 from vlm_mhpo.training.assembly import Setup
 from vlm_mhpo.training.balance import balance
-from vlm_mhpo.training.update import Batch, UpdateSettings, log_probs_of
-from vlm_mhpo.types import ScoredGroup
+from vlm_mhpo.training.update import UpdateSettings, log_probs_of
+from vlm_mhpo.types import Batch, ScoredGroup
 
 
 def build_batches(

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from vlm_mhpo import checkpoint
 from vlm_mhpo.checkpoint.policy_folder import save_policy
 from vlm_mhpo.config import Config
+from vlm_mhpo.config.reading import flatten
 from vlm_mhpo.errors import CheckpointError, SaveError
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.runtime.secrets import without_secrets
@@ -179,11 +180,3 @@ def fixed_values(setup: Setup) -> dict[str, Any]:
         "world_size": ranks.world_size(),
         "training rows": f"{len(setup.train_rows)} rows, {hashlib.sha256(identity.encode()).hexdigest()[:16]}",
     }
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

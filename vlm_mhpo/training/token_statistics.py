@@ -9,65 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from vlm_mhpo.objectives import Objective
+from vlm_mhpo.objectives.common import masked_stats
 from vlm_mhpo.objectives.mhpo import DEAD_ZONE_SHARE
+from vlm_mhpo.objectives.multipliers import multipliers
 from vlm_mhpo.records.histograms import EDGES, NUM_BINS, SHARES, SIGNS, quantile, trim
+from vlm_mhpo.runtime import ranks
 
 # Largest log-ratio that is measured, so that the sum of squares of a runaway ratio is still a float32.
 RATIO_LIMIT = 40.0
-
-
-def multipliers(
-    objective: Objective,
-    policy_loss: Tensor,
-    log_probs_BT: Tensor,
-    advantages_B: Tensor,
-    mask_BT: Tensor,
-    counts: dict[str, int],
-) -> Tensor:
-    """[B, T] M of each token; 0 where masked or where the advantage is 0.
-
-    Args:
-        objective: the objective that made `policy_loss`.
-        policy_loss: [] with its graph, which is kept.
-        log_probs_BT: [B, T] that the loss was computed from.
-        advantages_B: [B].
-        mask_BT: [B, T] bool.
-        counts: the denominators that the loss was given.
-    """
-    (gradient_BT,) = torch.autograd.grad(policy_loss, log_probs_BT, retain_graph=True)
-    share_BT = token_shares(objective, mask_BT, counts, log_probs_BT.dtype)
-    scale_BT = share_BT * advantages_B.detach()[:, None]
-    return torch.where(mask_BT & (scale_BT != 0), -gradient_BT / torch.where(scale_BT == 0, 1.0, scale_BT), 0.0)
-
-
-def token_shares(objective: Objective, mask_BT: Tensor, counts: dict[str, int], dtype: torch.dtype) -> Tensor:
-    """[B, T] weight of each token's value in the objective's mean."""
-    with torch.enable_grad():
-        values_BT = torch.zeros(mask_BT.shape, dtype=dtype, device=mask_BT.device, requires_grad=True)
-        (shares_BT,) = torch.autograd.grad(objective.aggregate(values_BT, mask_BT, **counts), values_BT)
-    return shares_BT
-
-
-def multiplier_curve(objective: Objective, log_ratio: Tensor, advantage: float) -> Tensor:
-    """M at each log-ratio for completions of one token with the given advantage; shape of `log_ratio`, [n]."""
-    size = log_ratio.shape[0]
-    counts = {"num_completions": size, "num_tokens": size}
-    log_probs_B1 = log_ratio.detach()[:, None].clone().requires_grad_()
-    advantages_B = torch.full_like(log_ratio, advantage)
-    mask_B1 = torch.ones(size, 1, dtype=torch.bool, device=log_ratio.device)
-    with torch.enable_grad():
-        loss, _ = objective.loss(log_probs_B1, torch.zeros_like(log_probs_B1), advantages_B, mask_B1, **counts)
-        return multipliers(objective, loss, log_probs_B1, advantages_B, mask_B1, counts)[:, 0]
-
-
-def on_policy_multiplier(objective: Objective) -> float:
-    """M at ratio 1: 0.2651 for MHPO with the paper's constants, 1 for the others."""
-    return float(multiplier_curve(objective, torch.zeros(1, dtype=torch.float64), 1.0))
 
 
 @torch.no_grad()
@@ -142,3 +97,59 @@ def effective_sample_size(mean: float, mean_square: float) -> float:
     """(sum r)^2 / (n sum r^2), in (0, 1]: the share of tokens that the importance weights leave in effect."""
     # Sums rounded in float32 may put equal weights a little above 1.
     return min(1.0, mean**2 / mean_square)
+
+
+@dataclass(slots=True)
+class Totals:
+    """Metric sums of micro-batches on this rank; see `distributed.reduce_metrics` for the name prefixes.
+
+    `gradients` is what `gradient_sums` saw of each micro-batch, and its prompts; it is not folded into another.
+    """
+
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    num_tokens: Tensor = field(default_factory=lambda: torch.zeros((), device=ranks.device()))
+    # A 0 that takes the shape of the first counts.
+    histograms: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64, device=ranks.device()))
+    gradients: list[tuple[Tensor, list[str]]] = field(default_factory=list)
+
+    def add(self, other: Totals) -> None:
+        """Fold the sums of another in."""
+        self.num_tokens = self.num_tokens + other.num_tokens
+        self.histograms = self.histograms + other.histograms
+        for name, value in other.metrics.items():
+            known = self.metrics.get(name)
+            if known is None:
+                self.metrics[name] = value
+            elif name.startswith("min/"):
+                self.metrics[name] = torch.minimum(known, value)
+            elif name.startswith("max/"):
+                self.metrics[name] = torch.maximum(known, value)
+            else:
+                self.metrics[name] = known + value
+
+
+def measure(
+    objective: Objective,
+    loss: Tensor,
+    log_probs_BT: Tensor,
+    old_BT: Tensor,
+    advantages_B: Tensor,
+    mask_BT: Tensor,
+    counts: dict[str, int],
+    on_policy: float,
+) -> Totals:
+    """What the objective did to the tokens of a micro-batch: ratio, drift, multiplier."""
+    multiplier_BT = multipliers(objective, loss, log_probs_BT, advantages_B, mask_BT, counts)
+    with torch.no_grad():
+        log_ratio_BT = torch.where(mask_BT, log_probs_BT - old_BT, 0.0).clamp(max=RATIO_LIMIT)
+        # Under the sampling policy E[r - 1 - log r] = KL(old || current).
+        drift_BT = torch.expm1(log_ratio_BT) - log_ratio_BT
+        metrics = {
+            "sum/kl_to_sampler": torch.where(mask_BT, drift_BT, 0.0).sum(),
+            "sum/log_ratio_size/mean": log_ratio_BT.abs().sum(),
+            "max/log_ratio_size/max": log_ratio_BT.abs().max(),
+            **masked_stats("ratio", torch.exp(log_ratio_BT), mask_BT),
+            **token_diagnostics(log_ratio_BT, multiplier_BT, advantages_B, mask_BT, on_policy),
+        }
+        quantities = token_quantities(objective, log_ratio_BT, multiplier_BT)
+        return Totals(metrics, mask_BT.sum(), histogram_counts(quantities, advantages_B, mask_BT))

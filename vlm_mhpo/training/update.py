@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -17,22 +17,20 @@ from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.errors import NonFiniteError, TrainingError
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.objectives import Objective
-from vlm_mhpo.objectives.common import NonFiniteInput, kl_penalty, masked_stats
+from vlm_mhpo.objectives.common import NonFiniteInput, kl_penalty
 from vlm_mhpo.records.histograms import NUM_BINS, SIGNS
+from vlm_mhpo.records.metrics import reduce_metrics
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.training.micro_batches import MicroBatch, micro_batches
 from vlm_mhpo.training.token_statistics import (
-    RATIO_LIMIT,
+    Totals,
     effective_sample_size,
-    histogram_counts,
-    multipliers,
+    measure,
     named_histograms,
     quantiles,
     quantity_names,
-    token_diagnostics,
-    token_quantities,
 )
-from vlm_mhpo.types import ScoredGroup, StepUpdate
+from vlm_mhpo.types import Batch, ScoredGroup, StepUpdate
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,58 +59,6 @@ class UpdateSettings:
     pad_id: int
     on_nonfinite: str
     on_policy: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """This rank's share of a minibatch, with everything that stays constant over its updates.
-
-    Attributes:
-        groups: prompts, completions and rewards.
-        advantages: one a completion, flat over the groups.
-        old_log_probs, reference_log_probs: nats, one list of values a completion; reference None without a KL term.
-        masked: completions whose tokens do not count in the loss (cut at the budget, if so configured).
-    """
-
-    groups: Sequence[ScoredGroup]
-    advantages: tuple[float, ...]
-    old_log_probs: tuple[tuple[float, ...], ...]
-    reference_log_probs: tuple[tuple[float, ...], ...] | None = None
-    masked: frozenset[int] = frozenset()
-
-    @property
-    def completion_ids(self) -> list[list[tuple[int, ...]]]:
-        """Token ids, by group and completion."""
-        return [[c.token_ids for c in scored.group.completions] for scored in self.groups]
-
-
-@dataclass(slots=True)
-class Totals:
-    """Metric sums of micro-batches on this rank; see `distributed.reduce_metrics` for the name prefixes.
-
-    `gradients` is what `gradient_sums` saw of each micro-batch, and its prompts; it is not folded into another.
-    """
-
-    metrics: dict[str, Tensor] = field(default_factory=dict)
-    num_tokens: Tensor = field(default_factory=lambda: torch.zeros((), device=ranks.device()))
-    # A 0 that takes the shape of the first counts.
-    histograms: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64, device=ranks.device()))
-    gradients: list[tuple[Tensor, list[str]]] = field(default_factory=list)
-
-    def add(self, other: Totals) -> None:
-        """Fold the sums of another in."""
-        self.num_tokens = self.num_tokens + other.num_tokens
-        self.histograms = self.histograms + other.histograms
-        for name, value in other.metrics.items():
-            known = self.metrics.get(name)
-            if known is None:
-                self.metrics[name] = value
-            elif name.startswith("min/"):
-                self.metrics[name] = torch.minimum(known, value)
-            elif name.startswith("max/"):
-                self.metrics[name] = torch.maximum(known, value)
-            else:
-                self.metrics[name] = known + value
 
 
 def log_probs_of(
@@ -190,9 +136,9 @@ def update_on(
                 report_bad_update(bad_prompts, partial(on_bad, batch), settings, step)
                 continue
             norms.append(result.grad_norm)
-            minibatches.append(ranks.reduce_metrics(pick(own, DRIFT), own.num_tokens))
+            minibatches.append(reduce_metrics(pick(own, DRIFT), own.num_tokens))
             totals.add(own)
-    metrics = ranks.reduce_metrics(totals.metrics, totals.num_tokens)
+    metrics = reduce_metrics(totals.metrics, totals.num_tokens)
     num_updates = settings.num_iterations * len(batches)
     metrics["num_skipped_updates"] = float(num_updates - len(norms))
     metrics["learning_rate"] = learning_rate
@@ -316,33 +262,6 @@ def global_counts(batch: Batch) -> dict[str, int]:
     num_completions, num_tokens = ranks.reduce(local, torch.distributed.ReduceOp.SUM).tolist()
     # Everything may be masked; the loss is then 0 whatever it is divided by.
     return {"num_completions": num_completions, "num_tokens": max(1, num_tokens)}
-
-
-def measure(
-    objective: Objective,
-    loss: Tensor,
-    log_probs_BT: Tensor,
-    old_BT: Tensor,
-    advantages_B: Tensor,
-    mask_BT: Tensor,
-    counts: dict[str, int],
-    on_policy: float,
-) -> Totals:
-    """What the objective did to the tokens of a micro-batch: ratio, drift, multiplier."""
-    multiplier_BT = multipliers(objective, loss, log_probs_BT, advantages_B, mask_BT, counts)
-    with torch.no_grad():
-        log_ratio_BT = torch.where(mask_BT, log_probs_BT - old_BT, 0.0).clamp(max=RATIO_LIMIT)
-        # Under the sampling policy E[r - 1 - log r] = KL(old || current).
-        drift_BT = torch.expm1(log_ratio_BT) - log_ratio_BT
-        metrics = {
-            "sum/kl_to_sampler": torch.where(mask_BT, drift_BT, 0.0).sum(),
-            "sum/log_ratio_size/mean": log_ratio_BT.abs().sum(),
-            "max/log_ratio_size/max": log_ratio_BT.abs().max(),
-            **masked_stats("ratio", torch.exp(log_ratio_BT), mask_BT),
-            **token_diagnostics(log_ratio_BT, multiplier_BT, advantages_B, mask_BT, on_policy),
-        }
-        quantities = token_quantities(objective, log_ratio_BT, multiplier_BT)
-        return Totals(metrics, mask_BT.sum(), histogram_counts(quantities, advantages_B, mask_BT))
 
 
 def constants_like(like_BT: Tensor, rows: Sequence[Sequence[float]], micro_batch: MicroBatch) -> Tensor:

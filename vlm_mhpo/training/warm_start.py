@@ -12,12 +12,16 @@ from tqdm import tqdm
 from data_prep import Row
 from vlm_mhpo.checkpoint.policy_folder import POLICY_FOLDER, save_policy
 from vlm_mhpo.config import Config, SftConfig, check_world_size
-from vlm_mhpo.engine.deepspeed import Engine, deepspeed_settings, learning_rate_at
+from vlm_mhpo.engine.deepspeed import Engine
+from vlm_mhpo.engine.optimizer import learning_rate_at
+from vlm_mhpo.engine.settings import deepspeed_settings
 from vlm_mhpo.errors import NonFiniteError, TrainingError
 from vlm_mhpo.models.loading import Tools, load_policy
 from vlm_mhpo.models.tiny import resolve_model
-from vlm_mhpo.prompts.builder import neutralise, special_tokens
-from vlm_mhpo.prompts.stream import PromptStream, prompt_builder, read_rows, usable_rows
+from vlm_mhpo.prompts.builder import prompt_builder
+from vlm_mhpo.prompts.messages import neutralise, special_tokens
+from vlm_mhpo.prompts.rows import read_rows, usable_rows
+from vlm_mhpo.prompts.stream import PromptStream
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.runtime.seeding import derive_seed
 from vlm_mhpo.training.micro_batches import micro_batches

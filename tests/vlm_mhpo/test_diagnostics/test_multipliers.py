@@ -11,7 +11,7 @@ from tests.vlm_mhpo.test_diagnostics.analytic import FORMULAS
 from vlm_mhpo.config import OBJECTIVES
 from vlm_mhpo.config.objectives import BaseObjective, MhpoConfig
 from vlm_mhpo.objectives import Objective, build_objective
-from vlm_mhpo.training.token_statistics import multiplier_curve, multipliers, on_policy_multiplier, token_shares
+from vlm_mhpo.objectives.multipliers import multiplier_curve, multipliers, on_policy_multiplier, token_shares
 
 BUDGET = 16
 AGGREGATIONS = ("completion_mean", "token_mean", "fixed_length")

@@ -7,8 +7,8 @@ import pytest
 
 from tests.vlm_mhpo.config_cases import minimal, with_values
 from vlm_mhpo.config import parse_config
+from vlm_mhpo.faults.guard import read_history
 from vlm_mhpo.faults.health import Vitals, findings, vitals_of
-from vlm_mhpo.training.guarded import read_history
 
 GOOD = Vitals(idle=False, truncated=False, timeouts=0.0, accuracy=0.5)
 IDLE = Vitals(idle=True, truncated=False, timeouts=0.0, accuracy=0.5)

@@ -17,8 +17,9 @@ from vlm_mhpo.commands.profiling.marks import MARKS, RANK_MARKS, STEP_PARTS, Tal
 from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.runtime import clock
 from vlm_mhpo.runtime.clock import Clock
-from vlm_mhpo.training import loop, update
+from vlm_mhpo.training import loop
 from vlm_mhpo.training.micro_batches import micro_batches
+from vlm_mhpo.training.token_statistics import measure
 
 
 @pytest.fixture
@@ -97,11 +98,11 @@ def test_other_threads_are_added_up_apart(ticking):
 
 
 def test_marks_are_in_place_inside_and_gone_outside():
-    before = (loop.update_on, loop.Stopwatch.__call__, update.measure, Engine.backward, loop.save_if_due)
+    before = (loop.update_on, loop.Stopwatch.__call__, measure, Engine.backward, loop.save_if_due)
     with marked(still_clock(), Tally(), lambda: None):
-        inside = (loop.update_on, loop.Stopwatch.__call__, update.measure, Engine.backward, loop.save_if_due)
+        inside = (loop.update_on, loop.Stopwatch.__call__, measure, Engine.backward, loop.save_if_due)
         assert all(new is not old for new, old in zip(inside, before, strict=True))
-    after = (loop.update_on, loop.Stopwatch.__call__, update.measure, Engine.backward, loop.save_if_due)
+    after = (loop.update_on, loop.Stopwatch.__call__, measure, Engine.backward, loop.save_if_due)
     assert after == before
 
 

@@ -70,7 +70,7 @@ def examine_size(config: Config, options: Options) -> Iterator[Finding]:
     from vlm_mhpo.commands.doctor.memory import device_memory, examine_memory
     from vlm_mhpo.commands.doctor.shapes import shapes_of
     from vlm_mhpo.config import check_world_size
-    from vlm_mhpo.engine.deepspeed import deepspeed_settings
+    from vlm_mhpo.engine.settings import deepspeed_settings
 
     try:
         check_world_size(config, options.num_ranks)

@@ -19,7 +19,7 @@ from itertools import product
 from vlm_mhpo.commands.doctor.finding import GIB, Finding, in_gib
 from vlm_mhpo.commands.doctor.shapes import LayerShapes, Shapes
 from vlm_mhpo.config import Config
-from vlm_mhpo.engine.deepspeed import adds_in_float32
+from vlm_mhpo.engine.settings import adds_in_float32
 
 BYTES = {"float32": 4, "bfloat16": 2}
 FLOAT32 = 4

@@ -10,7 +10,8 @@ from vlm_mhpo.config import Config
 from vlm_mhpo.models.loading import load_policy
 from vlm_mhpo.models.tiny import resolve_model
 from vlm_mhpo.objectives import build_objective
-from vlm_mhpo.prompts.stream import prompt_builder, read_rows
+from vlm_mhpo.prompts.builder import prompt_builder
+from vlm_mhpo.prompts.rows import read_rows
 from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.rollout.hf.sampler import HfSampler
 from vlm_mhpo.runtime import ranks

@@ -15,8 +15,8 @@ from vlm_mhpo.errors import ModelError, PromptError, VlmMhpoError
 from vlm_mhpo.models.families.base import family_of
 from vlm_mhpo.models.loading import Tools, first_line, set_pixel_limits
 from vlm_mhpo.models.tiny import SCHEME, build_processor, build_tokenizer
-from vlm_mhpo.prompts.builder import PromptBuilder
-from vlm_mhpo.prompts.stream import prompt_builder, read_rows
+from vlm_mhpo.prompts.builder import PromptBuilder, prompt_builder
+from vlm_mhpo.prompts.rows import read_rows
 from vlm_mhpo.prompts.token_counts import NO_LIMIT
 from vlm_mhpo.types import Prompt
 

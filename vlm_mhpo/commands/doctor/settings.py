@@ -90,7 +90,7 @@ def examine_objective(config: Config) -> Iterator[Finding]:
     else:
         yield Finding("ok", "ratio", f"moves from 1 over the {config.updates_per_step} updates of a rollout batch")
     from vlm_mhpo.objectives import build_objective
-    from vlm_mhpo.training.token_statistics import on_policy_multiplier
+    from vlm_mhpo.objectives.multipliers import on_policy_multiplier
 
     weight = on_policy_multiplier(build_objective(config.objective, config.rollout.max_completion_length))
     if weight < 0.99:

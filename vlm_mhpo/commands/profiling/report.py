@@ -17,7 +17,7 @@ from vlm_mhpo.commands.profiling.advice import advise, percent
 from vlm_mhpo.commands.profiling.figures import GROUPS, PHASES, Profile, Stage, merge
 from vlm_mhpo.config import Config
 from vlm_mhpo.pages.plotting import ACCENT, GREYS, INK, MUTED, PAPER, chart_style
-from vlm_mhpo.records.recorder import git_commit, versions
+from vlm_mhpo.records.run_file import git_commit, versions
 from vlm_mhpo.runtime.secrets import without_secrets
 
 STAGES = {"sample": "sample", "log_probs": "log-probs", "update": "train"}

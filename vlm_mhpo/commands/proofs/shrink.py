@@ -12,11 +12,11 @@ from vlm_mhpo.commands.doctor.finding import Finding
 from vlm_mhpo.commands.doctor.rows import build_prompts, unlimited_builder
 from vlm_mhpo.commands.doctor.shapes import transformers_config
 from vlm_mhpo.config import Config, parse_config
-from vlm_mhpo.engine.deepspeed import deepspeed_settings
+from vlm_mhpo.engine.settings import deepspeed_settings
 from vlm_mhpo.errors import ModelError, VlmMhpoError
 from vlm_mhpo.models.families.base import family_of
 from vlm_mhpo.models.tiny import SCHEME, TinyFamily
-from vlm_mhpo.prompts.stream import read_rows
+from vlm_mhpo.prompts.rows import read_rows
 
 MOST_ROWS = 48
 MOST_PROMPT_TOKENS = 1024

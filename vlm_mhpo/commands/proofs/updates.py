@@ -11,18 +11,20 @@ from typing import Any
 from safetensors.torch import save_file
 
 from vlm_mhpo.config import Config, load_config
-from vlm_mhpo.engine.deepspeed import Engine, deepspeed_settings
+from vlm_mhpo.engine.deepspeed import Engine
+from vlm_mhpo.engine.settings import deepspeed_settings
 from vlm_mhpo.models.loading import load_policy
 from vlm_mhpo.objectives import build_objective
-from vlm_mhpo.prompts.stream import prompt_builder, read_rows, usable_rows
+from vlm_mhpo.prompts.builder import prompt_builder
+from vlm_mhpo.prompts.rows import read_rows, usable_rows
 from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.rollout.hf.sampler import HfSampler
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.runtime.seeding import derive_seed, uniforms
 from vlm_mhpo.training.loop import update_settings
 from vlm_mhpo.training.minibatches import advantages_of
-from vlm_mhpo.training.update import Batch, update_on
-from vlm_mhpo.types import Completion, Group, Prompt, ScoredGroup
+from vlm_mhpo.training.update import update_on
+from vlm_mhpo.types import Batch, Completion, Group, Prompt, ScoredGroup
 
 # Nats that old and reference log-probs are away from the sampler's, at most: ratios on both sides of 1.
 SPREAD = 0.3

@@ -1,0 +1,48 @@
+"""Rewards and the processes that verify answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from vlm_mhpo.config.base import Section
+
+
+class RewardConfig(Section):
+    """One named reward."""
+
+    name: str = Field(description="accuracy, format, overlong, repetition, length, or a name for your own function.")
+    weight: float = Field(1.0, description="Factor in the sum; 0 removes the reward and its cost.")
+    path: str | None = Field(None, description="file.py:function of your own reward (TRL, EasyR1 or verl signature).")
+    kwargs: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments handed to the function.")
+
+
+class RewardsConfig(Section):
+    """Rewards and the worker processes that verify answers."""
+
+    functions: list[RewardConfig] = Field(
+        default_factory=lambda: [RewardConfig(name="accuracy"), RewardConfig(name="format", weight=0.1)],
+        description="Rewards that are summed by weight.",
+    )
+    num_workers: PositiveInt = Field(2, description="Killable verifier processes a rank.")
+    timeout_s: PositiveFloat = Field(1.0, description="Seconds after which a verification is killed and counted.")
+    memory_limit_mib: PositiveInt = Field(1024, description="Address space of a verifier process, MiB.")
+    max_timeout_share: float = Field(
+        0.2, gt=0, le=1, description="A larger share of timed-out verifications stops the run; 1 = never."
+    )
+    max_zero_accuracy_steps: int = Field(
+        3,
+        ge=0,
+        description="Steps in a row without a correct answer, after there were some, that stop the run once chance "
+        "cannot explain them; 0 = never.",
+    )
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> RewardsConfig:
+        names = [function.name for function in self.functions]
+        if not any(function.weight for function in self.functions):
+            raise ValueError("rewards.functions: every weight is 0, so nothing would be learnt: give one a weight")
+        if len(set(names)) < len(names):
+            raise ValueError(f"rewards.functions: names must differ, got {names}")
+        return self

@@ -1,0 +1,70 @@
+"""Optimizer, RL loop, warm start and DeepSpeed ZeRO."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from vlm_mhpo.config.base import Section
+
+
+class OptimizerConfig(Section):
+    """AdamW and its learning-rate schedule."""
+
+    learning_rate: PositiveFloat = Field(1e-6, description="Peak learning rate.")
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field("constant", description="Shape after warm-up.")
+    warmup_steps: int = Field(0, ge=0, description="Training steps of linear warm-up.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW beta 1.")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW beta 2.")
+    adam_epsilon: PositiveFloat = Field(1e-8, description="AdamW epsilon.")
+    max_grad_norm: PositiveFloat = Field(1.0, description="Gradients are scaled down to this global L2 norm.")
+
+
+class TrainConfig(OptimizerConfig):
+    """The RL loop."""
+
+    max_steps: PositiveInt = Field(description="Rollout batches to train on.")
+    num_prompts_per_step: PositiveInt = Field(description="Prompts of a rollout batch, over all ranks.")
+    num_minibatches: PositiveInt = Field(4, description="Optimizer updates a pass over the rollout batch.")
+    num_iterations: PositiveInt = Field(1, description="Passes over a rollout batch (TRL's mu).")
+    scale_rewards: Literal["group", "batch", "none"] = Field("group", description="Which std divides the advantage.")
+    max_tokens_per_micro_batch: PositiveInt = Field(
+        16384, description="Padded tokens of one forward on a rank; lower it when training runs out of memory."
+    )
+    logits_chunk_size: PositiveInt = Field(384, description="Completion tokens whose logits exist at the same time.")
+    mask_truncated_completions: bool = Field(False, description="Tokens of completions cut at the budget do not count.")
+    on_nonfinite: Literal["stop", "skip"] = Field("stop", description="What a NaN or inf loss or gradient does.")
+
+
+class SftConfig(OptimizerConfig):
+    """The warm start on (prompt, solution) pairs."""
+
+    learning_rate: PositiveFloat = Field(1e-5, description="Peak learning rate.")
+    max_steps: PositiveInt = Field(100, description="Optimizer updates.")
+    num_prompts_per_step: PositiveInt = Field(64, description="Pairs an update, over all ranks.")
+    max_tokens_per_micro_batch: PositiveInt = Field(16384, description="Padded tokens of one forward on a rank.")
+    logits_chunk_size: PositiveInt = Field(384, description="Target tokens whose logits exist at the same time.")
+    on_nonfinite: Literal["stop", "skip"] = Field("stop", description="What a NaN or inf loss or gradient does.")
+
+
+class DeepSpeedConfig(Section):
+    """DeepSpeed ZeRO."""
+
+    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="What is sharded: 1 optimizer, 2 + gradients, 3 + weights.")
+    offload_optimizer: bool = Field(
+        False, description="Optimizer state in host memory (compiles DeepSpeed's CPU Adam)."
+    )
+    offload_param: bool = Field(False, description="ZeRO-3 weights in host memory.")
+    config: str | None = Field(
+        None, description="Your own DeepSpeed JSON; batch, clipping and precision keys are ours."
+    )
+
+    @model_validator(mode="after")
+    def _offload_fits_stage(self) -> DeepSpeedConfig:
+        if self.offload_param and self.zero_stage != 3:
+            raise ValueError("deepspeed.offload_param needs deepspeed.zero_stage=3")
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("deepspeed.offload_optimizer needs deepspeed.zero_stage 1, 2 or 3")
+        return self

@@ -1,0 +1,42 @@
+"""AdamW and its learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from vlm_mhpo.config import OptimizerConfig
+
+
+def build_optimizer(
+    parameters: Sequence[nn.Parameter], config: OptimizerConfig, *, offload: bool
+) -> torch.optim.Optimizer:
+    """AdamW; DeepSpeed's CPU version (compiled at first use) when its state lives in host memory."""
+    arguments = dict(
+        # Every update sets its own; DeepSpeed may step once before the first.
+        lr=0.0,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        weight_decay=config.weight_decay,
+    )
+    if offload and torch.cuda.is_available():
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(parameters, adamw_mode=True, **arguments)
+    return torch.optim.AdamW(parameters, fused=True, **arguments)
+
+
+def learning_rate_at(step: int, config: OptimizerConfig, max_steps: int) -> float:
+    """The learning rate of training step `step` (0-based): linear warm-up, then constant, linear or cosine to 0."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)
+    shapes: dict[str, Callable[[float], float]] = {
+        "constant": lambda _: 1.0,
+        "linear": lambda p: 1.0 - p,
+        "cosine": lambda p: 0.5 * (1.0 + math.cos(math.pi * p)),
+    }
+    return config.learning_rate * shapes[config.lr_scheduler_type](min(1.0, progress))
