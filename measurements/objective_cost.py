@@ -36,7 +36,7 @@ from vlm_mhpo.scoring.scorer import score_groups, start_scorer
 from vlm_mhpo.training import update
 from vlm_mhpo.training.assembly import Setup, build_setup
 from vlm_mhpo.training.loop import update_settings
-from vlm_mhpo.training.minibatches import build_batches
+from vlm_mhpo.training.minibatches import make_minibatches
 from vlm_mhpo.training.token_statistics import Totals
 from vlm_mhpo.training.update import update_on
 from vlm_mhpo.types import ScoredGroup
@@ -96,11 +96,11 @@ def variants(setup: Setup, scored: list[ScoredGroup], spent: Counter) -> dict[st
     config: Config = setup.config
     budget = config.rollout.max_completion_length
     objectives = {"mhpo": build_objective(MhpoConfig(), budget), "grpo": build_objective(GrpoConfig(), budget)}
-    batches, _ = build_batches(setup, None, scored, update_settings(config, setup.tools, objectives["mhpo"]))
+    batches, _ = make_minibatches(setup, None, scored, update_settings(config, setup.codec, objectives["mhpo"]))
 
     def updates(name: str, **replaced: Callable) -> None:
         objective = objectives[name]
-        settings = update_settings(config, setup.tools, objective)
+        settings = update_settings(config, setup.codec, objective)
         timed = replace(objective, loss=clocked(objective.loss, f"loss of {name}", spent))
         with ExitStack() as stack:
             for function, replacement in replaced.items():

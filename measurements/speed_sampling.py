@@ -46,7 +46,7 @@ def measure(shape: Shape, overrides: Sequence[str], rounds: int) -> dict[str, An
         tokens = [len(completion.token_ids) for group in groups for completion in group.completions]
         lengths["ours"].append(sum(tokens) / len(tokens))
 
-    generate = peer(shape, config, prompts, setup.policy.banned_V.nonzero().flatten().tolist(), setup.tools)
+    generate = peer(shape, config, prompts, setup.policy.banned_V.nonzero().flatten().tolist(), setup.codec)
 
     def theirs() -> None:
         lengths["generate"].append(generate())
@@ -60,7 +60,7 @@ def measure(shape: Shape, overrides: Sequence[str], rounds: int) -> dict[str, An
     }
 
 
-def peer(shape: Shape, config: Any, prompts: Sequence[Any], banned: list[int], tools: Any) -> Callable[[], float]:
+def peer(shape: Shape, config: Any, prompts: Sequence[Any], banned: list[int], codec: Any) -> Callable[[], float]:
     """One call samples all completions with a stock model and returns their mean length."""
     import torch
     import transformers
@@ -80,7 +80,7 @@ def peer(shape: Shape, config: Any, prompts: Sequence[Any], banned: list[int], t
         padding=True,
         return_tensors="pt",
     ).to(device)
-    ends = torch.tensor(tools.end_ids, device=device)
+    ends = torch.tensor(codec.end_ids, device=device)
     width = inputs["input_ids"].shape[1]
 
     def generate() -> float:
@@ -93,8 +93,8 @@ def peer(shape: Shape, config: Any, prompts: Sequence[Any], banned: list[int], t
             num_return_sequences=shape.num_generations,
             max_new_tokens=shape.max_completion_length,
             suppress_tokens=banned,
-            eos_token_id=list(tools.end_ids),
-            pad_token_id=tools.pad_id,
+            eos_token_id=list(codec.end_ids),
+            pad_token_id=codec.pad_id,
         )[:, width:]
         before_end = torch.isin(sampled, ends).cumsum(dim=1) == 0
         return float(before_end.sum(dim=1).add(1).clamp(max=sampled.shape[1]).float().mean())

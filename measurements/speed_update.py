@@ -80,13 +80,13 @@ def updates(setup: Any, scored: Sequence[Any], norms: dict[str, list[float]]) ->
     from vlm_mhpo.commands.proofs.updates import one_by_one
     from vlm_mhpo.objectives import build_objective
     from vlm_mhpo.training.loop import update_settings
-    from vlm_mhpo.training.minibatches import build_batches
+    from vlm_mhpo.training.minibatches import make_minibatches
     from vlm_mhpo.training.update import update_on
 
     config = setup.config
     objective = build_objective(config.objective, config.rollout.max_completion_length)
-    settings = update_settings(config, setup.tools, objective)
-    packed, _ = build_batches(setup, None, scored, settings)
+    settings = update_settings(config, setup.codec, objective)
+    packed, _ = make_minibatches(setup, None, scored, settings)
     batches = {"packed": packed, "unpacked": [replace(each, groups=one_by_one(each.groups)) for each in packed]}
 
     def call(name: str) -> None:

@@ -193,13 +193,13 @@ def reward_of(scorer: Any, rows: Sequence[Any], template: str) -> Callable[..., 
 def check_prompt(trainer: Any, rows: Sequence[Any], config: Any) -> None:
     """Both sides must read the same tokens; SystemExit otherwise."""
     from vlm_mhpo.models.families.base import family_of
-    from vlm_mhpo.models.loading import load_tools
+    from vlm_mhpo.models.loading import load_codec
     from vlm_mhpo.prompts.builder import prompt_builder
 
     family = family_of(trainer.model.config.model_type)
-    tools = load_tools(config.model.path, trainer.model, family, revision=None, min_pixels=None, max_pixels=None)
+    codec = load_codec(config.model.path, trainer.model, family, revision=None, min_pixels=None, max_pixels=None)
     example = trainer.train_dataset[0]
-    ours = prompt_builder(config.data, tools, family)(rows[example["index"]])
+    ours = prompt_builder(config.data, codec, family)(rows[example["index"]])
     content = [{"type": "image", "image": image} for image in example["images"]]
     message = {"role": "user", "content": [*content, {"type": "text", "text": example["prompt"][0]["content"]}]}
     theirs = trainer.processing_class.apply_chat_template(

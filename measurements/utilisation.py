@@ -24,8 +24,8 @@ def step_flops(shape: Shape, overrides: Sequence[str], mean_length: float) -> tu
     config = load_config(CONFIG, list(overrides))
     ranks.start(config.num_threads)
     rate = matmul_rate(ranks.device(), DTYPES[config.model.dtype])
-    policy, tools = load_policy(**config.model.model_dump())
-    build = prompt_builder(config.data, tools, policy.family)
+    policy, codec = load_policy(**config.model.model_dump())
+    build = prompt_builder(config.data, codec, policy.family)
     rows = read_rows(config.data.train, config.data, config.data.train_split, shape.num_prompts)
     lengths = [round(mean_length)] * shape.num_generations
     sampling = training = Work()

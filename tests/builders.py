@@ -19,7 +19,7 @@ from torch import Tensor
 
 from data_prep import Row
 from data_prep.schema import make_row
-from vlm_mhpo.models.loading import Tools, load_policy
+from vlm_mhpo.models.loading import Codec, load_policy
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.models.tiny import build_tiny
 from vlm_mhpo.prompts.builder import PromptBuilder
@@ -33,12 +33,12 @@ PLACEHOLDER_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<
 
 @dataclass(frozen=True)
 class Tiny:
-    """A tiny policy with its tools and the folder that it was loaded from."""
+    """A tiny policy with its codec and the folder that it was loaded from."""
 
     family: str
     folder: Path
     policy: Policy
-    tools: Tools
+    codec: Codec
 
     @property
     def has_vision(self) -> bool:
@@ -51,17 +51,17 @@ class Tiny:
 
     def builder(self, **options) -> PromptBuilder:
         """A prompt builder for this model."""
-        return PromptBuilder(self.tools, self.policy.family, **options)
+        return PromptBuilder(self.codec, self.policy.family, **options)
 
     def copy(self) -> Tiny:
         """The same with weights of its own."""
-        return Tiny(self.family, self.folder, copy.deepcopy(self.policy), self.tools)
+        return Tiny(self.family, self.folder, copy.deepcopy(self.policy), self.codec)
 
 
 def build_and_load(folder: Path, family: str, **options) -> Tiny:
     """Build a tiny model and load it the way a real one is loaded."""
-    policy, tools = load_policy(str(build_tiny(folder, family, hidden_size=64)), **options)
-    return Tiny(family, folder, policy, tools)
+    policy, codec = load_policy(str(build_tiny(folder, family, hidden_size=64)), **options)
+    return Tiny(family, folder, policy, codec)
 
 
 def picture(width: int, height: int, seed: int = 0) -> bytes:
@@ -106,7 +106,7 @@ def prompts_of(model: Tiny, rows: Sequence[Row] | None = None) -> list[Prompt]:
 
 def allowed_ids(model: Tiny) -> list[int]:
     """Ids that may be sampled: known to the tokenizer and no vision placeholder, found by name and not by our table."""
-    vocabulary = model.tools.tokenizer.get_vocab()
+    vocabulary = model.codec.tokenizer.get_vocab()
     return sorted(index for token, index in vocabulary.items() if token not in PLACEHOLDER_TOKENS)
 
 

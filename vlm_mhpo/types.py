@@ -111,7 +111,7 @@ class StepUpdate:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class Minibatch:
     """This rank's share of a minibatch, with everything that stays constant over its updates.
 
     Attributes:

@@ -3,6 +3,6 @@
 from data_prep.audit.page import write_audit
 from data_prep.audit.run import audit
 from data_prep.audit.table import as_text
-from data_prep.audit.types import Audit, Finding
+from data_prep.audit.types import Audit, Defect
 
-__all__ = ["Audit", "Finding", "as_text", "audit", "write_audit"]
+__all__ = ["Audit", "Defect", "as_text", "audit", "write_audit"]

@@ -13,12 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data_prep.audit.types import Audit, Finding, Record
+from data_prep.audit.types import Audit, Defect, Record
 from data_prep.images.opening import open_image
 from data_prep.loading import scan_rows
 from data_prep.schema import DataError, Row
 
-MAX_SHOWN = 24  # offences of a finding on the page
+MAX_SHOWN = 24  # offences of a defect on the page
 _MAX_SIDE = 280
 _MAX_PICTURES = 2  # of a row
 _TEMPLATE = "page.html.j2"
@@ -41,7 +41,7 @@ def write_audit(
     """
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    wanted = {record.place for finding in audit.findings for record in _shown(finding)}
+    wanted = {record.place for defect in audit.defects for record in _shown(defect)}
     options: dict[str, Any] = {"format": format, "split": split, "image_root": image_root}
     pictures: dict[_Place, list[str]] = {}
     for number, source in enumerate(audit.sources):
@@ -66,8 +66,8 @@ def render(audit: Audit, pictures: Mapping[_Place, Sequence[str]]) -> str:
     return environment.get_template(_TEMPLATE).render(audit=audit, pictures=pictures, max_shown=MAX_SHOWN)
 
 
-def _shown(finding: Finding) -> Iterator[Record]:
-    for offence in finding.offences[:MAX_SHOWN]:
+def _shown(defect: Defect) -> Iterator[Record]:
+    for offence in defect.offences[:MAX_SHOWN]:
         yield offence.row
         if offence.other:
             yield offence.other
@@ -110,19 +110,19 @@ def _as_json(audit: Audit) -> dict[str, Any]:
     return {
         "sources": dict(zip(audit.sources, audit.num_rows, strict=True)),
         "near_limit": audit.near_limit,
-        "findings": [
+        "defects": [
             {
-                "check": finding.check,
-                "title": finding.title,
-                "severity": finding.severity,
-                "num_rows": finding.num_rows,
-                "num_checked": finding.num_checked,
+                "check": defect.check,
+                "title": defect.title,
+                "severity": defect.severity,
+                "num_rows": defect.num_rows,
+                "num_checked": defect.num_checked,
                 "offences": [
                     {"row": row(offence.row), "other": row(offence.other), "note": offence.note}
-                    for offence in finding.offences
+                    for offence in defect.offences
                 ],
             }
-            for finding in audit.findings
+            for defect in audit.defects
         ],
         "tallies": audit.tallies,
         "histograms": [asdict(histogram) for histogram in audit.histograms],

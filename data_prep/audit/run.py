@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.audit.collect import Collected, collect
-from data_prep.audit.findings import by_split, inside, overlap
-from data_prep.audit.types import Audit, Finding, Histogram, Record
+from data_prep.audit.defects import by_split, inside, overlap
+from data_prep.audit.types import Audit, Defect, Histogram, Record
 from data_prep.images.hashes import NEAR_LIMIT
 from data_prep.loading import scan_rows
 from data_prep.schema import DataError, Row
@@ -48,26 +48,26 @@ def audit(
     theirs = [
         collect(rows, name, number, gold_is_checked=False) for number, (name, rows) in enumerate(benchmarks, start=1)
     ]
-    findings = [*_alone(mine, count_tokens is not None)]
+    defects = [*_alone(mine, count_tokens is not None)]
     splits = by_split(mine.comparable)
-    findings += inside(splits.values(), near_limit)
-    findings += _between_splits(splits, near_limit)
+    defects += inside(splits.values(), near_limit)
+    defects += _between_splits(splits, near_limit)
     for benchmark in theirs:
         what = f"also in {benchmark.name}"
-        findings += overlap(mine.comparable, benchmark.comparable, check="benchmark", what=what, near_limit=near_limit)
+        defects += overlap(mine.comparable, benchmark.comparable, check="benchmark", what=what, near_limit=near_limit)
     return Audit(
         sources=(mine.name, *(benchmark.name for benchmark in theirs)),
         num_rows=tuple(len(found.records) for found in (mine, *theirs)),
         near_limit=near_limit,
-        findings=tuple(findings),
+        defects=tuple(defects),
         tallies={name: _tally(mine.records, attribute) for name, attribute in _TALLIES.items()},
         histograms=tuple(_histograms(mine.records)),
         unchecked=tuple(_unchecked(theirs)),
     )
 
 
-def _alone(found: Collected, tokens_counted: bool) -> Iterator[Finding]:
-    """The findings about single rows."""
+def _alone(found: Collected, tokens_counted: bool) -> Iterator[Defect]:
+    """The defects about single rows."""
     rejected = found.unreadable, found.placeholders, found.pictures
     num_seen = len({record.place for record in found.records} | {o.row.place for part in rejected for o in part})
     for check, title, offences in (
@@ -77,20 +77,20 @@ def _alone(found: Collected, tokens_counted: bool) -> Iterator[Finding]:
         ("golds", "the gold does not verify against itself", found.golds),
         *([("prompts", "no prompt can be made for the model", found.tokens)] if tokens_counted else []),
     ):
-        yield Finding(check, title, "defect", len(offences), num_seen, tuple(offences))
+        yield Defect(check, title, "defect", len(offences), num_seen, tuple(offences))
 
 
-def _between_splits(splits: dict[str, list[Record]], near_limit: int) -> Iterator[Finding]:
+def _between_splits(splits: dict[str, list[Record]], near_limit: int) -> Iterator[Defect]:
     """Overlap of each pair, as rows of the smaller split; one line if no pair overlaps."""
     if len(splits) < 2:
         return
-    found: list[Finding] = []
+    found: list[Defect] = []
     for (large, theirs), (small, mine) in combinations(splits.items(), 2):
         what = f"{small or 'no split'} also in {large or 'no split'}"
         found += overlap(mine, theirs, check="splits", what=what, near_limit=near_limit)
     num_rows = sum(map(len, splits.values()))
-    none = Finding("splits", "shared by two splits: picture, near picture or question", "defect", 0, num_rows, ())
-    yield from [finding for finding in found if finding.num_rows] or [none]
+    none = Defect("splits", "shared by two splits: picture, near picture or question", "defect", 0, num_rows, ())
+    yield from [defect for defect in found if defect.num_rows] or [none]
 
 
 def _unchecked(benchmarks: Sequence[Collected]) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """An audit as a table of plain text, for the terminal."""
 
-from data_prep.audit.types import Audit, Finding
+from data_prep.audit.types import Audit, Defect
 
 _MAX_EXAMPLE = 70
 
@@ -9,12 +9,12 @@ def as_text(audit: Audit) -> str:
     """One line a check with its first offender, then what the rows are like."""
     lines = [f"{name}: {number} rows" for name, number in zip(audit.sources, audit.num_rows, strict=True)]
     lines += [f"note: {note}" for note in audit.unchecked]
-    width = max(len(_printable(finding.title)) for finding in audit.findings)
+    width = max(len(_printable(defect.title)) for defect in audit.defects)
     lines += ["", f"{'':8}{'rows':>7} {'of':>7}  check"]
-    for finding in audit.findings:
-        state = finding.severity if finding.num_rows else "ok"
-        title = _printable(finding.title).ljust(width)
-        lines.append(f"{state:8}{finding.num_rows:7} {finding.num_checked:7}  {title}  {_example(finding)}".rstrip())
+    for defect in audit.defects:
+        state = defect.severity if defect.num_rows else "ok"
+        title = _printable(defect.title).ljust(width)
+        lines.append(f"{state:8}{defect.num_rows:7} {defect.num_checked:7}  {title}  {_example(defect)}".rstrip())
     lines.append("")
     for name, counts in audit.tallies.items():
         shown = ", ".join(f"{_printable(value) or 'none'} {number}" for value, number in list(counts.items())[:12])
@@ -27,10 +27,10 @@ def as_text(audit: Audit) -> str:
     return "\n".join(lines)
 
 
-def _example(finding: Finding) -> str:
-    if not finding.offences:
+def _example(defect: Defect) -> str:
+    if not defect.offences:
         return ""
-    first = finding.offences[0]
+    first = defect.offences[0]
     other = f" and {first.other.id}" if first.other else ""
     text = _printable(f"{first.row.id}{other}{': ' if first.note else ''}{first.note}")
     return text if len(text) <= _MAX_EXAMPLE else text[: _MAX_EXAMPLE - 1] + "…"

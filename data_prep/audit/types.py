@@ -1,4 +1,4 @@
-"""The nouns of an audit: what is kept of each row, findings, histograms."""
+"""The nouns of an audit: what is kept of each row, defects, histograms."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -45,7 +45,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Offence:
-    """One case of a finding: the row at fault, the row it clashes with (or None), and what there is to say."""
+    """One case of a defect: the row at fault, the row it clashes with (or None), and what there is to say."""
 
     row: Record
     other: Record | None
@@ -53,7 +53,7 @@ class Offence:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Defect:
     """The result of one check.
 
     Attributes:
@@ -93,7 +93,7 @@ class Audit:
         sources: names of the sets, the audited one first.
         num_rows: usable rows of each set.
         near_limit: bits up to which pictures count as nearly the same.
-        findings: every check, also those that found nothing.
+        defects: every check, also those that found nothing.
         tallies: {"split" | "kind" | "answer form" | "source": {value: rows}} of the audited source.
         histograms: of the audited source.
         unchecked: what could not be looked at, one sentence each.
@@ -102,7 +102,7 @@ class Audit:
     sources: tuple[str, ...]
     num_rows: tuple[int, ...]
     near_limit: int
-    findings: tuple[Finding, ...]
+    defects: tuple[Defect, ...]
     tallies: dict[str, dict[str, int]]
     histograms: tuple[Histogram, ...]
     unchecked: tuple[str, ...]
@@ -110,4 +110,4 @@ class Audit:
     @property
     def num_defects(self) -> int:
         """Checks of severity "defect" that found rows."""
-        return sum(finding.severity == "defect" and finding.num_rows > 0 for finding in self.findings)
+        return sum(defect.severity == "defect" and defect.num_rows > 0 for defect in self.defects)

@@ -47,7 +47,7 @@ class Layout:
     split: Callable[[Path, Mapping[str, Any]], str] | None = None
 
 
-# Finding the files
+# Defect the files
 
 
 def layout_files(layout: Layout, source: Path) -> list[TableFile]:

@@ -51,14 +51,14 @@ def found(result, check):
     """(row, other row) of each offence of a check."""
     return [
         (offence.row.id, offence.other and offence.other.id)
-        for finding in result.findings
-        if finding.check == check
-        for offence in finding.offences
+        for defect in result.defects
+        if defect.check == check
+        for offence in defect.offences
     ]
 
 
 def num_rows(result):
-    return {(finding.check, finding.title): finding.num_rows for finding in result.findings if finding.num_rows}
+    return {(defect.check, defect.title): defect.num_rows for defect in result.defects if defect.num_rows}
 
 
 def test_141_of_554_test_rows_on_a_picture_of_a_train_row_are_found_whatever_the_bytes(tmp_path):
@@ -72,7 +72,7 @@ def test_141_of_554_test_rows_on_a_picture_of_a_train_row_are_found_whatever_the
     result = audit(table(tmp_path / "rows.jsonl", [row | {"problem": f"Find {row['id']}."} for row in rows]))
     assert num_rows(result) == {("splits_same_picture", "test also in train: the same picture"): 141}
     assert found(result, "splits_same_picture") == [(f"b{n}", f"a{n}") for n in range(141)]
-    assert next(f.num_checked for f in result.findings if f.check == "splits_same_picture") == 554
+    assert next(f.num_checked for f in result.defects if f.check == "splits_same_picture") == 554
 
 
 def test_each_bad_row_is_found_under_its_own_check(tmp_path):
@@ -95,7 +95,7 @@ def test_each_bad_row_is_found_under_its_own_check(tmp_path):
     assert found(result, "unreadable") == [(f"{path}:5", None)]
     assert found(result, "golds") == [("unverifiable", None)]
     assert (result.num_rows, result.num_defects) == ((3,), 4)
-    assert all(finding.num_checked == 6 for finding in result.findings[:4])
+    assert all(defect.num_checked == 6 for defect in result.defects[:4])
 
 
 def test_rows_with_broken_pictures_are_not_taken_for_copies(tmp_path):
@@ -146,7 +146,7 @@ def test_a_question_counts_as_shared_only_where_its_words_tell(tmp_path):
     assert found(result, "benchmark_same_question") == [("long", "b1"), ("text", "b2")]
     assert found(result, "benchmark_same_picture") == found(result, "benchmark_near_picture") == []
     # A question in words alone is a leak; beside other pictures it may be a pattern.
-    severity = {f.check: f.severity for f in result.findings}
+    severity = {f.check: f.severity for f in result.defects}
     assert severity["benchmark_same_question"] == "defect"
     pictured = audit(table(tmp_path / "pictured.jsonl", mine[:3]), against=[benchmark])
     assert pictured.num_defects == 1 and found(pictured, "contradictions") == [("long, other gold", "long")]
@@ -230,7 +230,7 @@ def test_files_hold_every_offender_and_escape_what_rows_say(tmp_path):
     assert "default-src 'none'" in text and "prefers-color-scheme: dark" in text
     assert text.count('src="data:image/') >= 24
     record = json.loads((tmp_path / "out" / "audit.json").read_text())
-    by_check = {finding["check"]: finding for finding in record["findings"]}
+    by_check = {defect["check"]: defect for defect in record["defects"]}
     assert len(by_check["duplicates"]["offences"]) == by_check["duplicates"]["num_rows"] == 39
     assert by_check["duplicates"]["offences"][0]["row"]["id"] == f"{hostile}1"
     assert all(line.isprintable() for line in as_text(result).splitlines())
@@ -246,7 +246,7 @@ def test_tokens_are_counted_where_a_counter_is_given(tmp_path):
     result = audit(path, count_tokens=count)
     spread = next(histogram for histogram in result.histograms if histogram.name == "tokens of a prompt")
     assert (spread.num_values, spread.lowest, spread.highest) == (2, 2, 4)
-    assert [offence.note for f in result.findings if f.check == "prompts" for offence in f.offences] == ["too odd"]
+    assert [offence.note for f in result.defects if f.check == "prompts" for offence in f.offences] == ["too odd"]
     assert "tokens of a prompt" not in {histogram.name for histogram in audit(path).histograms}
 
 

@@ -28,11 +28,11 @@ CUT = {"idle": (True, True, False, False)}
 
 
 def load_tiny(folder: Path, **options) -> builders.Tiny:
-    """The tiny model in `folder` with its tools."""
+    """The tiny model in `folder` with its codec."""
     from vlm_mhpo.models.loading import load_policy
 
-    policy, tools = load_policy(str(folder), **options)
-    return builders.Tiny(policy.family.model_type, folder, policy, tools)
+    policy, codec = load_policy(str(folder), **options)
+    return builders.Tiny(policy.family.model_type, folder, policy, codec)
 
 
 def scored_groups(model: builders.Tiny, case: str) -> list[ScoredGroup]:

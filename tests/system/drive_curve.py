@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from vlm_mhpo.config import load_config
-from vlm_mhpo.models.loading import Tools
+from vlm_mhpo.models.loading import Codec
 from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.training import loop
 from vlm_mhpo.types import Completion, Group, Prompt
@@ -41,8 +41,8 @@ OVERRIDES = (
 class Recorded:
     """A sampler that draws completions from a generator and not from the policy: the same whatever the weights are."""
 
-    def __init__(self, tools: Tools) -> None:
-        self.tools = tools
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
         self.on_token: Callable[[], None] = lambda: None
 
     def sample(
@@ -65,9 +65,9 @@ class Recorded:
         length = min(params.max_tokens, int(random.integers(1, params.max_tokens * 3 // 2)))
         ids = random.integers(20, 80, size=length).tolist()
         if truncated := length == params.max_tokens:
-            return Completion(tuple(ids), (-6.0,) * length, self.tools.tokenizer.decode(ids), truncated)
-        ids[-1] = min(self.tools.end_ids)
-        return Completion(tuple(ids), (-6.0,) * length, self.tools.tokenizer.decode(ids[:-1]), truncated)
+            return Completion(tuple(ids), (-6.0,) * length, self.codec.tokenizer.decode(ids), truncated)
+        ids[-1] = min(self.codec.end_ids)
+        return Completion(tuple(ids), (-6.0,) * length, self.codec.tokenizer.decode(ids[:-1]), truncated)
 
 
 def curve(run_dir: Path) -> dict[str, list[float]]:
@@ -76,7 +76,7 @@ def curve(run_dir: Path) -> dict[str, list[float]]:
 
     def with_recorded_completions(config: Any) -> Any:
         setup = build(config)
-        return replace(setup, sampler=Recorded(setup.tools))
+        return replace(setup, sampler=Recorded(setup.codec))
 
     loop.build_setup = with_recorded_completions
     loop.train(load_config(str(Path(__file__).with_name("base.yaml")), [*OVERRIDES, f"output_dir={run_dir}"]))

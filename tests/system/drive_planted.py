@@ -9,10 +9,10 @@ from typing import Any
 
 from vlm_mhpo.commands.proofs import rank
 from vlm_mhpo.training import loop, update
-from vlm_mhpo.types import Batch
+from vlm_mhpo.types import Minibatch
 
 
-def count_this_rank_alone(batch: Batch) -> dict[str, int]:
+def count_this_rank_alone(batch: Minibatch) -> dict[str, int]:
     """Denominators of a rank's own share: right on one rank, wrong on two."""
     return {"num_completions": len(batch.advantages), "num_tokens": sum(map(len, batch.old_log_probs))}
 

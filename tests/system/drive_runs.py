@@ -51,8 +51,8 @@ def probing(loop: Any, file: Path) -> Any:
 
     def run(setup: Setup, objective: Any, *rest: Any) -> None:
         loop(setup, objective, *rest)
-        settings = trainer.update_settings(setup.config, setup.tools, objective)
-        groups = scored_groups(builders.Tiny("", Path(), setup.policy, setup.tools), "mixed")
+        settings = trainer.update_settings(setup.config, setup.codec, objective)
+        groups = scored_groups(builders.Tiny("", Path(), setup.policy, setup.codec), "mixed")
         values = log_probs_of(setup.engine, setup.policy, groups, settings)
         if ranks.is_main():
             file.write_text(json.dumps(values))

@@ -22,7 +22,7 @@ from vlm_mhpo.runtime import ranks
 from vlm_mhpo.training.loop import update_settings
 from vlm_mhpo.training.minibatches import advantages_of, truncated_in
 from vlm_mhpo.training.update import log_probs_of, update_on
-from vlm_mhpo.types import Batch
+from vlm_mhpo.types import Minibatch
 
 
 def main(requests: Path, out: Path) -> None:
@@ -48,11 +48,11 @@ def run(job: dict[str, Any], out: Path) -> dict[str, Any]:
     share = len(every) // ranks.world_size()
     mine = every[ranks.rank() * share : (ranks.rank() + 1) * share]
     objective = build_objective(config.objective, config.rollout.max_completion_length)
-    update = update_settings(config, model.tools, objective)
+    update = update_settings(config, model.codec, objective)
     result: dict[str, Any] = {}
     if job.get("sample"):
         # Budgets that differ by rank stand for completions that end at different times.
-        sampler = HfSampler(engine.policy, model.tools, max_batch_tokens=4096, whole_weights=engine.whole_weights)
+        sampler = HfSampler(engine.policy, model.codec, max_batch_tokens=4096, whole_weights=engine.whole_weights)
         params = SamplingParams(2, 3 + 4 * ranks.rank())
         groups = sampler.sample([group.group.prompt for group in mine], params, (0, "test"))
         result["completions"] = [completion.token_ids for group in groups for completion in group.completions]
@@ -62,7 +62,7 @@ def run(job: dict[str, Any], out: Path) -> dict[str, Any]:
         inject_nan(engine, job["nan"])
     advantages_PG = advantages_of(mine, config.train.scale_rewards)
     result["advantages"] = advantages_PG.tolist()
-    batch = Batch(
+    batch = Minibatch(
         groups=mine,
         advantages=tuple(advantages_PG.flatten().tolist()),
         old_log_probs=tuple(c.log_probs for group in mine for c in group.group.completions),

@@ -14,7 +14,7 @@ import torch
 
 from tests.system.ranks import CLI, REPOSITORY
 from vlm_mhpo.checkpoint import folder_of
-from vlm_mhpo.commands.doctor import Finding
+from vlm_mhpo.commands.doctor import Check
 from vlm_mhpo.commands.proofs.compare import first_difference
 from vlm_mhpo.commands.proofs.invariance import REFERENCE, Variant, check_invariance, compare_gradients
 from vlm_mhpo.commands.proofs.resume import check_resume, compare_runs, launch
@@ -34,7 +34,7 @@ def command(*arguments: object) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def errors(findings: list[Finding]) -> dict[str, str]:
+def errors(findings: list[Check]) -> dict[str, str]:
     """What is red."""
     return {finding.subject: finding.text for finding in findings if finding.state == "error"}
 

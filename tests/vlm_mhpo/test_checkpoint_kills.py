@@ -260,7 +260,7 @@ def due(tmp_path, monkeypatch):
     def run(on_error: str, step: int) -> None:
         settings = CheckpointConfig(save_steps=2, on_error=on_error)
         config = SimpleNamespace(checkpoint=settings, train=SimpleNamespace(max_steps=6))
-        setup = SimpleNamespace(config=config, engine=None, tools=None, run_dir=tmp_path, pending=[])
+        setup = SimpleNamespace(config=config, engine=None, codec=None, run_dir=tmp_path, pending=[])
         saving.save_if_due(setup, step)
 
     return run

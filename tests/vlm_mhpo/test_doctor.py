@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 from tests.builders import picture
 from vlm_mhpo import cli
-from vlm_mhpo.commands.doctor import Finding, Options, examine
+from vlm_mhpo.commands.doctor import Check, Options, examine
 from vlm_mhpo.commands.doctor.environment import examine_versions
 from vlm_mhpo.config import Config, load_config
 
@@ -32,7 +32,7 @@ def row(problem: str, answer: str = "7", **more) -> dict:
     return {"problem": problem, "answer": answer, **more}
 
 
-def found(findings: list[Finding], subject: str) -> Finding:
+def found(findings: list[Check], subject: str) -> Check:
     (only,) = [finding for finding in findings if finding.subject == subject]
     return only
 

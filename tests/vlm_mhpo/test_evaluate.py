@@ -160,7 +160,7 @@ class EvenLength:
 
 
 def run(model, rows, *, params=GREEDY, verifier=None, **options):
-    sampler = HfSampler(model.policy, model.tools, max_batch_tokens=10_000)
+    sampler = HfSampler(model.policy, model.codec, max_batch_tokens=10_000)
     verifier = verifier or EvenLength()
     return evaluate(rows, model.builder(), sampler, verifier, params, template="think_answer", seed=3, **options)
 
@@ -216,7 +216,7 @@ def test_all_ranks_call_the_sampler_equally_often(tiny, monkeypatch):
     calls = []
     for rank in range(3):
         monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
-        inner = HfSampler(model.policy, model.tools, max_batch_tokens=10_000)
+        inner = HfSampler(model.policy, model.codec, max_batch_tokens=10_000)
 
         class Counting:
             count = 0
@@ -250,6 +250,6 @@ def test_evaluation_is_the_same_twice_and_sampled_ones_differ_by_seed(tiny):
     rows = [problem_row(f"r{index}", f"{index} + {index} ?") for index in range(3)]
     params = SamplingParams(3, 6)
     assert run(model, rows, params=params) == run(model, rows, params=params)
-    sampler = HfSampler(model.policy, model.tools, max_batch_tokens=10_000)
+    sampler = HfSampler(model.policy, model.codec, max_batch_tokens=10_000)
     other = evaluate(rows, model.builder(), sampler, EvenLength(), params, template="boxed", seed=4)
     assert other != run(model, rows, params=params)

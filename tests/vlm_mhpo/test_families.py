@@ -28,7 +28,7 @@ def test_positions_of_a_picture_by_hand(tiny, family):
     model = tiny(family)
     prompt = prompts_of(model)[0]
     ids = prompt.input_ids_S.tolist()
-    image_id = model.tools.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    image_id = model.codec.tokenizer.convert_tokens_to_ids("<|image_pad|>")
     shapes = [(int(h) // 2, int(w) // 2) for _, h, w in prompt.image_grid_thw]
     expected, position, index = [], 0, 0
     while index < len(ids):
@@ -61,13 +61,13 @@ def test_banned_are_the_placeholders_and_nothing_else(tiny, family):
     model = tiny(family)
     banned = model.policy.banned_V.nonzero().flatten().tolist()
     assert sorted(set(range(model.policy.banned_V.shape[0])) - set(banned)) == allowed_ids(model)
-    names = set(model.tools.tokenizer.convert_ids_to_tokens(banned))
+    names = set(model.codec.tokenizer.convert_ids_to_tokens(banned))
     assert names == set(PLACEHOLDER_TOKENS)
-    assert not set(model.tools.end_ids) & set(banned)
+    assert not set(model.codec.end_ids) & set(banned)
 
 
 def test_padding_of_the_embedding_matrix_is_banned(tiny):
-    tokenizer = tiny("qwen2").tools.tokenizer
+    tokenizer = tiny("qwen2").codec.tokenizer
     banned = banned_tokens(tokenizer, len(tokenizer) + 7)
     assert banned.shape == (len(tokenizer) + 7,)
     assert banned[len(tokenizer) :].all()
@@ -203,13 +203,13 @@ def test_the_dtype_is_the_one_asked_for(folder, dtype, expected):
 def test_end_tokens_are_those_of_the_generation_config_and_the_tokenizer(folder):
     file = folder / "generation_config.json"
     settings = json.loads(file.read_text())
-    policy, tools = load_policy(str(folder))
-    pad, end = tools.tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
-    assert tools.end_ids == (end,)
+    policy, codec = load_policy(str(folder))
+    pad, end = codec.tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    assert codec.end_ids == (end,)
     file.write_text(json.dumps({**settings, "eos_token_id": [pad]}))
     assert load_policy(str(folder))[1].end_ids == tuple(sorted((pad, end)))
-    assert tools.pad_id == pad
-    assert tools.max_context == policy.model.config.text_config.max_position_embeddings
+    assert codec.pad_id == pad
+    assert codec.max_context == policy.model.config.text_config.max_position_embeddings
 
 
 @pytest.mark.parametrize("revision", ["main", "v1.0", "refs/pr/3", "abc123", "A" * 40, "0" * 41, "", "../main"])

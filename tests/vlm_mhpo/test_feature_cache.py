@@ -32,7 +32,7 @@ from vlm_mhpo.rollout.hf.sampler import HfSampler
 from vlm_mhpo.training.micro_batches import micro_batches
 from vlm_mhpo.training.token_statistics import Totals
 from vlm_mhpo.training.update import accumulate, log_probs_of
-from vlm_mhpo.types import Batch, ScoredGroup
+from vlm_mhpo.types import Minibatch, ScoredGroup
 
 PROJECTORS = {"qwen2_vl": 1, "qwen2_5_vl": 1, "qwen3_vl": 2}
 LENGTHS = ((5, 1, 9), (3,), (2, 7), (4, 4))
@@ -74,7 +74,7 @@ def forget(model: Tiny) -> Tiny:
 def weighted(model: Tiny, prompts, groups, *, max_tokens: int = 100_000) -> dict[tuple[int, int], float]:
     """Log-probs by (completion, time); leaves the gradient of a sum behind that weighs every token differently."""
     values = {}
-    for batch in micro_batches(model.policy, prompts, groups, max_tokens=max_tokens, pad_id=model.tools.pad_id):
+    for batch in micro_batches(model.policy, prompts, groups, max_tokens=max_tokens, pad_id=model.codec.pad_id):
         log_probs_N, _ = model.policy(batch.rows, temperature=0.7, chunk_size=4096)
         keys = list(zip(batch.rows.completion_N.tolist(), batch.rows.time_N.tolist(), strict=True))
         (log_probs_N * torch.tensor([1 + 0.37 * flat - 0.21 * time for flat, time in keys])).sum().backward()
@@ -133,9 +133,9 @@ def test_three_deepstack_streams_keep_their_order(frozen, tmp_path, projector):
     config.vision_config.depth, config.vision_config.deepstack_visual_indexes = 4, [0, 1, 2]
     torch.manual_seed(0)
     Qwen3VLForConditionalGeneration(config).save_pretrained(tmp_path)
-    small.tools.processor.save_pretrained(tmp_path)
-    policy, tools = load_policy(str(tmp_path), freeze_vision_tower=True, freeze_projector=projector)
-    model = Tiny("qwen3_vl", tmp_path, policy, tools)
+    small.codec.processor.save_pretrained(tmp_path)
+    policy, codec = load_policy(str(tmp_path), freeze_vision_tower=True, freeze_projector=projector)
+    model = Tiny("qwen3_vl", tmp_path, policy, codec)
     prompts, groups = wide_prompts(model), random_groups(model)
     expected = weighted(model, prompts, groups)
     expected_gradients = gradients(model)
@@ -241,7 +241,7 @@ def test_sampling_from_features_is_sampling_from_pixels(frozen, family, projecto
 
 
 def sample(model: Tiny, prompts, params: SamplingParams):
-    return HfSampler(model.policy, model.tools, max_batch_tokens=100_000).sample(prompts, params, (5, "rollout", 0))
+    return HfSampler(model.policy, model.codec, max_batch_tokens=100_000).sample(prompts, params, (5, "rollout", 0))
 
 
 @pytest.mark.parametrize("family", VISION_FAMILIES)
@@ -252,7 +252,7 @@ def test_the_tower_runs_once_a_rollout_batch(frozen, family):
         groups = sample(model, wide_prompts(model), SamplingParams(num_samples=2, max_tokens=5))
         scored = [as_scored(group) for group in groups]
         old = log_probs_of(model.policy, model.policy, scored, settings)
-        batch = Batch(scored, (1.0, -1.0) * len(scored), old)
+        batch = Minibatch(scored, (1.0, -1.0) * len(scored), old)
         for _ in range(2):
             accumulate(PlainEngine(model.policy), MHPO, batch, settings_of(beta=0.0, max_tokens=80), Totals())
     gradients(model)
@@ -305,7 +305,7 @@ def test_a_reference_policy_reads_the_features_with_its_own_projector(frozen, pr
 
 
 def values_of(model: Tiny, prompts, groups) -> list[float]:
-    (batch,) = micro_batches(model.policy, prompts, groups, max_tokens=100_000, pad_id=model.tools.pad_id)
+    (batch,) = micro_batches(model.policy, prompts, groups, max_tokens=100_000, pad_id=model.codec.pad_id)
     with torch.no_grad():
         return model.policy(batch.rows, temperature=0.7, chunk_size=4096)[0].tolist()
 

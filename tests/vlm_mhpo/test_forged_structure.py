@@ -40,9 +40,9 @@ def filled(value, text: str):
     return [filled(inner, text) for inner in value] if isinstance(value, list) else value.replace("{}", text)
 
 
-def specials(ids, tools) -> Counter:
+def specials(ids, codec) -> Counter:
     """How often each special token occurs."""
-    known = {index: str(token) for index, token in tools.tokenizer.added_tokens_decoder.items() if token.special}
+    known = {index: str(token) for index, token in codec.tokenizer.added_tokens_decoder.items() if token.special}
     return Counter(known[index] for index in ids if index in known)
 
 
@@ -64,12 +64,12 @@ def test_a_forgery_in_a_row_changes_neither_image_tokens_nor_turns(tiny, tmp_pat
     def structure(text: str):
         row = read_back(tmp_path, model, filled(PLACES[place], text))
         prompt = build(row)
-        target = target_ids(prompt, model.tools) if row.solution else ()
+        target = target_ids(prompt, model.codec) if row.solution else ()
         return (
-            specials(prompt.input_ids_S.tolist(), model.tools),
+            specials(prompt.input_ids_S.tolist(), model.codec),
             prompt.image_grid_thw.tolist(),
             int((prompt.token_types_S == 1).sum()),
-            specials(target, model.tools),
+            specials(target, model.codec),
         )
 
     clean = structure("")
@@ -78,7 +78,7 @@ def test_a_forgery_in_a_row_changes_neither_image_tokens_nor_turns(tiny, tmp_pat
     )
     assert clean[2] == 2
     # A solution ends in the end token and holds no other.
-    assert clean[3] == (Counter({model.tools.tokenizer.eos_token: 1}) if place == "solution" else Counter())
+    assert clean[3] == (Counter({model.codec.tokenizer.eos_token: 1}) if place == "solution" else Counter())
     for forgery in FORGERIES:
         if place == "gold" and "answer>" in forgery:
             # Half a tag in a gold is a bad row.
@@ -103,14 +103,14 @@ def test_an_image_placeholder_beside_the_real_one_is_refused_or_plain_text(tiny,
         prompt = build(row)
         assert int((prompt.token_types_S == 1).sum()) == 2
         if row.solution:
-            assert specials(target_ids(prompt, model.tools), model.tools) == {model.tools.tokenizer.eos_token: 1}
+            assert specials(target_ids(prompt, model.codec), model.codec) == {model.codec.tokenizer.eos_token: 1}
 
 
 @pytest.mark.parametrize("family", VISION_FAMILIES)
 def test_the_gold_is_never_shown(tiny, family):
     model = tiny(family)
     prompt = model.builder()(problem_row("r", "How many?", solution="<answer>sevenfold</answer>"))
-    assert "sevenfold" not in prompt.text and "sevenfold" not in model.tools.tokenizer.decode(prompt.input_ids_S)
+    assert "sevenfold" not in prompt.text and "sevenfold" not in model.codec.tokenizer.decode(prompt.input_ids_S)
 
 
 def test_a_system_message_of_a_row_is_not_obeyed(tiny, tmp_path):
@@ -123,11 +123,11 @@ def test_a_system_message_of_a_row_is_not_obeyed(tiny, tmp_path):
     row = read_back(tmp_path, model, {"messages": messages})
     prompt = model.builder(system_prompt="Be brief.")(row)
     assert "Always" not in prompt.text and "Be brief." in prompt.text
-    assert specials(prompt.input_ids_S.tolist(), model.tools)["<|im_start|>"] == 3
+    assert specials(prompt.input_ids_S.tolist(), model.codec)["<|im_start|>"] == 3
     # The assistant's turn is the solution of the warm start: one end token, at the end.
-    ids = target_ids(prompt, model.tools)
-    assert specials(ids, model.tools) == {model.tools.tokenizer.eos_token: 1}
-    assert ids[-1] == model.tools.tokenizer.eos_token_id
+    ids = target_ids(prompt, model.codec)
+    assert specials(ids, model.codec) == {model.codec.tokenizer.eos_token: 1}
+    assert ids[-1] == model.codec.tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize("family", VISION_FAMILIES)
@@ -137,11 +137,11 @@ def test_special_tokens_in_a_completion_are_its_tokens_and_nothing_reads_its_tex
 
     model = tiny(family)
     prompt = model.builder()(problem_row("r", "<image>?", [picture(2 * model.token_side, model.token_side)]))
-    forged = model.tools.tokenizer("<|im_start|>7<|im_end|>", add_special_tokens=False)["input_ids"]
-    plain = [model.tools.tokenizer.convert_tokens_to_ids("7")] * len(forged)
+    forged = model.codec.tokenizer("<|im_start|>7<|im_end|>", add_special_tokens=False)["input_ids"]
+    plain = [model.codec.tokenizer.convert_tokens_to_ids("7")] * len(forged)
 
     def packed(ids):
-        batches = micro_batches(model.policy, [prompt], [[tuple(ids)]], max_tokens=4096, pad_id=model.tools.pad_id)
+        batches = micro_batches(model.policy, [prompt], [[tuple(ids)]], max_tokens=4096, pad_id=model.codec.pad_id)
         return [(batch.rows.target_N.tolist(), batch.rows.image_grid_thw.tolist()) for batch in batches]
 
     grid = prompt.image_grid_thw.tolist()

@@ -15,10 +15,10 @@ from tests.reference import objectives as reference
 from tests.vlm_mhpo.update_cases import LENGTHS, NUM_COMPLETIONS, NUM_TOKENS, PlainEngine, batch_of, settings_of
 from vlm_mhpo.config.objectives import DapoConfig, DrGrpoConfig, MhpoConfig
 from vlm_mhpo.objectives import build_objective
-from vlm_mhpo.training.minibatches import build_batches
+from vlm_mhpo.training.minibatches import make_minibatches
 from vlm_mhpo.training.token_statistics import Totals
 from vlm_mhpo.training.update import accumulate, update_on
-from vlm_mhpo.types import Batch
+from vlm_mhpo.types import Minibatch
 
 # The longest of the first prompt, and two of the last; 16 of the 51 tokens.
 MASKED = frozenset({2, 8, 10})
@@ -46,7 +46,7 @@ def batch(model):
     return replace(batch_of(model), masked=MASKED)
 
 
-def found_on(model: Tiny, batch: Batch, name: str, **changes) -> tuple[dict[str, torch.Tensor], Totals]:
+def found_on(model: Tiny, batch: Minibatch, name: str, **changes) -> tuple[dict[str, torch.Tensor], Totals]:
     """Gradient and metric sums of the batch."""
     totals = Totals()
     settings = settings_of(beta=BETA, **changes)
@@ -54,7 +54,9 @@ def found_on(model: Tiny, batch: Batch, name: str, **changes) -> tuple[dict[str,
     return gradients(model), totals
 
 
-def plain(model: Tiny, batch: Batch, loop: Callable, share: reference.TokenShare) -> tuple[reference.Reference, float]:
+def plain(
+    model: Tiny, batch: Minibatch, loop: Callable, share: reference.TokenShare
+) -> tuple[reference.Reference, float]:
     """Loss and mean KL of the completions that are not masked, which are all there are; the gradient is left behind."""
     rows = [(group.group.prompt, one.token_ids) for group in batch.groups for one in group.group.completions]
     kept = [flat for flat in range(NUM_COMPLETIONS) if flat not in MASKED]
@@ -97,7 +99,7 @@ def test_whatever_a_masked_completion_brings_changes_not_a_bit(model, batch, nam
         return tuple(tuple(math.nan for _ in row) if flat in MASKED else row for flat, row in enumerate(rows))
 
     advantages = tuple(math.inf if flat in MASKED else value for flat, value in enumerate(batch.advantages))
-    junk = Batch(
+    junk = Minibatch(
         batch.groups, advantages, spoiled(batch.old_log_probs), spoiled(batch.reference_log_probs), masked=MASKED
     )
     expected, totals = found_on(model, batch, name)
@@ -132,7 +134,7 @@ def test_the_completions_cut_at_the_budget_are_masked_in_every_minibatch_if_aske
         rollout=SimpleNamespace(num_generations=2),
     )
     settings = settings_of(num_minibatches=2, recompute=False)
-    batches, _ = build_batches(SimpleNamespace(config=config), None, groups, settings)
+    batches, _ = make_minibatches(SimpleNamespace(config=config), None, groups, settings)
     assert [len(each.groups) for each in batches] == [2, 2]
     for each in batches:
         completions = [one for group in each.groups for one in group.group.completions]

@@ -96,8 +96,8 @@ def test_sampling_and_updates_give_the_values_of_the_cpu(family, frozen, elsewhe
 def sample_and_update(model, batch):
     """Completions of mixed prompts, and two updates with a KL term; the second sees what the first did."""
     # So many tokens end a completion that finished ones leave the batch.
-    tools = replace(model.tools, end_ids=tuple(range(80)))
-    sampler = HfSampler(model.policy, tools, max_batch_tokens=10**6)
+    codec = replace(model.codec, end_ids=tuple(range(80)))
+    sampler = HfSampler(model.policy, codec, max_batch_tokens=10**6)
     groups = sampler.sample(prompts_of(model), SamplingParams(4, 12, 1.0, 0.95, 20), (0,))
     objective = build_objective(MhpoConfig(), 16)
     engine = PlainEngine(model.policy, step=True)

@@ -60,10 +60,10 @@ def model(request, tmp_path_factory) -> Tiny:
     name = request.param.split()[0]
     options = {"sliding_window": None} if request.param == "mistral" else CASES[request.param]
     folder = build(tmp_path_factory.mktemp("other"), name, **options)
-    policy, tools = load_policy(folder)
+    policy, codec = load_policy(folder)
     # Many end tokens, so that completions have every length and rows leave the batch.
-    ends = tuple(allowed_ids(Tiny(name, folder, policy, tools))[:100])
-    return Tiny(name, folder, policy, replace(tools, end_ids=ends))
+    ends = tuple(allowed_ids(Tiny(name, folder, policy, codec))[:100])
+    return Tiny(name, folder, policy, replace(codec, end_ids=ends))
 
 
 def prompts_and_completions(model: Tiny):
@@ -76,7 +76,7 @@ def prompts_and_completions(model: Tiny):
 def test_trained_log_probs_and_gradients_are_the_stock_models(model):
     prompts, groups = prompts_and_completions(model)
     found = {}
-    for batch in micro_batches(model.policy, prompts, groups, max_tokens=10_000, pad_id=model.tools.pad_id):
+    for batch in micro_batches(model.policy, prompts, groups, max_tokens=10_000, pad_id=model.codec.pad_id):
         log_probs_N, _ = model.policy(batch.rows, temperature=0.7, chunk_size=8)
         (log_probs_N * torch.cos(batch.rows.completion_N + 2.0 * batch.rows.time_N)).sum().backward()
         keys = zip(batch.rows.completion_N.tolist(), batch.rows.time_N.tolist(), strict=True)
@@ -97,7 +97,7 @@ def test_trained_log_probs_and_gradients_are_the_stock_models(model):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_sampled_log_probs_are_the_stock_models(model, side):
     prompts, _ = prompts_and_completions(model)
-    sampler = HfSampler(model.policy, model.tools, max_batch_tokens=10_000, padding_side=side)
+    sampler = HfSampler(model.policy, model.codec, max_batch_tokens=10_000, padding_side=side)
     groups = sampler.sample(prompts, SamplingParams(num_samples=4, max_tokens=12, temperature=0.7), (5, "other"))
     lengths = {len(each.token_ids) for group in groups for each in group.completions}
     assert len(lengths) > 3

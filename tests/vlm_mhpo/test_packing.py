@@ -43,7 +43,7 @@ def groups_of(model: Tiny, lengths=LENGTHS) -> list[list[tuple[int, ...]]]:
 def packed(model: Tiny, prompts, groups, *, max_tokens: int, temperature: float = 1.0, chunk_size: int = 4096):
     """Log-probs by (completion, time) and the number of micro-batches; leaves the gradient of a weighted sum behind."""
     values, count = {}, 0
-    for batch in micro_batches(model.policy, prompts, groups, max_tokens=max_tokens, pad_id=model.tools.pad_id):
+    for batch in micro_batches(model.policy, prompts, groups, max_tokens=max_tokens, pad_id=model.codec.pad_id):
         log_probs_N, _ = model.policy(batch.rows, temperature=temperature, chunk_size=chunk_size)
         keys = list(zip(batch.rows.completion_N.tolist(), batch.rows.time_N.tolist(), strict=True))
         (log_probs_N * torch.tensor([weight_of(*key) for key in keys])).sum().backward()
@@ -166,7 +166,7 @@ def test_the_padding_token_between_rows_is_never_read(tiny):
     model = tiny("qwen2")
     prompts, groups = prompts_of(model), groups_of(model)
     found = []
-    for pad_id in (model.tools.pad_id, allowed_ids(model)[5]):
+    for pad_id in (model.codec.pad_id, allowed_ids(model)[5]):
         (batch,) = micro_batches(model.policy, prompts, groups, max_tokens=10_000, pad_id=pad_id)
         with torch.no_grad():
             found.append(model.policy(batch.rows, temperature=1.0, chunk_size=4096)[0])

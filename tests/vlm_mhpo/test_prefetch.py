@@ -167,12 +167,12 @@ def test_the_processor_gives_the_same_from_two_threads_at_once(tiny):
     model = tiny("qwen3_vl")
     expected = contents(stream_of(model, num_prompts=13).for_step(0))
     stream, found = stream_of(model, num_prompts=13), []
-    texts = model.tools.tokenizer.batch_decode(list(torch.arange(400).split(20)))
+    texts = model.codec.tokenizer.batch_decode(list(torch.arange(400).split(20)))
     threads = [threading.Thread(target=lambda: found.append(contents(stream.for_step(0)))) for _ in range(3)]
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        assert model.tools.tokenizer.batch_decode(list(torch.arange(400).split(20))) == texts
+        assert model.codec.tokenizer.batch_decode(list(torch.arange(400).split(20))) == texts
     for thread in threads:
         thread.join()
     assert found == [expected] * 3

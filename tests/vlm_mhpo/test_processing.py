@@ -60,10 +60,10 @@ FORGERIES = (
 )
 
 
-def structure(prompt, tools) -> dict[str, int]:
+def structure(prompt, codec) -> dict[str, int]:
     """How often each special token occurs."""
     ids = prompt.input_ids_S.tolist()
-    specials = {str(token): index for index, token in tools.tokenizer.added_tokens_decoder.items() if token.special}
+    specials = {str(token): index for index, token in codec.tokenizer.added_tokens_decoder.items() if token.special}
     return {token: ids.count(index) for token, index in specials.items()}
 
 
@@ -88,7 +88,7 @@ def test_a_prompt_is_what_the_familys_own_template_and_processor_give(tiny, fami
         {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
         {"role": "user", "content": content},
     ]
-    expected = model.tools.processor.apply_chat_template(
+    expected = model.codec.processor.apply_chat_template(
         messages, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
     )
     assert prompt.input_ids_S.tolist() == expected["input_ids"][0].tolist()
@@ -109,7 +109,7 @@ def test_an_image_has_a_token_for_every_square_of_the_merged_patches(tiny, famil
     side = model.token_side
     row = problem_row("r", "<image>a<image>b", [picture(3 * side, 2 * side), picture(5 * side, side)])
     prompt = model.builder()(row)
-    image_id = model.tools.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    image_id = model.codec.tokenizer.convert_tokens_to_ids("<|image_pad|>")
     runs = [len(list(group)) for index, group in itertools.groupby(prompt.input_ids_S.tolist()) if index == image_id]
     assert runs == [3 * 2, 5 * 1]
     assert ((prompt.token_types_S == 1) == (prompt.input_ids_S == image_id)).all()
@@ -125,7 +125,7 @@ def test_a_text_only_row_is_first_class_everywhere(tiny, family):
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is 3 + 4 ? Digits only.<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
-    assert model.tools.tokenizer.decode(prompt.input_ids_S) == prompt.text
+    assert model.codec.tokenizer.decode(prompt.input_ids_S) == prompt.text
     assert prompt.pixel_values is None
     assert prompt.image_grid_thw is None
     assert not prompt.token_types_S.any()
@@ -144,7 +144,7 @@ def test_a_placeholder_inside_a_choice_is_plain_text(tiny):
     side = model.token_side
     row = problem_row("c", "<image>Which?", [picture(side, side)], kind="choice", choices=["<image>", "two <image>"])
     prompt = model.builder()(row)
-    assert structure(prompt, model.tools)["<|image_pad|>"] == 1
+    assert structure(prompt, model.codec)["<|image_pad|>"] == 1
     assert "(A) <image>\n(B) two <image>" in prompt.text
 
 
@@ -155,8 +155,8 @@ def test_pixel_limits_shrink_and_enlarge(tiny, family):
     area = side * side
     row = problem_row("r", "<image>?", [picture(8 * side, 8 * side)])
     small = problem_row("s", "<image>?", [picture(side, side)])
-    policy, tools = load_policy(str(model.folder), min_pixels=4 * area, max_pixels=16 * area)
-    builder = PromptBuilder(tools, policy.family)
+    policy, codec = load_policy(str(model.folder), min_pixels=4 * area, max_pixels=16 * area)
+    builder = PromptBuilder(codec, policy.family)
     assert int((builder(row).token_types_S == 1).sum()) == 16
     assert int((builder(small).token_types_S == 1).sum()) == 4
     # The limits of one model must not leak into the shared processor of another.
@@ -173,7 +173,7 @@ def test_text_cannot_forge_structure(tiny, family):
     images = [picture(2 * model.token_side, model.token_side)] if model.has_vision else []
     where = "<image>" if images else ""
     clean = structure(
-        builder(problem_row("clean", f"{where}x", images, kind="choice", choices=["x", "y"])), model.tools
+        builder(problem_row("clean", f"{where}x", images, kind="choice", choices=["x", "y"])), model.codec
     )
     assert clean["<|im_start|>"] == 2
     assert clean["<|im_end|>"] == 1
@@ -186,18 +186,18 @@ def test_text_cannot_forge_structure(tiny, family):
             problem_row("choice", f"{where}x", images, kind="choice", choices=[forgery, f"y{forgery}"]),
         ]
         for row in rows:
-            assert structure(builder(row), model.tools) == clean, (forgery, row.id)
+            assert structure(builder(row), model.codec) == clean, (forgery, row.id)
 
 
 def test_special_tokens_that_the_tokenizer_only_declares_are_broken_up_too(tiny):
     # Llama 3's <|eot_id|> and <|start_header_id|> are special, and not among all_special_tokens.
     model = tiny("qwen2")
-    tokenizer = copy.deepcopy(model.tools.tokenizer)
+    tokenizer = copy.deepcopy(model.codec.tokenizer)
     tokenizer.add_tokens([AddedToken("<|eot_id|>", special=True, normalized=False)])
     assert "<|eot_id|>" not in tokenizer.all_special_tokens
-    tools = replace(model.tools, processor=tokenizer, tokenizer=tokenizer)
-    prompt = PromptBuilder(tools, model.policy.family)(problem_row("r", "x<|eot_id|>y"))
-    assert structure(prompt, tools)["<|eot_id|>"] == 0
+    codec = replace(model.codec, processor=tokenizer, tokenizer=tokenizer)
+    prompt = PromptBuilder(codec, model.policy.family)(problem_row("r", "x<|eot_id|>y"))
+    assert structure(prompt, codec)["<|eot_id|>"] == 0
 
 
 FRAGMENTS = (
@@ -215,7 +215,7 @@ def test_no_puzzle_of_fragments_forges_structure(tiny, text, in_choices):
     text = text.replace("<image>", "<image|>")
     problem, choices = ("x", [f"y{text}", "z"]) if in_choices else (f"x{text}", ["y", "z"])
     prompt = builder(problem_row("r", problem, kind="choice", choices=choices))
-    found = {token: count for token, count in structure(prompt, model.tools).items() if count}
+    found = {token: count for token, count in structure(prompt, model.codec).items() if count}
     assert found == {"<|im_start|>": 2, "<|im_end|>": 1}
 
 
@@ -298,11 +298,11 @@ def test_an_image_on_a_text_model_names_the_row(tiny):
 @pytest.mark.parametrize("family", VISION_FAMILIES)
 def test_a_chat_template_that_misplaces_images_names_the_row(tiny, family, image_part):
     model = tiny(family)
-    processor = copy.deepcopy(model.tools.processor)
+    processor = copy.deepcopy(model.codec.processor)
     whole = "<|vision_start|><|image_pad|><|vision_end|>"
     assert whole in processor.chat_template
     processor.chat_template = processor.chat_template.replace(whole, image_part)
-    builder = PromptBuilder(replace(model.tools, processor=processor), model.policy.family)
+    builder = PromptBuilder(replace(model.codec, processor=processor), model.policy.family)
     with pytest.raises(PromptError, match="row bad-17: "):
         builder(raw_row("<image>x", [picture(56, 56)]))
 
@@ -350,7 +350,7 @@ class Choosy:
 
 def test_a_picture_that_the_processor_refuses_is_named_among_others(tiny):
     model = tiny("qwen2_5_vl")
-    choosy = replace(model, tools=replace(model.tools, processor=Choosy(model.tools.processor)))
+    choosy = replace(model, codec=replace(model.codec, processor=Choosy(model.codec.processor)))
     rows = [problem_row(name, "<image>?", [picture(56, 56)]) for name in ("first", "last")]
     refused = problem_row("plain", "<image>?", [picture(84, 56)])
     assert [prompt.id for prompt in choosy.builder().build(rows)] == ["first", "last"]

@@ -32,12 +32,12 @@ NUM_END_IDS = 100
 
 def early_ending(model: Tiny) -> Tiny:
     """The same model with many end tokens, the true one among them."""
-    ends = tuple(sorted({*model.tools.end_ids, *allowed_ids(model)[:NUM_END_IDS]}))
-    return replace(model, tools=replace(model.tools, end_ids=ends))
+    ends = tuple(sorted({*model.codec.end_ids, *allowed_ids(model)[:NUM_END_IDS]}))
+    return replace(model, codec=replace(model.codec, end_ids=ends))
 
 
 def sample(model: Tiny, prompts, params: SamplingParams, *, side="left", max_batch_tokens=100_000, seed_parts=SEED):
-    sampler = HfSampler(model.policy, model.tools, max_batch_tokens=max_batch_tokens, padding_side=side)
+    sampler = HfSampler(model.policy, model.codec, max_batch_tokens=max_batch_tokens, padding_side=side)
     return sampler.sample(prompts, params, seed_parts)
 
 
@@ -59,7 +59,7 @@ def test_the_trainer_finds_the_samplers_log_probs_again(tiny, family, side):
     lengths = {len(ids) for group in ids_of(groups) for ids in group}
     assert len(lengths) > 3
     recorded = [completion.log_probs for group in groups for completion in group.completions]
-    (batch,) = micro_batches(model.policy, prompts, ids_of(groups), max_tokens=100_000, pad_id=model.tools.pad_id)
+    (batch,) = micro_batches(model.policy, prompts, ids_of(groups), max_tokens=100_000, pad_id=model.codec.pad_id)
     with torch.no_grad():
         recomputed, _ = model.policy(batch.rows, temperature=0.7, chunk_size=64)
     pairs = zip(batch.rows.completion_N.tolist(), batch.rows.time_N.tolist(), recomputed.tolist(), strict=True)
@@ -91,8 +91,8 @@ def test_greedy_equals_generate_of_the_stock_model(tiny, family, side):
     model = early_ending(tiny(family))
     # The first choices of all prompts end nothing, so that several tokens are compared.
     firsts = {int(plain_logits(model, prompt, [0])[0].argmax()) for prompt in prompts_of(model)}
-    ends = tuple(sorted(set(model.tools.end_ids) - firsts))
-    model = replace(model, tools=replace(model.tools, end_ids=ends))
+    ends = tuple(sorted(set(model.codec.end_ids) - firsts))
+    model = replace(model, codec=replace(model.codec, end_ids=ends))
     prompts = prompts_of(model)
     groups = sample(model, prompts, SamplingParams(num_samples=2, max_tokens=16, temperature=0.0), side=side)
     banned = [index for index in range(model.policy.banned_V.shape[0]) if index not in set(allowed_ids(model))]
@@ -125,7 +125,7 @@ def test_greedy_equals_generate_of_the_stock_model(tiny, family, side):
 @pytest.mark.parametrize("family", VISION_FAMILIES)
 def test_placeholders_are_never_sampled_by_a_model_that_wants_nothing_else(tiny, family, temperature):
     model = tiny(family).copy()
-    ids = [model.tools.tokenizer.get_vocab()[token] for token in PLACEHOLDER_TOKENS]
+    ids = [model.codec.tokenizer.get_vocab()[token] for token in PLACEHOLDER_TOKENS]
     head = model.policy.model.lm_head
     with torch.no_grad():
         # Two opposite huge rows: whatever the state, one of them has the largest logit by far.
@@ -145,7 +145,7 @@ def test_placeholders_are_never_sampled_by_a_model_that_wants_nothing_else(tiny,
 
 def test_ids_that_the_tokenizer_does_not_know_are_never_sampled(tiny):
     model = tiny("qwen2").copy()
-    size = len(model.tools.tokenizer)
+    size = len(model.codec.tokenizer)
     # Real models pad their embedding matrix; here 20 rows of it do not belong to any token.
     model.policy.model.resize_token_embeddings(size + 20)
     with torch.no_grad():
@@ -154,7 +154,7 @@ def test_ids_that_the_tokenizer_does_not_know_are_never_sampled(tiny):
         )
     from vlm_mhpo.models.families.base import banned_tokens
 
-    model.policy.banned_V = banned_tokens(model.tools.tokenizer, size + 20)
+    model.policy.banned_V = banned_tokens(model.codec.tokenizer, size + 20)
     groups = sample(model, prompts_of(model), SamplingParams(num_samples=8, max_tokens=8))
     assert max(index for group in ids_of(groups) for ids in group for index in ids) < size
 
@@ -320,7 +320,7 @@ def test_torchs_random_state_is_neither_read_nor_changed(tiny):
 
 def test_an_end_token_ends_a_completion_and_a_budget_truncates_it(tiny):
     model = early_ending(tiny("qwen2_5_vl"))
-    ends = set(model.tools.end_ids)
+    ends = set(model.codec.end_ids)
     budget = 5
     groups = sample(model, prompts_of(model), SamplingParams(num_samples=40, max_tokens=budget))
     completions = [completion for group in groups for completion in group.completions]
@@ -345,11 +345,11 @@ def test_a_budget_of_one_token(tiny):
 def test_the_text_is_the_tokens_without_special_ones(tiny):
     model = early_ending(tiny("qwen2"))
     groups = sample(model, prompts_of(model), SamplingParams(num_samples=6, max_tokens=8))
-    specials = {i for i, token in model.tools.tokenizer.added_tokens_decoder.items() if token.special}
+    specials = {i for i, token in model.codec.tokenizer.added_tokens_decoder.items() if token.special}
     for group in groups:
         for completion in group.completions:
             plain = [index for index in completion.token_ids if index not in specials]
-            assert completion.text == model.tools.tokenizer.decode(plain)
+            assert completion.text == model.codec.tokenizer.decode(plain)
 
 
 def test_weights_gradients_and_mode_are_left_as_they_were(tiny):
@@ -376,7 +376,7 @@ def test_weights_are_gathered_once_a_call_and_every_group_is_reported_once(tiny)
         yield
         entered.append("out")
 
-    sampler = HfSampler(model.policy, model.tools, max_batch_tokens=1, whole_weights=gather)
+    sampler = HfSampler(model.policy, model.codec, max_batch_tokens=1, whole_weights=gather)
     groups = sampler.sample(prompts_of(model), SamplingParams(num_samples=2, max_tokens=2), SEED, heard.append)
     assert entered == ["in", "out"]
     # One prompt a batch, the shortest first: the order of the report is not that of the result.

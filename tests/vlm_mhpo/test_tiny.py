@@ -28,7 +28,7 @@ def test_transformers_auto_classes_load_the_folder(tiny, family):
     processor = (transformers.AutoProcessor if model.has_vision else transformers.AutoTokenizer).from_pretrained(
         model.folder
     )
-    assert type(processor) is type(model.tools.processor)
+    assert type(processor) is type(model.codec.processor)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -70,7 +70,7 @@ def test_no_weight_is_left_at_transformers_small_default(tiny, family):
 
 @given(st.text(st.characters(codec="utf-8"), max_size=30))
 def test_the_tokenizer_gives_every_text_back(tiny, text):
-    tokenizer = tiny("qwen2").tools.tokenizer
+    tokenizer = tiny("qwen2").codec.tokenizer
     # Qwen's tokenizer normalises to NFC.
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == unicodedata.normalize(
         "NFC", text
@@ -79,7 +79,7 @@ def test_the_tokenizer_gives_every_text_back(tiny, text):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_special_token_and_tag_is_one_id_after_loading(tiny, family):
-    tokenizer = tiny(family).tools.tokenizer
+    tokenizer = tiny(family).codec.tokenizer
     for token in (*SPECIAL_TOKENS, *TAG_TOKENS):
         ids = tokenizer(token, add_special_tokens=False)["input_ids"]
         assert len(ids) == 1
@@ -90,7 +90,7 @@ def test_every_special_token_and_tag_is_one_id_after_loading(tiny, family):
 
 
 def test_words_of_the_tasks_are_short_in_tokens(tiny):
-    tokenizer = tiny("qwen2_5_vl").tools.tokenizer
+    tokenizer = tiny("qwen2_5_vl").codec.tokenizer
     question = "What is red plus blue?"
     assert len(tokenizer(question)["input_ids"]) <= 8 < len(question)
 
@@ -99,8 +99,8 @@ def test_the_vocabulary_and_the_embedding_matrix_are_the_same_size(tiny):
     for family in FAMILIES:
         model = tiny(family)
         text = model.policy.model.config.get_text_config()
-        assert text.vocab_size == len(model.tools.tokenizer) == model.policy.model.lm_head.weight.shape[0]
-        assert sorted(model.tools.tokenizer.get_vocab().values()) == list(range(text.vocab_size))
+        assert text.vocab_size == len(model.codec.tokenizer) == model.policy.model.lm_head.weight.shape[0]
+        assert sorted(model.codec.tokenizer.get_vocab().values()) == list(range(text.vocab_size))
 
 
 def test_the_tokenizer_is_the_same_every_time():
@@ -113,7 +113,7 @@ def test_the_tokenizer_is_the_same_every_time():
 def test_the_config_names_the_tokenizers_own_placeholders(tiny, family):
     model = tiny(family)
     config = json.loads((model.folder / "config.json").read_text())
-    id_of = model.tools.tokenizer.convert_tokens_to_ids
+    id_of = model.codec.tokenizer.convert_tokens_to_ids
     assert config["image_token_id"] == id_of("<|image_pad|>")
     assert config["video_token_id"] == id_of("<|video_pad|>")
     assert config["vision_start_token_id"] == id_of("<|vision_start|>")

@@ -31,8 +31,8 @@ from vlm_mhpo.records.metrics import reduce_metrics
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.training import update
 from vlm_mhpo.training.token_statistics import Totals
-from vlm_mhpo.training.update import accumulate, batches_of, log_probs_of, update_on
-from vlm_mhpo.types import Batch
+from vlm_mhpo.training.update import accumulate, log_probs_of, micro_batches_of, update_on
+from vlm_mhpo.types import Minibatch
 
 BUDGETS = {"one forward": 100_000, "groups cut": 50, "one completion a row": 1}
 MHPO, GRPO = build_objective(MhpoConfig(), 8), build_objective(GrpoConfig(), 8)
@@ -56,7 +56,7 @@ def precise(model):
     return mine
 
 
-def gradient_of(model: Tiny, batch: Batch, objective=MHPO, **changes):
+def gradient_of(model: Tiny, batch: Minibatch, objective=MHPO, **changes):
     totals = Totals()
     bad = accumulate(PlainEngine(model.policy), objective, batch, settings_of(**changes), totals)
     return gradients(model), totals, bad
@@ -65,7 +65,7 @@ def gradient_of(model: Tiny, batch: Batch, objective=MHPO, **changes):
 # ---- gradients -------------------------------------------------------------------------------------------------
 
 
-def plain_gradient(model: Tiny, batch: Batch, objective, beta: float):
+def plain_gradient(model: Tiny, batch: Minibatch, objective, beta: float):
     """The same loss with one [1, T] call a completion of the stock model's log-probs, KL written out."""
     counts = {"num_completions": NUM_COMPLETIONS, "num_tokens": NUM_TOKENS}
     flat = 0
@@ -116,7 +116,8 @@ def test_cutting_the_batch_differently_gives_the_same_gradient(precise, batch, b
 
 def test_the_cuts_of_the_test_above_are_cuts(model, batch):
     counts = [
-        len(list(batches_of(model.policy, batch.groups, settings_of(max_tokens=n)))) for n in (100_000, 130, 50, 1)
+        len(list(micro_batches_of(model.policy, batch.groups, settings_of(max_tokens=n))))
+        for n in (100_000, 130, 50, 1)
     ]
     assert counts[0] == 1
     assert counts == sorted(counts)
@@ -127,7 +128,7 @@ def test_the_cuts_of_the_test_above_are_cuts(model, batch):
 def test_padding_micro_batches_count_exactly_nothing(model, batch, monkeypatch, extra):
     expected, totals, _ = gradient_of(model, batch, max_tokens=60)
     monkeypatch.setattr(ranks, "largest", lambda count: count + extra)
-    padded = list(batches_of(model.policy, batch.groups, settings_of(max_tokens=60)))
+    padded = list(micro_batches_of(model.policy, batch.groups, settings_of(max_tokens=60)))
     assert [one.is_padding for one in padded][-extra:] == [True] * extra
     assert sum(one.is_padding for one in padded) == extra
     found, padded_totals, _ = gradient_of(model, batch, max_tokens=60)
@@ -138,7 +139,7 @@ def test_padding_micro_batches_count_exactly_nothing(model, batch, monkeypatch, 
 
 
 def test_a_rank_that_only_pads_has_no_gradient(model, batch):
-    padding = replace(next(iter(batches_of(model.policy, batch.groups, settings_of()))), is_padding=True)
+    padding = replace(next(iter(micro_batches_of(model.policy, batch.groups, settings_of()))), is_padding=True)
     log_probs_N, _ = model.policy(padding.rows, temperature=0.9, chunk_size=4096)
     log_probs_BT, mask_BT = padding.scatter(log_probs_N)
     assert not mask_BT.any()
@@ -161,7 +162,7 @@ def test_the_gradients_of_two_ranks_add_up_to_that_of_one(model, batch, monkeypa
     for groups in (slice(0, 1), slice(1, 3)):
         flat = slice(groups.start * 4, groups.stop * 4)
         constants = (batch.advantages[flat], batch.old_log_probs[flat], batch.reference_log_probs[flat])
-        found, part_totals, _ = gradient_of(model, Batch(batch.groups[groups], *constants), objective)
+        found, part_totals, _ = gradient_of(model, Minibatch(batch.groups[groups], *constants), objective)
         parts.append(found)
         tokens += float(part_totals.num_tokens)
     together = {name: parts[0][name] + parts[1][name] for name in expected}
@@ -177,7 +178,7 @@ def test_completions_of_very_different_length_weigh_the_same(model):
         (ids,) = random_completions(model, (length,), seed=length)
         (values,) = log_probs_of(model.policy, model.policy, [scored(prompt, [completion(ids)])], settings_of())
         totals = Totals()
-        batch = Batch([scored(prompt, [completion(ids)])], (1.0,), (values,))
+        batch = Minibatch([scored(prompt, [completion(ids)])], (1.0,), (values,))
         accumulate(PlainEngine(model.policy), GRPO, batch, settings_of(beta=0.0), totals)
         gradients(model)
         # GRPO at ratio 1: minus the advantage, whatever the length.
@@ -194,7 +195,7 @@ def test_the_kl_term_pulls_with_its_exact_gradient(model, beta):
     differences = (0.3, -0.7, 0.001)
     reference = tuple(value + d for value, d in zip(old, differences, strict=True))
     # No advantage: the KL term is all there is.
-    found, _, _ = gradient_of(model, Batch([group], (0.0,), (old,), (reference,)), beta=beta)
+    found, _, _ = gradient_of(model, Minibatch([group], (0.0,), (old,), (reference,)), beta=beta)
     factors = torch.tensor([1.0 - math.exp(d) for d in differences]) * beta / 3
     (plain_log_probs(model, prompt, ids, 0.9) * factors).sum().backward()
     gap, name = relative_gap(found, gradients(model))
@@ -272,7 +273,7 @@ def test_the_samplers_error_is_the_one_before_the_first_update(model, batch):
 
 
 def test_every_minibatch_of_every_pass_is_one_update_at_the_rate_given(model, batch):
-    half = Batch(batch.groups[:1], batch.advantages[:4], batch.old_log_probs[:4], batch.reference_log_probs[:4])
+    half = Minibatch(batch.groups[:1], batch.advantages[:4], batch.old_log_probs[:4], batch.reference_log_probs[:4])
     engine = PlainEngine(model.policy)
     update_on(engine, MHPO, [half, batch], settings_of(num_iterations=3), learning_rate=0.25, step=1)
     assert engine.learning_rates == [0.25] * 6
@@ -284,7 +285,7 @@ def test_updates_move_the_policy_towards_better_completions(model):
     prompt = prompts_of(mine)[1]
     group = scored(prompt, [completion(ids) for ids in random_completions(mine, (3, 4), seed=5)])
     old = log_probs_of(mine.policy, mine.policy, [group], settings_of())
-    batch = Batch([group], (1.0, -1.0), old)
+    batch = Minibatch([group], (1.0, -1.0), old)
     update_on(engine, MHPO, [batch], settings_of(beta=0.0, num_iterations=3), learning_rate=0.02, step=1)
     new = log_probs_of(mine.policy, mine.policy, [group], settings_of())
     assert sum(new[0]) > sum(old[0])
@@ -296,7 +297,7 @@ def test_updates_move_the_policy_towards_better_completions(model):
 POISONS = ("old nan", "old inf", "old -inf", "advantage nan", "pixels nan")
 
 
-def poisoned(batch: Batch, kind: str) -> Batch:
+def poisoned(batch: Minibatch, kind: str) -> Minibatch:
     """The batch with something not finite in completion 5, the second of prompt "one"."""
     place, _, value = kind.partition(" ")
     value = float(value)

@@ -8,7 +8,7 @@ import torch
 from tests.builders import Tiny, completion, plain_log_probs, prompts_of, random_completions, scored
 from vlm_mhpo.engine.deepspeed import UpdateResult
 from vlm_mhpo.training.update import UpdateSettings
-from vlm_mhpo.types import Batch
+from vlm_mhpo.types import Minibatch
 
 LENGTHS = ((5, 1, 7, 3), (2, 6, 6, 4), (8, 3, 1, 5))
 NUM_COMPLETIONS, NUM_TOKENS = 12, sum(sum(lengths) for lengths in LENGTHS)
@@ -56,7 +56,7 @@ def settings_of(**changes) -> UpdateSettings:
     return UpdateSettings(**(values | changes))
 
 
-def batch_of(model: Tiny, *, reference: bool = True) -> Batch:
+def batch_of(model: Tiny, *, reference: bool = True) -> Minibatch:
     """Random completions with old and reference log-probs some tenths of a nat away from the policy's."""
     groups, old, frozen = [], [], []
     random = np.random.default_rng(0)
@@ -70,4 +70,4 @@ def batch_of(model: Tiny, *, reference: bool = True) -> Batch:
             old.append(tuple((current + random.normal(0, 0.4, len(one))).tolist()))
             frozen.append(tuple((current + random.normal(0, 0.4, len(one))).tolist()))
     advantages = tuple(random.normal(0, 1, sum(len(lengths) for lengths in LENGTHS)).tolist())
-    return Batch(groups, advantages, tuple(old), tuple(frozen) if reference else None)
+    return Minibatch(groups, advantages, tuple(old), tuple(frozen) if reference else None)

@@ -11,7 +11,7 @@ from vlm_mhpo import checkpoint
 from vlm_mhpo.checkpoint import DISK, Disk
 from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.errors import CheckpointError
-from vlm_mhpo.models.loading import Tools
+from vlm_mhpo.models.loading import Codec
 from vlm_mhpo.runtime import ranks
 
 POLICY_FOLDER = "policy"
@@ -23,7 +23,7 @@ TEXTS = ("LICENSE", "NOTICE", ".gitattributes")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
-def save_policy(engine: Engine, tools: Tools, folder: Path, disk: Disk = DISK) -> None:
+def save_policy(engine: Engine, codec: Codec, folder: Path, disk: Disk = DISK) -> None:
     """Gather the weights (ZeRO-3) and write them once; called on all ranks.
 
     Raises:
@@ -32,7 +32,7 @@ def save_policy(engine: Engine, tools: Tools, folder: Path, disk: Disk = DISK) -
 
     def write(target: Path) -> None:
         engine.policy.model.save_pretrained(target)
-        tools.processor.save_pretrained(target)
+        codec.processor.save_pretrained(target)
 
     problem: OSError | None = None
     with engine.whole_weights():

@@ -14,7 +14,7 @@ import typer
 from vlm_mhpo.cli.arguments import ConfigPath, Overrides, say
 
 if TYPE_CHECKING:
-    from vlm_mhpo.commands.doctor import Finding
+    from vlm_mhpo.commands.doctor import Check
 
 Family = Annotated[
     str | None, typer.Option(help="Tiny model: qwen2_vl, qwen2_5_vl, qwen3_vl or qwen2; default: as model.path.")
@@ -35,7 +35,7 @@ def doctor(
     ] = None,
 ) -> None:
     """Examine configuration, machine, rows, prompts, memory and disk; no weights are loaded without --parity."""
-    from vlm_mhpo.commands.doctor import Options, examine, print_findings
+    from vlm_mhpo.commands.doctor import Options, examine, print_checks
     from vlm_mhpo.config import load_config
 
     name_accelerator()
@@ -44,7 +44,7 @@ def doctor(
         from vlm_mhpo.objectives.plot import plot_multipliers
 
         say(f"gradient multiplier: {plot_multipliers(parsed, plot)}")
-    if not print_findings(examine(parsed, Options(quick, rows, ranks, gpu_memory, parity))):
+    if not print_checks(examine(parsed, Options(quick, rows, ranks, gpu_memory, parity))):
         raise typer.Exit(1)
 
 
@@ -109,11 +109,11 @@ def folder_for(keep: Path | None) -> Iterator[Path]:
     yield keep
 
 
-def conclude(findings: list[Finding]) -> None:
+def conclude(findings: list[Check]) -> None:
     """Print the table; exit with 1 if there is an error in it."""
-    from vlm_mhpo.commands.doctor import print_findings
+    from vlm_mhpo.commands.doctor import print_checks
 
-    if not print_findings(findings):
+    if not print_checks(findings):
         raise typer.Exit(1)
 
 

@@ -175,10 +175,10 @@ def model_judge(config: Config, model: str, num_samples: int) -> Iterator[Judge]
 
     ranks.start(config.num_threads)
     path = find_policy(resolve_model(model, Path(config.output_dir)))
-    policy, tools = load_policy(**config.model.model_dump() | {"path": path})
+    policy, codec = load_policy(**config.model.model_dump() | {"path": path})
     policy.to(ranks.device()).eval()
-    builder = prompt_builder(config.data, tools, policy.family)
-    sampler = HfSampler(policy, tools, max_batch_tokens=config.rollout.max_batch_tokens)
+    builder = prompt_builder(config.data, codec, policy.family)
+    sampler = HfSampler(policy, codec, max_batch_tokens=config.rollout.max_batch_tokens)
     rollout = config.rollout
     params = SamplingParams(
         num_samples, rollout.max_completion_length, rollout.temperature, rollout.top_p, rollout.top_k

@@ -18,7 +18,7 @@ from vlm_mhpo.checkpoint.policy_folder import find_policy
 from vlm_mhpo.config import Config
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.faults.dump import POLICY_FOLDER, Dump, read_dump
-from vlm_mhpo.models.loading import Tools, load_policy
+from vlm_mhpo.models.loading import Codec, load_policy
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.objectives import Objective, build_objective
 from vlm_mhpo.objectives.common import kl_penalty
@@ -92,10 +92,10 @@ def replay(folder: Path, model: str | None = None) -> tuple[list[Dump], list[Rep
     config = dumps[0].config
     ranks.start(config.num_threads)
     values = config.model.model_dump() | {"path": policy_for(folder, dumps[0], model), "revision": None}
-    policy, tools = load_policy(**values)
+    policy, codec = load_policy(**values)
     policy.to(ranks.device()).train()
     objective = build_objective(config.objective, config.rollout.max_completion_length)
-    return dumps, list(replayed(dumps, policy, tools, objective, config))
+    return dumps, list(replayed(dumps, policy, codec, objective, config))
 
 
 def policy_for(folder: Path, dump: Dump, model: str | None) -> str:
@@ -109,7 +109,7 @@ def policy_for(folder: Path, dump: Dump, model: str | None) -> str:
 
 
 def replayed(
-    dumps: Sequence[Dump], policy: Policy, tools: Tools, objective: Objective, config: Config
+    dumps: Sequence[Dump], policy: Policy, codec: Codec, objective: Objective, config: Config
 ) -> Iterator[Replayed]:
     """Every completion in turn, with the denominators of the whole minibatch."""
     rows = [(flat, row, dump) for dump in dumps for flat, row in enumerate(dump.batch.old_log_probs)]
@@ -121,7 +121,7 @@ def replayed(
         flat = 0
         for scored in dump.batch.groups:
             for index in range(len(scored.group.completions)):
-                yield replay_one(dump, scored, index, flat, policy, tools, objective, config, counts)
+                yield replay_one(dump, scored, index, flat, policy, codec, objective, config, counts)
                 flat += 1
 
 
@@ -131,7 +131,7 @@ def replay_one(
     index: int,
     flat: int,
     policy: Policy,
-    tools: Tools,
+    codec: Codec,
     objective: Objective,
     config: Config,
     counts: dict[str, int],
@@ -142,7 +142,7 @@ def replay_one(
     token, size, loss_value, norm, refusal = 0, math.nan, math.nan, math.nan, ""
     try:
         (one,) = micro_batches(
-            policy, [prompt], [[ids]], max_tokens=config.train.max_tokens_per_micro_batch, pad_id=tools.pad_id
+            policy, [prompt], [[ids]], max_tokens=config.train.max_tokens_per_micro_batch, pad_id=codec.pad_id
         )
         log_probs_N, _ = policy(
             one.rows, temperature=config.rollout.temperature, chunk_size=config.train.logits_chunk_size

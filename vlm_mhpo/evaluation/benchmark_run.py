@@ -20,7 +20,7 @@ from vlm_mhpo.evaluation.results import benchmark_result, probe_score
 from vlm_mhpo.evaluation.standalone import evaluation_params, load_for_evaluation
 from vlm_mhpo.evaluation.tasks import CHUNK_SIZE, Examiner, Task, on_main, run_task
 from vlm_mhpo.models.families.base import Family
-from vlm_mhpo.models.loading import Tools
+from vlm_mhpo.models.loading import Codec
 from vlm_mhpo.records.evaluation import Item, Protocol, Results, State, read_record, read_results
 from vlm_mhpo.rollout.base import Sampler
 from vlm_mhpo.rollout.hf.sampler import HfSampler
@@ -67,11 +67,11 @@ def evaluate_benchmarks(config: Config, chosen: Sequence[Chosen], model: str, op
     """
     ranks.start(config.num_threads)
     shared = on_main(lambda: overlaps(chosen, options.train))
-    path, policy, tools = load_for_evaluation(config, model, options.out)
-    state = on_main(lambda: start_report(config, chosen, tools, model, path, options))
-    sampler = HfSampler(policy, tools, max_batch_tokens=config.rollout.max_batch_tokens)
+    path, policy, codec = load_for_evaluation(config, model, options.out)
+    state = on_main(lambda: start_report(config, chosen, codec, model, path, options))
+    sampler = HfSampler(policy, codec, max_batch_tokens=config.rollout.max_batch_tokens)
     with start_verifier(config.rewards) as verifier:
-        examiner = examiner_of(config, tools, policy.family, sampler, verifier)
+        examiner = examiner_of(config, codec, policy.family, sampler, verifier)
         items = {one.name: judge_chosen(config, one, examiner, options) for one in chosen}
     return on_main(lambda: finish(chosen, items, shared, state, options))
 
@@ -85,10 +85,10 @@ def overlaps(chosen: Sequence[Chosen], train: str | None) -> dict[str, Shared]:
 
 
 def start_report(
-    config: Config, chosen: Sequence[Chosen], tools: Tools, model: str, path: str, options: Options
+    config: Config, chosen: Sequence[Chosen], codec: Codec, model: str, path: str, options: Options
 ) -> State:
     """Model and protocol, once it is sure that the folder's evaluation may go on with them and the baseline fits."""
-    protocol = protocol_of(config, chosen, tools)
+    protocol = protocol_of(config, chosen, codec)
     state = State(model=model, model_digest=weights_digest(path), protocol=protocol)
     keep_state(options.out, state)
     if options.baseline:
@@ -98,10 +98,10 @@ def start_report(
     return state
 
 
-def protocol_of(config: Config, chosen: Sequence[Chosen], tools: Tools) -> Protocol:
+def protocol_of(config: Config, chosen: Sequence[Chosen], codec: Codec) -> Protocol:
     """What pins this evaluation."""
     params = evaluation_params(config)
-    sizes = dict(tools.processor.image_processor.size) if hasattr(tools.processor, "image_processor") else {}
+    sizes = dict(codec.processor.image_processor.size) if hasattr(codec.processor, "image_processor") else {}
     return Protocol(
         prompt=config.eval.prompt,
         system_prompt=config.data.system_prompt,
@@ -140,10 +140,10 @@ def keep_state(out: Path, state: State) -> None:
     replacement.replace(file)
 
 
-def examiner_of(config: Config, tools: Tools, family: Family, sampler: Sampler, verifier: Verifier) -> Examiner:
+def examiner_of(config: Config, codec: Codec, family: Family, sampler: Sampler, verifier: Verifier) -> Examiner:
     """What asks and judges: the official question as it is and any response format, or both as in training."""
     template = config.data.template if config.eval.prompt == "run" else "auto"
-    return Examiner(benchmark_builder(config, tools, family), sampler, verifier, template, config.eval.seed)
+    return Examiner(benchmark_builder(config, codec, family), sampler, verifier, template, config.eval.seed)
 
 
 def judge_chosen(config: Config, one: Chosen, examiner: Examiner, options: Options) -> dict[str, list[Item]]:

@@ -13,7 +13,7 @@ from vlm_mhpo.errors import ConfigError, EvaluationError
 from vlm_mhpo.evaluation.benchmarks import Benchmark, benchmark_rows, find
 from vlm_mhpo.evaluation.protocol import benchmark_protocol
 from vlm_mhpo.models.families.base import Family
-from vlm_mhpo.models.loading import Tools
+from vlm_mhpo.models.loading import Codec
 from vlm_mhpo.prompts.builder import PromptBuilder, prompt_builder
 from vlm_mhpo.records.evaluation import BenchmarkProtocol
 
@@ -94,11 +94,11 @@ def chosen_benchmarks(config: Config) -> list[Chosen]:
     )
 
 
-def benchmark_builder(config: Config, tools: Tools, family: Family) -> PromptBuilder:
+def benchmark_builder(config: Config, codec: Codec, family: Family) -> PromptBuilder:
     """Makes prompts of `Chosen.asked`: nothing is added to an official question, the run's instruction to its own."""
     as_trained = config.eval.prompt == "run"
     data = config.data if as_trained else config.data.model_copy(update={"instruction": ""})
-    return prompt_builder(data, tools, family)
+    return prompt_builder(data, codec, family)
 
 
 def parse_entry(entry: str) -> tuple[str, str | None, str | None]:

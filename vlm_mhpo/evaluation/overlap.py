@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from data_prep import Row
 from data_prep.audit.collect import Collected, collect
-from data_prep.audit.findings import overlap
+from data_prep.audit.defects import overlap
 from data_prep.images.hashes import NEAR_LIMIT
 from data_prep.loading import load_rows
 

@@ -9,7 +9,7 @@ from vlm_mhpo.checkpoint.policy_folder import find_policy
 from vlm_mhpo.config import Config
 from vlm_mhpo.errors import ConfigError
 from vlm_mhpo.evaluation.held_out import evaluate, summarise, write_evaluation
-from vlm_mhpo.models.loading import Tools, load_policy
+from vlm_mhpo.models.loading import Codec, load_policy
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.models.tiny import resolve_model
 from vlm_mhpo.prompts.builder import prompt_builder
@@ -38,8 +38,8 @@ def evaluate_model(
         raise ConfigError("data.eval is not set: name the rows to evaluate on")
     ranks.start(config.num_threads)
     data = config.data
-    _, policy, tools = load_for_evaluation(config, model or config.model.path, Path(config.output_dir))
-    builder = prompt_builder(data, tools, policy.family)
+    _, policy, codec = load_for_evaluation(config, model or config.model.path, Path(config.output_dir))
+    builder = prompt_builder(data, codec, policy.family)
     rows = usable_rows(
         read_rows(data.eval, data, data.eval_split, data.max_eval_rows), builder, overlong="error", what="held-out"
     )
@@ -49,7 +49,7 @@ def evaluate_model(
         items = evaluate(
             rows,
             builder,
-            HfSampler(policy, tools, max_batch_tokens=config.rollout.max_batch_tokens),
+            HfSampler(policy, codec, max_batch_tokens=config.rollout.max_batch_tokens),
             verifier,
             params,
             template=data.template,
@@ -65,8 +65,8 @@ def evaluate_model(
     return record, files
 
 
-def load_for_evaluation(config: Config, model: str, folder: Path) -> tuple[str, Policy, Tools]:
-    """A whole copy of a model on this rank's device: (folder or hub name that was loaded, policy, tools).
+def load_for_evaluation(config: Config, model: str, folder: Path) -> tuple[str, Policy, Codec]:
+    """A whole copy of a model on this rank's device: (folder or hub name that was loaded, policy, codec).
 
     Args:
         config: how it is held, and its pixel limits.
@@ -74,9 +74,9 @@ def load_for_evaluation(config: Config, model: str, folder: Path) -> tuple[str, 
         folder: see `model`.
     """
     path = find_policy(resolve_model(model, folder))
-    policy, tools = load_policy(**config.model.model_dump() | {"path": path})
+    policy, codec = load_policy(**config.model.model_dump() | {"path": path})
     policy.to(ranks.device()).eval()
-    return path, policy, tools
+    return path, policy, codec
 
 
 def evaluation_params(config: Config) -> SamplingParams:

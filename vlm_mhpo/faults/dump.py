@@ -16,7 +16,7 @@ from vlm_mhpo.config import Config, parse_config
 from vlm_mhpo.errors import ConfigError
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.runtime.secrets import without_secrets
-from vlm_mhpo.types import Batch, Completion, Group, Prompt, ScoredGroup
+from vlm_mhpo.types import Completion, Group, Minibatch, Prompt, ScoredGroup
 
 FORMAT_VERSION = 1
 # The tensors of a prompt, under its number in the safetensors file.
@@ -43,7 +43,7 @@ class Dump:
     reason: str
     config: Config
     checkpoint: str
-    batch: Batch
+    batch: Minibatch
 
 
 def dump_folder(run_dir: Path, step: int) -> Path:
@@ -51,11 +51,11 @@ def dump_folder(run_dir: Path, step: int) -> Path:
     return run_dir / "dumps" / f"step_{step}"
 
 
-def whole_step(batches: Sequence[Batch]) -> Batch:
+def whole_step(batches: Sequence[Minibatch]) -> Minibatch:
     """The minibatches of a step as one."""
     offsets = [sum(len(batch.advantages) for batch in batches[:index]) for index in range(len(batches))]
     frozen = [batch.reference_log_probs for batch in batches]
-    return Batch(
+    return Minibatch(
         groups=[group for batch in batches for group in batch.groups],
         advantages=tuple(value for batch in batches for value in batch.advantages),
         old_log_probs=tuple(row for batch in batches for row in batch.old_log_probs),
@@ -66,7 +66,7 @@ def whole_step(batches: Sequence[Batch]) -> Batch:
     )
 
 
-def unscored(groups: Sequence[Group]) -> Batch:
+def unscored(groups: Sequence[Group]) -> Minibatch:
     """Groups that could not be scored, with advantages of 0 and the sampler's log-probs."""
     scored = [
         ScoredGroup(group, (0.0,) * size, {}, ("not_verified",) * size, (None,) * size)
@@ -74,10 +74,10 @@ def unscored(groups: Sequence[Group]) -> Batch:
         for size in [len(group.completions)]
     ]
     completions = [completion for group in groups for completion in group.completions]
-    return Batch(scored, (0.0,) * len(completions), tuple(completion.log_probs for completion in completions))
+    return Minibatch(scored, (0.0,) * len(completions), tuple(completion.log_probs for completion in completions))
 
 
-def write_dump(run_dir: Path, step: int, batch: Batch, config: Config, reason: str) -> Path:
+def write_dump(run_dir: Path, step: int, batch: Minibatch, config: Config, reason: str) -> Path:
     """Write this rank's share of a bad step; needs no other rank. A full disk costs the dump and not the message.
 
     Returns:
@@ -124,7 +124,7 @@ def group_record(scored: ScoredGroup) -> dict[str, Any]:
     }
 
 
-def tensors_of(batch: Batch) -> dict[str, Tensor]:
+def tensors_of(batch: Minibatch) -> dict[str, Tensor]:
     """What a batch holds in numbers, by name."""
     tensors = {
         "advantages_B": torch.tensor(batch.advantages, dtype=torch.float64),
@@ -177,7 +177,7 @@ def read_rank(file: Path) -> Dump:
         reason=record["reason"],
         config=parse_config(record["config"], where=str(file)),
         checkpoint=record["checkpoint"],
-        batch=Batch(
+        batch=Minibatch(
             groups=groups,
             advantages=tuple(tensors["advantages_B"].tolist()),
             old_log_probs=rows_of(tensors["old_log_probs"], lengths),

@@ -31,7 +31,7 @@ class Vitals:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Alarm:
     """One sentence, and whether it ends the run."""
 
     message: str
@@ -54,14 +54,14 @@ def idle_steps(history: Sequence[Vitals]) -> int:
     return streak(history, lambda vitals: vitals.idle)
 
 
-def findings(history: Sequence[Vitals], config: Config) -> list[Finding]:
+def alarms(history: Sequence[Vitals], config: Config) -> list[Alarm]:
     """What is wrong after the last step of `history` (oldest first, at least one)."""
     found = []
     faults, rewards = config.faults, config.rewards
     # Said when the limit is reached, not at each step after it.
     if faults.max_idle_steps and (idle := idle_steps(history)) == faults.max_idle_steps:
         found.append(
-            Finding(
+            Alarm(
                 f"{idle} steps in a row every group had equal rewards, so nothing is learnt: use easier or harder "
                 "prompts, a higher rollout.temperature, or rollout.dynamic_sampling=true (faults.max_idle_steps)",
                 faults.on_idle == "stop",
@@ -70,7 +70,7 @@ def findings(history: Sequence[Vitals], config: Config) -> list[Finding]:
     cut = streak(history, lambda vitals: vitals.truncated)
     if faults.max_truncated_steps and cut == faults.max_truncated_steps:
         found.append(
-            Finding(
+            Alarm(
                 f"{cut} steps in a row every completion was cut at rollout.max_completion_length="
                 f"{config.rollout.max_completion_length}: raise it (faults.max_truncated_steps)",
                 faults.on_truncated == "stop",
@@ -79,7 +79,7 @@ def findings(history: Sequence[Vitals], config: Config) -> list[Finding]:
     share = timeout_share(history, config.train.num_prompts_per_step * config.rollout.num_generations)
     if share is not None and share > rewards.max_timeout_share:
         found.append(
-            Finding(
+            Alarm(
                 f"{100 * share:.0f} % of the verifications timed out, so their rewards mean nothing: raise "
                 "rewards.timeout_s, or look at the completions (rewards.max_timeout_share)",
                 True,
@@ -89,7 +89,7 @@ def findings(history: Sequence[Vitals], config: Config) -> list[Finding]:
     limit = rewards.max_zero_accuracy_steps
     if limit and zeros >= limit and chance_of_zeros(history, zeros, config.train.num_prompts_per_step) < MAX_CHANCE:
         found.append(
-            Finding(
+            Alarm(
                 f"no completion was right in the last {zeros} steps, and before there were some: the policy has "
                 "collapsed or the verifier is broken; look at samples/ (rewards.max_zero_accuracy_steps)",
                 True,

@@ -20,7 +20,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
+class Codec:
     """The processor of a model with what prompts and sampling need of it.
 
     Attributes:
@@ -50,8 +50,8 @@ def load_policy(
     freeze_projector: bool = False,
     gradient_checkpointing: bool = False,
     zero3_settings: dict[str, Any] | None = None,
-) -> tuple[Policy, Tools]:
-    """A policy on the CPU and its tools; arguments as in `config.ModelConfig`.
+) -> tuple[Policy, Codec]:
+    """A policy on the CPU and its codec (processor and tokens); arguments as in `config.ModelConfig`.
 
     With `zero3_settings` (DeepSpeed's configuration) of stage 3 each rank holds only its share from the start.
     Weights are read from safetensors only and no code of the model's folder is run.
@@ -93,9 +93,9 @@ def load_policy(
     adapt(model, family, attn_implementation)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    tools = load_tools(path, model, family, revision=revision, min_pixels=min_pixels, max_pixels=max_pixels)
+    codec = load_codec(path, model, family, revision=revision, min_pixels=min_pixels, max_pixels=max_pixels)
     vocabulary_size = model.config.get_text_config().vocab_size
-    return Policy(model, family, banned_tokens(tools.tokenizer, vocabulary_size)), tools
+    return Policy(model, family, banned_tokens(codec.tokenizer, vocabulary_size)), codec
 
 
 def adapt(model: nn.Module, family: Family, attn_implementation: str) -> None:
@@ -146,9 +146,9 @@ def stage_of(settings: dict[str, Any] | None) -> int:
     return settings["zero_optimization"]["stage"] if settings else 0
 
 
-def load_tools(
+def load_codec(
     path: str, model: nn.Module, family: Family, *, revision: str | None, min_pixels: int | None, max_pixels: int | None
-) -> Tools:
+) -> Codec:
     """The processor with its pixel limits, and the token ids that sampling needs."""
     import transformers
 
@@ -164,7 +164,7 @@ def load_tools(
     ends = configured if isinstance(configured, list) else [configured]
     end_ids = {end for end in [*ends, tokenizer.eos_token_id] if end is not None}
     text_config = model.config.get_text_config()
-    return Tools(
+    return Codec(
         processor=processor,
         tokenizer=tokenizer,
         end_ids=tuple(sorted(end_ids)),

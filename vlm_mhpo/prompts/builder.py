@@ -10,7 +10,7 @@ import torch
 from data_prep import DataError, Row, open_image
 from vlm_mhpo.errors import PromptError
 from vlm_mhpo.models.families.base import Family
-from vlm_mhpo.models.loading import Tools
+from vlm_mhpo.models.loading import Codec
 from vlm_mhpo.types import Prompt
 
 if TYPE_CHECKING:
@@ -29,19 +29,19 @@ class PromptBuilder:
 
     def __init__(
         self,
-        tools: Tools,
+        codec: Codec,
         family: Family,
         *,
         system_prompt: str | None = None,
         instruction: str = "",
         max_prompt_length: int = 4096,
     ) -> None:
-        self.tools = tools
+        self.codec = codec
         self.family = family
         self.system_prompt = system_prompt
         self.instruction = instruction
         self.max_prompt_length = max_prompt_length
-        self.special_tokens = special_tokens(tools)
+        self.special_tokens = special_tokens(codec)
 
     def __call__(self, row: Row) -> Prompt:
         """The prompt of `row`.
@@ -79,7 +79,7 @@ class PromptBuilder:
         messages = self._messages(row)
         plain = [{**message, "content": "".join(part["text"] for part in message["content"])} for message in messages]
         text = self._render(plain)
-        ids = self.tools.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = self.codec.tokenizer(text, add_special_tokens=False)["input_ids"]
         input_ids_S = torch.tensor(ids, dtype=torch.int64)
         return Prompt(row, text, input_ids_S, torch.zeros_like(input_ids_S), None, None)
 
@@ -88,7 +88,7 @@ class PromptBuilder:
             return []
         texts, images = [self._render(self._messages(row)) for row in rows], [self._open(row) for row in rows]
         try:
-            inputs = self.tools.processor(
+            inputs = self.codec.processor(
                 text=texts,
                 images=images,
                 padding=True,
@@ -136,11 +136,11 @@ class PromptBuilder:
         return prompts
 
     def _render(self, messages: list[dict]) -> str:
-        renderer = self.tools.processor if self.family.has_vision else self.tools.tokenizer
+        renderer = self.codec.processor if self.family.has_vision else self.codec.tokenizer
         return renderer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     def _check_image_tokens(self, prompt: Prompt) -> None:
-        merge = self.tools.processor.image_processor.merge_size
+        merge = self.codec.processor.image_processor.merge_size
         expected = int(prompt.image_grid_thw.prod(dim=1).sum()) // merge**2
         found = int((prompt.token_types_S == 1).sum())
         if found != expected or prompt.image_grid_thw.shape[0] != len(prompt.row.images):
@@ -154,10 +154,10 @@ class OverlongPrompt(PromptError):
     """The prompt does not fit data.max_prompt_length; callers may filter it."""
 
 
-def prompt_builder(config: DataConfig, tools: Tools, family: Family) -> PromptBuilder:
+def prompt_builder(config: DataConfig, codec: Codec, family: Family) -> PromptBuilder:
     """The prompt of a configuration, the same for warm start, training and evaluation."""
     return PromptBuilder(
-        tools,
+        codec,
         family,
         system_prompt=config.system_prompt,
         instruction=config.instruction,

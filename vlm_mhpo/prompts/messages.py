@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from data_prep import Row
 from vlm_mhpo.errors import PromptError
-from vlm_mhpo.models.loading import Tools
+from vlm_mhpo.models.loading import Codec
 
 if TYPE_CHECKING:
     pass
@@ -26,11 +26,11 @@ def neutralise(text: str, special_tokens: Iterable[str]) -> str:
     return text
 
 
-def special_tokens(tools: Tools) -> tuple[str, ...]:
+def special_tokens(codec: Codec) -> tuple[str, ...]:
     """The texts that the tokenizer reads as structure."""
     # Llama 3 declares its turn tokens special without listing them among all_special_tokens.
-    declared = [token.content for token in tools.tokenizer.added_tokens_decoder.values() if token.special]
-    return tuple(dict.fromkeys([*tools.tokenizer.all_special_tokens, *declared]))
+    declared = [token.content for token in codec.tokenizer.added_tokens_decoder.values() if token.special]
+    return tuple(dict.fromkeys([*codec.tokenizer.all_special_tokens, *declared]))
 
 
 def build_messages(

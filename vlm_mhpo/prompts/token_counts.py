@@ -7,7 +7,7 @@ from collections.abc import Callable
 from data_prep import DataError, Row
 from vlm_mhpo.errors import ModelError, PromptError
 from vlm_mhpo.models.families.base import family_for
-from vlm_mhpo.models.loading import Tools, first_line
+from vlm_mhpo.models.loading import Codec, first_line
 from vlm_mhpo.prompts.builder import PromptBuilder
 
 NO_LIMIT = 2**31
@@ -34,8 +34,8 @@ def token_counter(model: str) -> Callable[[Row], int]:
         raise ModelError(f"no processor at {model!r}: {first_line(error)}") from error
     tokenizer = processor.tokenizer if family.has_vision else processor
     # Nothing is sampled here: no end, no padding, no context.
-    tools = Tools(processor, tokenizer, end_ids=(), pad_id=0, max_context=NO_LIMIT)
-    builder = PromptBuilder(tools, family, max_prompt_length=NO_LIMIT)
+    codec = Codec(processor, tokenizer, end_ids=(), pad_id=0, max_context=NO_LIMIT)
+    builder = PromptBuilder(codec, family, max_prompt_length=NO_LIMIT)
 
     def count(row: Row) -> int:
         try:

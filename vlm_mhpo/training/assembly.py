@@ -17,7 +17,7 @@ from vlm_mhpo.engine.settings import adds_in_float32, deepspeed_settings
 from vlm_mhpo.errors import ConfigError
 from vlm_mhpo.evaluation.chosen import Chosen, benchmark_builder, chosen_benchmarks
 from vlm_mhpo.models.families.base import parameter_table
-from vlm_mhpo.models.loading import Tools, load_policy, loaded_commit
+from vlm_mhpo.models.loading import Codec, load_policy, loaded_commit
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.models.tiny import resolve_model
 from vlm_mhpo.objectives import build_objective
@@ -37,7 +37,7 @@ class Setup:
         config: the run.
         run_dir: its folder.
         engine: the policy under DeepSpeed.
-        tools: tokenizer and processor.
+        codec: tokenizer and processor.
         builder: rows to prompts.
         sampler: draws completions.
         train_rows, eval_rows: usable rows; eval_rows may be empty.
@@ -48,7 +48,7 @@ class Setup:
     config: Config
     run_dir: Path
     engine: Engine
-    tools: Tools
+    codec: Codec
     builder: PromptBuilder
     sampler: HfSampler
     train_rows: Sequence[Row]
@@ -68,9 +68,9 @@ def build_setup(config: Config) -> Setup:
     benchmarks = chosen_benchmarks(config)
     settings = deepspeed_settings(config.deepspeed, dtype=config.model.dtype, max_grad_norm=config.train.max_grad_norm)
     model = config.model.model_dump() | {"path": resolve_model(config.model.path, run_dir)}
-    policy, tools = load_policy(**model, zero3_settings=settings)
-    check_context(config, tools)
-    builder = prompt_builder(config.data, tools, policy.family)
+    policy, codec = load_policy(**model, zero3_settings=settings)
+    check_context(config, codec)
+    builder = prompt_builder(config.data, codec, policy.family)
     data = config.data
     train_rows = usable_rows(
         read_rows(data.train, data, data.train_split, data.max_rows),
@@ -86,17 +86,17 @@ def build_setup(config: Config) -> Setup:
         else []
     )
     for one in benchmarks:
-        usable_rows(one.asked, benchmark_builder(config, tools, policy.family), overlong="error", what=one.name)
+        usable_rows(one.asked, benchmark_builder(config, codec, policy.family), overlong="error", what=one.name)
     table = parameter_table(policy.model, policy.family)
     engine = Engine(policy, optimizer=config.train, deepspeed=config.deepspeed, dtype=config.model.dtype)
     sampler = HfSampler(
-        policy, tools, max_batch_tokens=config.rollout.max_batch_tokens, whole_weights=engine.whole_weights
+        policy, codec, max_batch_tokens=config.rollout.max_batch_tokens, whole_weights=engine.whole_weights
     )
     if ranks.is_main():
         print_start(config, table, len(train_rows), len(eval_rows), engine.zero_stage)
         if not policy.family.shares_prompt:
             tqdm.write(separate_rows_note(policy.family.model_type))
-    return Setup(config, run_dir, engine, tools, builder, sampler, train_rows, eval_rows, benchmarks)
+    return Setup(config, run_dir, engine, codec, builder, sampler, train_rows, eval_rows, benchmarks)
 
 
 def record_setup(setup: Setup) -> None:
@@ -114,13 +114,13 @@ def record_setup(setup: Setup) -> None:
         write_run_file(setup.run_dir, setup.config, model)
 
 
-def check_context(config: Config, tools: Tools) -> None:
+def check_context(config: Config, codec: Codec) -> None:
     """ConfigError when prompt and completion budgets together exceed the model's positions."""
     needed = config.data.max_prompt_length + config.rollout.max_completion_length
-    if needed > tools.max_context:
+    if needed > codec.max_context:
         raise ConfigError(
             f"data.max_prompt_length + rollout.max_completion_length = {needed} tokens, and the model has "
-            f"{tools.max_context} positions: lower one of them"
+            f"{codec.max_context} positions: lower one of them"
         )
 
 

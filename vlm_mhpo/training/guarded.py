@@ -13,11 +13,11 @@ from vlm_mhpo.checkpoint.policy_folder import save_policy
 from vlm_mhpo.errors import Stopped, TrainingError
 from vlm_mhpo.faults.dump import POLICY_FOLDER, dump_folder, unscored, whole_step, write_dump
 from vlm_mhpo.faults.guard import Guard
-from vlm_mhpo.faults.health import Finding, findings, idle_steps, vitals_of
+from vlm_mhpo.faults.health import Alarm, alarms, idle_steps, vitals_of
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.training.assembly import Setup
 from vlm_mhpo.training.saving import finish_pending, is_due, save_if_due
-from vlm_mhpo.types import Batch, Group, ScoredGroup
+from vlm_mhpo.types import Group, Minibatch, ScoredGroup
 
 # Skipped updates that are dumped; a run that skips all the time must not fill the disk.
 MAX_DUMPS = 5
@@ -42,11 +42,13 @@ def leave_before(setup: Setup, guard: Guard, step: int, start: int) -> NoReturn:
     leave(setup, guard, step, is_saved=step == start or is_due(setup.config, step))
 
 
-def examine(setup: Setup, guard: Guard, metrics: dict[str, Any], batches: Sequence[Batch], step: int) -> list[Finding]:
+def examine(
+    setup: Setup, guard: Guard, metrics: dict[str, Any], batches: Sequence[Minibatch], step: int
+) -> list[Alarm]:
     """Take a finished step (1-based) into the history; say, and dump, what is wrong with it. Adds `idle_steps`."""
     guard.history.append(vitals_of(metrics))
     metrics["idle_steps"] = float(idle_steps(guard.history))
-    found = findings(guard.history, setup.config)
+    found = alarms(guard.history, setup.config)
     for finding in found:
         folder = write_dump(setup.run_dir, step, whole_step(batches), setup.config, finding.message)
         if ranks.is_main():
@@ -54,7 +56,7 @@ def examine(setup: Setup, guard: Guard, metrics: dict[str, Any], batches: Sequen
     return found
 
 
-def stop_if_asked(setup: Setup, guard: Guard, found: Sequence[Finding], asked: bool, step: int) -> None:
+def stop_if_asked(setup: Setup, guard: Guard, found: Sequence[Alarm], asked: bool, step: int) -> None:
     """After step `step` (1-based) is recorded and saved: end the run if a signal or a finding wants it."""
     for finding in found:
         if finding.stops:
@@ -63,19 +65,19 @@ def stop_if_asked(setup: Setup, guard: Guard, found: Sequence[Finding], asked: b
         leave(setup, guard, step, is_saved=True)
 
 
-def dump_bad_update(setup: Setup, step: int) -> Callable[[Batch, str], None]:
+def dump_bad_update(setup: Setup, step: int) -> Callable[[Minibatch, str], None]:
     """What keeps the minibatch of an update that was not finite, and the weights if it ends the run."""
     config = setup.config
     stops = config.train.on_nonfinite == "stop"
 
-    def keep(batch: Batch, message: str) -> None:
+    def keep(batch: Minibatch, message: str) -> None:
         folder = dump_folder(setup.run_dir, step)
         others = [path for path in folder.parent.glob("step_*") if path.name != folder.name]
         if not stops and len(others) >= MAX_DUMPS:
             return
         write_dump(setup.run_dir, step, batch, config, message)
         if stops and config.faults.dump_weights:
-            save_policy(setup.engine, setup.tools, folder / POLICY_FOLDER)
+            save_policy(setup.engine, setup.codec, folder / POLICY_FOLDER)
         if ranks.is_main():
             tqdm.write(f"the batch of step {step} is in {folder}: vlm-mhpo replay {folder}")
 
@@ -103,7 +105,7 @@ def score_together(
 
 
 @contextmanager
-def dumping(setup: Setup, step: int, batch: Callable[[], Batch]) -> Iterator[None]:
+def dumping(setup: Setup, step: int, batch: Callable[[], Minibatch]) -> Iterator[None]:
     """Inside, a completion that the model cannot read is dumped by the rank that has it, which then ends."""
     try:
         yield

@@ -35,7 +35,7 @@ def benchmark_metrics(setup: Setup, verifier: Verifier, step: int, together: Tog
     """
     if not (setup.benchmarks and is_due(setup.config, step)):
         return {}
-    examiner = examiner_of(setup.config, setup.tools, setup.policy.family, setup.sampler, verifier)
+    examiner = examiner_of(setup.config, setup.codec, setup.policy.family, setup.sampler, verifier)
     examiner = replace(examiner, together=together)
     metrics = {}
     for one in setup.benchmarks:

@@ -18,7 +18,7 @@ from vlm_mhpo.faults.dump import unscored, whole_step
 from vlm_mhpo.faults.guard import Guard
 from vlm_mhpo.faults.stopping import Interrupted, StopRequest
 from vlm_mhpo.faults.watchdog import Watchdog
-from vlm_mhpo.models.loading import Tools
+from vlm_mhpo.models.loading import Codec
 from vlm_mhpo.objectives import Objective, build_objective
 from vlm_mhpo.objectives.multipliers import on_policy_multiplier
 from vlm_mhpo.prompts.prefetch import prefetched
@@ -33,11 +33,11 @@ from vlm_mhpo.scoring.scorer import score_groups, start_scorer, start_verifier
 from vlm_mhpo.training.assembly import Setup, build_setup, record_setup
 from vlm_mhpo.training.guarded import dump_bad_update, dumping, examine, leave_before, score_together, stop_if_asked
 from vlm_mhpo.training.held_out import ends_early, evaluate_at_start, evaluate_if_due, stops_early
-from vlm_mhpo.training.minibatches import build_batches
+from vlm_mhpo.training.minibatches import make_minibatches
 from vlm_mhpo.training.progress import ProgressBar
 from vlm_mhpo.training.saving import only_writer, resume, save_if_due
 from vlm_mhpo.training.update import UpdateSettings, update_on
-from vlm_mhpo.types import Batch, Prompt, ScoredGroup
+from vlm_mhpo.types import Minibatch, Prompt, ScoredGroup
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def loop(
         num_prompts=config.train.num_prompts_per_step,
         num_minibatches=config.train.num_minibatches,
     )
-    settings = update_settings(config, setup.tools, objective)
+    settings = update_settings(config, setup.codec, objective)
     stop, for_step = config.train.max_steps, stream.for_step
     ahead = prefetched(for_step, stop=stop) if config.data.prefetch else nullcontext(for_step)
     with ProgressBar(config, start) as bar, ahead as prompts_of:
@@ -160,11 +160,11 @@ def prepare(
     settings: UpdateSettings,
     watch: Stopwatch,
     step: int,
-) -> tuple[list[Batch], dict[str, float]]:
+) -> tuple[list[Minibatch], dict[str, float]]:
     """The minibatches of `step` (0-based); the last place where the step can still be given up."""
     with watch("log_probs"):
         with dumping(setup, step + 1, partial(unscored, [one.group for one in scored])):
-            batches, mismatch = build_batches(setup, reference, scored, settings)
+            batches, mismatch = make_minibatches(setup, reference, scored, settings)
         guard.stop.check()
     return batches, mismatch
 
@@ -197,7 +197,7 @@ def sampling_params(config: Config) -> SamplingParams:
     )
 
 
-def update_settings(config: Config, tools: Tools, objective: Objective) -> UpdateSettings:
+def update_settings(config: Config, codec: Codec, objective: Objective) -> UpdateSettings:
     """The part of the configuration that an update reads."""
     return UpdateSettings(
         beta=config.objective.beta,
@@ -207,7 +207,7 @@ def update_settings(config: Config, tools: Tools, objective: Objective) -> Updat
         num_minibatches=config.train.num_minibatches,
         num_iterations=config.train.num_iterations,
         recompute=config.rollout.old_log_probs == "trainer",
-        pad_id=tools.pad_id,
+        pad_id=codec.pad_id,
         on_nonfinite=config.train.on_nonfinite,
         on_policy=on_policy_multiplier(objective),
     )

@@ -12,12 +12,12 @@ from vlm_mhpo.scoring.advantages import group_advantages
 from vlm_mhpo.training.assembly import Setup
 from vlm_mhpo.training.balance import balance
 from vlm_mhpo.training.update import UpdateSettings, log_probs_of
-from vlm_mhpo.types import Batch, ScoredGroup
+from vlm_mhpo.types import Minibatch, ScoredGroup
 
 
-def build_batches(
+def make_minibatches(
     setup: Setup, reference: Reference | None, scored: Sequence[ScoredGroup], settings: UpdateSettings
-) -> tuple[list[Batch], dict[str, float]]:
+) -> tuple[list[Minibatch], dict[str, float]]:
     """This rank's share of each minibatch, with advantages and constant log-probs, and the sampler's mismatch."""
     scored = balance(scored, settings.num_minibatches)
     advantages_PG = advantages_of(scored, setup.config.train.scale_rewards)
@@ -34,7 +34,7 @@ def build_batches(
     for start in range(0, len(scored), size):
         groups, flat = slice(start, start + size), slice(start * width, (start + size) * width)
         batches.append(
-            Batch(
+            Minibatch(
                 groups=scored[groups],
                 masked=truncated_in(scored[groups]) if setup.config.train.mask_truncated_completions else frozenset(),
                 advantages=tuple(advantages_PG[groups].flatten().tolist()),

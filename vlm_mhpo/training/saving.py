@@ -132,7 +132,7 @@ def save_if_due(setup: Setup, step: int, metrics: Mapping[str, float] | None = N
                 step,
                 fixed_values(setup) | {"scores": scores},
                 keep=config.checkpoint.save_total_limit,
-                extra=lambda folder, disk: save_policy(setup.engine, setup.tools, folder / "policy", disk),
+                extra=lambda folder, disk: save_policy(setup.engine, setup.codec, folder / "policy", disk),
                 best=best,
                 background=background,
             )

@@ -30,7 +30,7 @@ from vlm_mhpo.training.token_statistics import (
     quantiles,
     quantity_names,
 )
-from vlm_mhpo.types import Batch, ScoredGroup, StepUpdate
+from vlm_mhpo.types import Minibatch, ScoredGroup, StepUpdate
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def log_probs_of(
     completions = [c for scored in groups for c in scored.group.completions]
     values: list[list[float]] = [[0.0] * len(c.token_ids) for c in completions]
     with torch.no_grad():
-        for micro_batch in batches_of(policy, groups, settings):
+        for micro_batch in micro_batches_of(policy, groups, settings):
             with named(groups, micro_batch):
                 log_probs_N, _ = forward(
                     micro_batch.rows, temperature=settings.temperature, chunk_size=settings.chunk_size
@@ -84,7 +84,7 @@ def log_probs_of(
     return tuple(tuple(row) for row in values)
 
 
-def batches_of(policy: Policy, groups: Sequence[ScoredGroup], settings: UpdateSettings) -> Iterator[MicroBatch]:
+def micro_batches_of(policy: Policy, groups: Sequence[ScoredGroup], settings: UpdateSettings) -> Iterator[MicroBatch]:
     """The micro-batches of scored groups."""
     return micro_batches(
         policy,
@@ -98,12 +98,12 @@ def batches_of(policy: Policy, groups: Sequence[ScoredGroup], settings: UpdateSe
 def update_on(
     engine: Engine,
     objective: Objective,
-    batches: Sequence[Batch],
+    batches: Sequence[Minibatch],
     settings: UpdateSettings,
     *,
     learning_rate: float,
     step: int,
-    on_bad: Callable[[Batch, str], None] = lambda batch, message: None,
+    on_bad: Callable[[Minibatch, str], None] = lambda batch, message: None,
 ) -> StepUpdate:
     """All updates of one rollout batch.
 
@@ -181,13 +181,13 @@ def pick(totals: Totals, names: Sequence[str]) -> dict[str, Tensor]:
 
 
 def accumulate(
-    engine: Engine, objective: Objective, batch: Batch, settings: UpdateSettings, totals: Totals
+    engine: Engine, objective: Objective, batch: Minibatch, settings: UpdateSettings, totals: Totals
 ) -> list[str]:
     """Add the gradients of a minibatch; returns the prompts whose loss was not finite."""
     counts = global_counts(batch)
     bad_prompts: list[str] = []
     with gradient_sums(engine.policy) as sums:
-        for micro_batch in batches_of(engine.policy, batch.groups, settings):
+        for micro_batch in micro_batches_of(engine.policy, batch.groups, settings):
             prompts = prompts_in(batch.groups, micro_batch)
             if not add_gradient(engine, objective, batch, micro_batch, settings, counts, totals):
                 bad_prompts += prompts
@@ -200,7 +200,7 @@ def accumulate(
 def add_gradient(
     engine: Engine,
     objective: Objective,
-    batch: Batch,
+    batch: Minibatch,
     micro_batch: MicroBatch,
     settings: UpdateSettings,
     counts: dict[str, int],
@@ -255,7 +255,7 @@ def gradient_sums(policy: Policy) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def global_counts(batch: Batch) -> dict[str, int]:
+def global_counts(batch: Minibatch) -> dict[str, int]:
     """Completions and sampled tokens of the minibatch over all ranks: the denominators of every objective."""
     num_tokens = sum(len(row) for flat, row in enumerate(batch.old_log_probs) if flat not in batch.masked)
     local = torch.tensor([len(batch.advantages), num_tokens], device=ranks.device())

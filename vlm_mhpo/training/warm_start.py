@@ -16,7 +16,7 @@ from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.engine.optimizer import learning_rate_at
 from vlm_mhpo.engine.settings import deepspeed_settings
 from vlm_mhpo.errors import NonFiniteError, TrainingError
-from vlm_mhpo.models.loading import Tools, load_policy
+from vlm_mhpo.models.loading import Codec, load_policy
 from vlm_mhpo.models.tiny import resolve_model
 from vlm_mhpo.prompts.builder import prompt_builder
 from vlm_mhpo.prompts.messages import neutralise, special_tokens
@@ -38,27 +38,27 @@ def check_solutions(rows: Sequence[Row]) -> None:
         )
 
 
-def target_ids(prompt: Prompt, tools: Tools) -> tuple[int, ...]:
+def target_ids(prompt: Prompt, codec: Codec) -> tuple[int, ...]:
     """Token ids of the row's solution and the end token; no text in the solution makes a special token."""
-    text = neutralise(prompt.row.solution, special_tokens(tools))
-    ids = tools.tokenizer(text, add_special_tokens=False)["input_ids"]
-    return (*ids, tools.tokenizer.eos_token_id)
+    text = neutralise(prompt.row.solution, special_tokens(codec))
+    ids = codec.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return (*ids, codec.tokenizer.eos_token_id)
 
 
 def sft_step(
-    engine: Engine, prompts: Sequence[Prompt], tools: Tools, config: SftConfig, *, learning_rate: float
+    engine: Engine, prompts: Sequence[Prompt], codec: Codec, config: SftConfig, *, learning_rate: float
 ) -> dict[str, float]:
     """One update on the ranks' prompts: minus the mean log-prob of all their target tokens.
 
     Returns:
         Global `loss` (nats a token) and `grad_norm`, with the learning rate.
     """
-    targets = [[target_ids(prompt, tools)] for prompt in prompts]
+    targets = [[target_ids(prompt, codec)] for prompt in prompts]
     local_tokens = torch.tensor(float(sum(len(ids) for group in targets for ids in group)), device=ranks.device())
     num_tokens = ranks.reduce(local_tokens.clone(), torch.distributed.ReduceOp.SUM)
     total = torch.zeros((), device=ranks.device())
     for micro_batch in micro_batches(
-        engine.policy, prompts, targets, max_tokens=config.max_tokens_per_micro_batch, pad_id=tools.pad_id
+        engine.policy, prompts, targets, max_tokens=config.max_tokens_per_micro_batch, pad_id=codec.pad_id
     ):
         log_probs_N, _ = engine(micro_batch.rows, temperature=1.0, chunk_size=config.logits_chunk_size)
         loss = -log_probs_N.sum() / num_tokens * (0.0 if micro_batch.is_padding else 1.0)
@@ -83,9 +83,9 @@ def warm_start(config: Config) -> Path:
     run_dir = Path(config.output_dir)
     settings = deepspeed_settings(config.deepspeed, dtype=config.model.dtype, max_grad_norm=config.sft.max_grad_norm)
     model = config.model.model_dump() | {"path": resolve_model(config.model.path, run_dir)}
-    policy, tools = load_policy(**model, zero3_settings=settings)
+    policy, codec = load_policy(**model, zero3_settings=settings)
     data = config.data
-    builder = prompt_builder(data, tools, policy.family)
+    builder = prompt_builder(data, codec, policy.family)
     rows = read_rows(data.train, data, data.train_split, data.max_rows)
     check_solutions(rows)
     rows = usable_rows(rows, builder, overlong=data.overlong_prompts, what="warm start")
@@ -101,12 +101,12 @@ def warm_start(config: Config) -> Path:
     with tqdm(total=config.sft.max_steps, desc="warm start", unit="step", disable=not ranks.is_main()) as bar:
         for step in range(config.sft.max_steps):
             rate = learning_rate_at(step, config.sft, config.sft.max_steps)
-            metrics = sft_step(engine, stream.for_step(step), tools, config.sft, learning_rate=rate)
+            metrics = sft_step(engine, stream.for_step(step), codec, config.sft, learning_rate=rate)
             if ranks.is_main():
                 with metrics_file.open("a") as stream_out:
                     stream_out.write(json.dumps({"step": step + 1, **metrics}) + "\n")
             bar.set_postfix(loss=f"{metrics['loss']:.3f}", refresh=False)
             bar.update()
     folder = run_dir / POLICY_FOLDER
-    save_policy(engine, tools, folder)
+    save_policy(engine, codec, folder)
     return folder

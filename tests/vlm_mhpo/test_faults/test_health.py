@@ -8,7 +8,7 @@ import pytest
 from tests.vlm_mhpo.config_cases import minimal, with_values
 from vlm_mhpo.config import parse_config
 from vlm_mhpo.faults.guard import read_history
-from vlm_mhpo.faults.health import Vitals, findings, vitals_of
+from vlm_mhpo.faults.health import Vitals, alarms, vitals_of
 
 GOOD = Vitals(idle=False, truncated=False, timeouts=0.0, accuracy=0.5)
 IDLE = Vitals(idle=True, truncated=False, timeouts=0.0, accuracy=0.5)
@@ -44,17 +44,17 @@ def test_vitals_are_read_from_a_row_of_metrics():
 @pytest.mark.parametrize("action", ["warn", "stop"])
 def test_a_streak_is_told_once_when_it_reaches_its_limit(bad, key, action):
     config = config_of(**{f"faults.max_{key}_steps": 3, f"faults.on_{key}": action})
-    told = [findings([GOOD, *[bad] * count], config) for count in range(6)]
+    told = [alarms([GOOD, *[bad] * count], config) for count in range(6)]
     assert [len(found) for found in told] == [0, 0, 0, 1, 0, 0]
     assert told[3][0].stops == (action == "stop")
     assert told[3][0].message.startswith("3 steps in a row every ")
     # A good step in between starts the count again.
-    assert findings([bad, bad, GOOD, bad, bad], config) == []
-    assert findings([bad] * 3, config_of(**{f"faults.max_{key}_steps": 0})) == []
+    assert alarms([bad, bad, GOOD, bad, bad], config) == []
+    assert alarms([bad] * 3, config_of(**{f"faults.max_{key}_steps": 0})) == []
 
 
 def test_truncation_names_the_budget_to_raise():
-    found = findings([CUT] * 2, config_of(**{"faults.max_truncated_steps": 2, "rollout.max_completion_length": 77}))
+    found = alarms([CUT] * 2, config_of(**{"faults.max_truncated_steps": 2, "rollout.max_completion_length": 77}))
     assert "rollout.max_completion_length=77: raise it" in found[0].message
 
 
@@ -73,24 +73,24 @@ def test_truncation_names_the_budget_to_raise():
 )
 def test_more_than_a_fifth_of_timeouts_stops_the_run(generations, shares, stops):
     history = [of(timeouts=share) for share in shares]
-    found = findings(history, config_of(generations=generations))
+    found = alarms(history, config_of(generations=generations))
     assert [finding.stops for finding in found] == ([True] if stops else [])
-    assert findings(history, config_of(generations=generations, **{"rewards.max_timeout_share": 1.0})) == []
+    assert alarms(history, config_of(generations=generations, **{"rewards.max_timeout_share": 1.0})) == []
     if stops:
         assert "raise rewards.timeout_s" in found[0].message
 
 
 def test_three_steps_without_a_correct_answer_after_good_ones_stop_the_run():
     zero, good = of(accuracy=0.0), [of(accuracy=0.3)] * 10
-    assert findings([*good, zero, zero], config_of()) == []
-    (found,) = findings([*good, zero, zero, zero], config_of())
+    assert alarms([*good, zero, zero], config_of()) == []
+    (found,) = alarms([*good, zero, zero, zero], config_of())
     assert found.stops and found.message.startswith("no completion was right in the last 3 steps")
-    assert findings([*good, zero, zero, zero], config_of(**{"rewards.max_zero_accuracy_steps": 0})) == []
+    assert alarms([*good, zero, zero, zero], config_of(**{"rewards.max_zero_accuracy_steps": 0})) == []
     # With a batch of 128 prompts a single good step says enough.
-    assert len(findings([good[0], zero, zero, zero], config_of(prompts=128))) == 1
+    assert len(alarms([good[0], zero, zero, zero], config_of(prompts=128))) == 1
     # Never right is a hard start, not a collapse; and without verification there is no accuracy.
-    assert findings([zero] * 50, config_of()) == []
-    assert findings([*good, *[Vitals(False, False, None, None)] * 9], config_of()) == []
+    assert alarms([zero] * 50, config_of()) == []
+    assert alarms([*good, *[Vitals(False, False, None, None)] * 9], config_of()) == []
 
 
 def chance(right, wrong, failures):
@@ -109,8 +109,8 @@ def test_zeros_that_chance_explains_do_not_stop_a_run(accuracy, steps, prompts):
     zeros = next(n for n in range(3, 10**6) if chance(right, steps * prompts - right, n * prompts) < 1e-6)
     before = [of(accuracy=accuracy)] * steps
     config = config_of(prompts=prompts, generations=32)
-    assert findings([*before, *[of(accuracy=0.0)] * (zeros - 1)], config) == []
-    assert len(findings([*before, *[of(accuracy=0.0)] * zeros], config)) == 1
+    assert alarms([*before, *[of(accuracy=0.0)] * (zeros - 1)], config) == []
+    assert len(alarms([*before, *[of(accuracy=0.0)] * zeros], config)) == 1
 
 
 def test_honest_tiny_runs_are_not_stopped():
@@ -122,7 +122,7 @@ def test_honest_tiny_runs_are_not_stopped():
         history = []
         for _ in range(300):
             history.append(of(accuracy=sum(draw.random() < share for _ in range(2)) / 2))
-            assert findings(history, config) == [], (share, len(history))
+            assert alarms(history, config) == [], (share, len(history))
 
 
 def test_a_continued_run_takes_its_history_from_the_metrics(tmp_path):

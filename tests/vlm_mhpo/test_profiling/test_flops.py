@@ -28,7 +28,7 @@ def packed_forward(model):
     row = problem_row("one", "<image>What is 1 + 2 ?" if images else "What is 1 + 2 ?", images)
     prompt = model.builder()(row)
     completions = random_completions(model, (4, 7))
-    (micro_batch,) = micro_batches(model.policy, [prompt], [completions], max_tokens=10_000, pad_id=model.tools.pad_id)
+    (micro_batch,) = micro_batches(model.policy, [prompt], [completions], max_tokens=10_000, pad_id=model.codec.pad_id)
     width = prompt.num_tokens + 11
     work = Work(tokens=width, pairs=width**2, predictions=11)
     if images:

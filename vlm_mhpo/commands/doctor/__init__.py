@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlm_mhpo.commands.doctor.finding import Finding, print_findings
+from vlm_mhpo.commands.doctor.check import Check, print_checks
 from vlm_mhpo.commands.doctor.settings import examine_settings
 from vlm_mhpo.config import Config
 from vlm_mhpo.errors import VlmMhpoError
 
-__all__ = ["Finding", "Options", "examine", "print_findings"]
+__all__ = ["Check", "Options", "examine", "print_checks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +34,13 @@ class Options:
     parity: bool = False
 
 
-def examine(config: Config, options: Options | None = None) -> list[Finding]:
+def examine(config: Config, options: Options | None = None) -> list[Check]:
     """All findings: of settings and machine, then, unless `quick`, of rows, and of log-probs if asked for."""
     options = options or Options()
     findings = [*examine_machine(config), *examine_settings(config), *examine_size(config, options)]
     can_go_on = all(finding.state != "error" for finding in findings)
     if (not options.quick or options.parity) and not can_go_on:
-        findings.append(Finding("warning", "rows", "not examined: first mend what is red above"))
+        findings.append(Check("warning", "rows", "not examined: first mend what is red above"))
         return findings
     if not options.quick:
         from vlm_mhpo.commands.doctor.rows import examine_rows
@@ -53,18 +53,18 @@ def examine(config: Config, options: Options | None = None) -> list[Finding]:
             with tempfile.TemporaryDirectory() as scratch:
                 findings += examine_parity(config, Path(scratch))
         except VlmMhpoError as error:
-            findings.append(Finding("error", "log-prob parity", str(error)))
+            findings.append(Check("error", "log-prob parity", str(error)))
     return findings
 
 
-def examine_machine(config: Config) -> Iterator[Finding]:
+def examine_machine(config: Config) -> Iterator[Check]:
     """Versions, devices, threads."""
     from vlm_mhpo.commands.doctor.environment import examine_environment
 
     yield from examine_environment(config)
 
 
-def examine_size(config: Config, options: Options) -> Iterator[Finding]:
+def examine_size(config: Config, options: Options) -> Iterator[Check]:
     """Ranks, positions, memory and disk of the model that is named."""
     from vlm_mhpo.commands.doctor.disk import examine_disk
     from vlm_mhpo.commands.doctor.memory import device_memory, examine_memory
@@ -75,18 +75,18 @@ def examine_size(config: Config, options: Options) -> Iterator[Finding]:
     try:
         check_world_size(config, options.num_ranks)
     except VlmMhpoError as error:
-        yield Finding("error", "ranks", str(error))
+        yield Check("error", "ranks", str(error))
     try:
         shapes = shapes_of(config.model)
         settings = deepspeed_settings(
             config.deepspeed, dtype=config.model.dtype, max_grad_norm=config.train.max_grad_norm
         )
     except VlmMhpoError as error:
-        yield Finding("warning", "memory", f"{error}; memory, positions and disk are not examined")
+        yield Check("warning", "memory", f"{error}; memory, positions and disk are not examined")
         return
     needed = config.data.max_prompt_length + config.rollout.max_completion_length
     if needed > shapes.max_positions:
-        yield Finding(
+        yield Check(
             "error",
             "positions",
             f"data.max_prompt_length + rollout.max_completion_length = {needed} tokens, and the model has "
@@ -96,5 +96,5 @@ def examine_size(config: Config, options: Options) -> Iterator[Finding]:
     memory = device_memory(options.gpu_memory_gb)
     yield from examine_memory(config, shapes, stage=stage, num_ranks=options.num_ranks, device_bytes=memory)
     if memory is None:
-        yield Finding("ok", "device memory", "no GPU here: give --gpu-memory GIB to have the estimates judged")
+        yield Check("ok", "device memory", "no GPU here: give --gpu-memory GIB to have the estimates judged")
     yield from examine_disk(config, shapes, stage=stage)

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlm_mhpo.commands.doctor.finding import Finding, in_gib
+from vlm_mhpo.commands.doctor.check import Check, in_gib
 from vlm_mhpo.commands.doctor.memory import ADAM_MOMENTS, BYTES, FLOAT32
 from vlm_mhpo.commands.doctor.shapes import Shapes
 from vlm_mhpo.config import Config
@@ -21,7 +21,7 @@ def checkpoint_bytes(config: Config, shapes: Shapes, stage: int) -> int:
     return shards + (master + ADAM_MOMENTS) * shapes.num_trained + width * shapes.num_parameters
 
 
-def examine_disk(config: Config, shapes: Shapes, *, stage: int) -> Iterator[Finding]:
+def examine_disk(config: Config, shapes: Shapes, *, stage: int) -> Iterator[Check]:
     """Free space against `save_total_limit` checkpoints and the one that is being written."""
     place = Path(config.output_dir).resolve()
     while not place.exists():
@@ -32,6 +32,6 @@ def examine_disk(config: Config, shapes: Shapes, *, stage: int) -> Iterator[Find
     text = f"a checkpoint has {in_gib(one)}; {kept} kept and one being written need {in_gib(needed)}, {place} has "
     if needed > free:
         cure = "lower checkpoint.save_total_limit, or set output_dir to a larger disk"
-        yield Finding("error", "disk", f"{text}{in_gib(free)}: {cure}")
+        yield Check("error", "disk", f"{text}{in_gib(free)}: {cure}")
     else:
-        yield Finding("ok", "disk", text + in_gib(free))
+        yield Check("ok", "disk", text + in_gib(free))

@@ -12,7 +12,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from vlm_mhpo.commands.doctor.finding import Finding, in_gib
+from vlm_mhpo.commands.doctor.check import Check, in_gib
 from vlm_mhpo.config import Config
 
 PACKAGE = "vlm-mhpo"
@@ -21,7 +21,7 @@ SOURCE_TREE = Path(__file__).resolve().parents[3]
 NAMED = ("torch", "transformers", "deepspeed")
 
 
-def examine_environment(config: Config) -> Iterator[Finding]:
+def examine_environment(config: Config) -> Iterator[Check]:
     """All of it."""
     yield from examine_versions(requirements(), installed_versions(), tested_versions())
     yield from examine_devices(config)
@@ -53,21 +53,21 @@ def tested_versions() -> dict[str, str]:
 
 def examine_versions(
     wanted: list[Requirement], installed: Mapping[str, str], tested: Mapping[str, str]
-) -> Iterator[Finding]:
+) -> Iterator[Check]:
     """Packages that are missing, outside the bounds, or of another minor version than the tested one."""
     named = ", ".join(f"{name} {installed.get(name, 'missing')}" for name in NAMED)
-    yield Finding("ok", "versions", f"python {platform.python_version()}, {named}")
+    yield Check("ok", "versions", f"python {platform.python_version()}, {named}")
     for each in wanted:
         version = installed.get(each.name)
         if version is None:
-            yield Finding("error", each.name, f"not installed: pip install '{each}'")
+            yield Check("error", each.name, f"not installed: pip install '{each}'")
         elif not each.specifier.contains(version, prereleases=True):
-            yield Finding(
+            yield Check(
                 "warning", each.name, f"{version} is outside the tested bounds {each.specifier}: pip install '{each}'"
             )
     for name in NAMED:
         if name in installed and name in tested and minor(installed[name]) != minor(tested[name]):
-            yield Finding(
+            yield Check(
                 "warning",
                 name,
                 f"{installed[name]}; the tests ran with {tested[name]}: pip install -c constraints.txt {name}",
@@ -79,7 +79,7 @@ def minor(version: str) -> tuple[int, ...]:
     return Version(version).release[:2]
 
 
-def examine_devices(config: Config) -> Iterator[Finding]:
+def examine_devices(config: Config) -> Iterator[Check]:
     """GPUs with their memory, and whether the threads of a process fit the cores."""
     import torch
 
@@ -87,17 +87,17 @@ def examine_devices(config: Config) -> Iterator[Finding]:
     if torch.cuda.is_available():
         properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
         names = ", ".join(f"{each.name} ({in_gib(each.total_memory)})" for each in properties)
-        yield Finding("ok", "devices", f"CUDA {torch.version.cuda}, {len(properties)} GPU(s): {names}")
+        yield Check("ok", "devices", f"CUDA {torch.version.cuda}, {len(properties)} GPU(s): {names}")
     else:
-        yield Finding("ok", "devices", f"no GPU; torch is built for CUDA {torch.version.cuda or 'no version'}")
+        yield Check("ok", "devices", f"no GPU; torch is built for CUDA {torch.version.cuda or 'no version'}")
         if config.model.dtype == "bfloat16":
-            yield Finding(
+            yield Check(
                 "warning",
                 "devices",
                 "model.dtype=bfloat16 is slow without a GPU: set float32 for a run on this machine",
             )
     threads = config.num_threads
     if threads > cores:
-        yield Finding("warning", "threads", f"num_threads={threads} on {cores} cores: lower it, or set 0")
+        yield Check("warning", "threads", f"num_threads={threads} on {cores} cores: lower it, or set 0")
     else:
-        yield Finding("ok", "threads", f"{threads or 'cores / local ranks'} a process, {cores} cores")
+        yield Check("ok", "threads", f"{threads or 'cores / local ranks'} a process, {cores} cores")

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from vlm_mhpo.commands.doctor.finding import GIB, Finding, in_gib
+from vlm_mhpo.commands.doctor.check import GIB, Check, in_gib
 from vlm_mhpo.commands.doctor.shapes import LayerShapes, Shapes
 from vlm_mhpo.config import Config
 from vlm_mhpo.engine.settings import adds_in_float32
@@ -200,7 +200,7 @@ def cache_bytes(config: Config, shapes: Shapes) -> float:
 
 def examine_memory(
     config: Config, shapes: Shapes, *, stage: int, num_ranks: int, device_bytes: float | None
-) -> Iterator[Finding]:
+) -> Iterator[Check]:
     """The configured setting in detail, whether it fits, and every other setting in a line each.
 
     Args:
@@ -210,7 +210,7 @@ def examine_memory(
         device_bytes: memory of a device; None = unknown, nothing is judged.
     """
     chosen = (stage, (config.deepspeed.offload_optimizer, config.deepspeed.offload_param))
-    yield Finding(
+    yield Check(
         "ok",
         "parameters",
         f"{shapes.num_parameters:,} in {shapes.model_type}, {shapes.num_trained:,} of them trained",
@@ -222,7 +222,7 @@ def examine_memory(
             found = estimate(config, shapes, stage=other[0], num_ranks=num_ranks, offload=other[1])
             fits = "" if device_bytes is None else (", fits" if fits_in(found, device_bytes) else ", does not fit")
             host = f", {in_gib(found.states.host)} of host memory" if found.states.host else ""
-            yield Finding(
+            yield Check(
                 "ok",
                 f"instead: {name_of(*other)}",
                 f"update {in_gib(found.update)}, rollout {in_gib(found.rollout)}{host}{fits}",
@@ -249,7 +249,7 @@ def fits_in(found: Estimate, device_bytes: float) -> bool:
     return found.peak <= (1 - FREE_SHARE) * device_bytes
 
 
-def judge(config: Config, found: Estimate, name: str, num_ranks: int, device_bytes: float | None) -> Iterator[Finding]:
+def judge(config: Config, found: Estimate, name: str, num_ranks: int, device_bytes: float | None) -> Iterator[Check]:
     """The peaks of update and rollout with their parts; an error when more than the device has."""
     states = found.states
     parts = {
@@ -282,9 +282,9 @@ def judge(config: Config, found: Estimate, name: str, num_ranks: int, device_byt
         if device_bytes is not None and total > (1 - FREE_SHARE) * device_bytes:
             state = "error" if total > device_bytes else "warning"
             text += f", and a device has {in_gib(device_bytes)}: {advice(config, phase, pieces)}"
-        yield Finding(state, f"memory of {phase}", text)
+        yield Check(state, f"memory of {phase}", text)
     if states.host:
-        yield Finding("ok", "host memory", f"{in_gib(states.host)} a rank, {in_gib(num_ranks * states.host)} in all")
+        yield Check("ok", "host memory", f"{in_gib(states.host)} a rank, {in_gib(num_ranks * states.host)} in all")
 
 
 def advice(config: Config, phase: str, pieces: dict[str, float]) -> str:

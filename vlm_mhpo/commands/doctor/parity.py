@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlm_mhpo.commands.doctor.finding import Finding
+from vlm_mhpo.commands.doctor.check import Check
 from vlm_mhpo.config import Config
 from vlm_mhpo.models.loading import load_policy
 from vlm_mhpo.models.tiny import resolve_model
@@ -24,19 +24,19 @@ NUM_PROMPTS, NUM_SAMPLES, MOST_TOKENS = 2, 2, 128
 LIMITS = {"float32": ("max", 1e-4), "bfloat16": ("mean", 0.02)}
 
 
-def examine_parity(config: Config, scratch: Path) -> Iterator[Finding]:
+def examine_parity(config: Config, scratch: Path) -> Iterator[Check]:
     """Sample a few completions and compare; nats. `scratch` holds a tiny model, if one is built."""
     ranks.start(config.num_threads)
     path = resolve_model(config.model.path, scratch)
-    policy, tools = load_policy(**config.model.model_dump() | {"path": path, "gradient_checkpointing": False})
+    policy, codec = load_policy(**config.model.model_dump() | {"path": path, "gradient_checkpointing": False})
     policy.to(ranks.device()).eval()
-    builder = prompt_builder(config.data, tools, policy.family)
+    builder = prompt_builder(config.data, codec, policy.family)
     rows = read_rows(config.data.train, config.data, config.data.train_split, NUM_PROMPTS)
     rollout = config.rollout
-    sampler = HfSampler(policy, tools, max_batch_tokens=rollout.max_batch_tokens)
+    sampler = HfSampler(policy, codec, max_batch_tokens=rollout.max_batch_tokens)
     params = SamplingParams(NUM_SAMPLES, min(MOST_TOKENS, rollout.max_completion_length), rollout.temperature)
     groups = sampler.sample([builder(row) for row in rows], params, (config.seed, "parity"))
-    settings = update_settings(config, tools, build_objective(config.objective, rollout.max_completion_length))
+    settings = update_settings(config, codec, build_objective(config.objective, rollout.max_completion_length))
     unscored = [ScoredGroup(group, (0.0,) * NUM_SAMPLES, {}, (), ()) for group in groups]
     trained = log_probs_of(policy, policy, unscored, settings)
     sampled = [completion.log_probs for group in groups for completion in group.completions]
@@ -48,8 +48,8 @@ def examine_parity(config: Config, scratch: Path) -> Iterator[Finding]:
         f"{len(gaps)} tokens of {len(sampled)} completions (limit in {config.model.dtype}: {figure} {limit:g})"
     )
     if figures[figure] <= limit:
-        yield Finding("ok", "log-prob parity", text)
+        yield Check("ok", "log-prob parity", text)
     else:
-        yield Finding(
+        yield Check(
             "error", "log-prob parity", f"{text}: ratios would be wrong; use attn_implementation=eager to compare"
         )

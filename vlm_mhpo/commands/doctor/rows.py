@@ -8,12 +8,12 @@ from tqdm import tqdm
 
 from data_prep import DataError, Row
 from rewards import Item, Verifier
-from vlm_mhpo.commands.doctor.finding import Finding
+from vlm_mhpo.commands.doctor.check import Check
 from vlm_mhpo.commands.doctor.shapes import transformers_config
 from vlm_mhpo.config import Config, DataConfig
 from vlm_mhpo.errors import ModelError, PromptError, VlmMhpoError
 from vlm_mhpo.models.families.base import family_of
-from vlm_mhpo.models.loading import Tools, first_line, set_pixel_limits
+from vlm_mhpo.models.loading import Codec, first_line, set_pixel_limits
 from vlm_mhpo.models.tiny import SCHEME, build_processor, build_tokenizer
 from vlm_mhpo.prompts.builder import PromptBuilder, prompt_builder
 from vlm_mhpo.prompts.rows import read_rows
@@ -23,14 +23,14 @@ from vlm_mhpo.types import Prompt
 NUM_NAMED = 3
 
 
-def examine_rows(config: Config, *, num_rows: int) -> Iterator[Finding]:
+def examine_rows(config: Config, *, num_rows: int) -> Iterator[Check]:
     """Golds and prompts of both sources; at most `num_rows` rows of each are looked at."""
     data = config.data
     try:
         builder = unlimited_builder(config)
     except VlmMhpoError as error:
         builder = None
-        yield Finding("warning", "prompts", f"{error}; token counts are not examined")
+        yield Check("warning", "prompts", f"{error}; token counts are not examined")
     sources = [("training", data.train, data.train_split, data.max_rows)]
     if data.eval:
         sources.append(("held-out", data.eval, data.eval_split, data.max_eval_rows))
@@ -38,14 +38,14 @@ def examine_rows(config: Config, *, num_rows: int) -> Iterator[Finding]:
         try:
             rows = read_rows(source, data, split, limit)
         except (DataError, VlmMhpoError) as error:
-            yield Finding("error", f"{what} rows", str(error))
+            yield Check("error", f"{what} rows", str(error))
             continue
         sample = spread(rows, num_rows)
         yield examine_golds(sample, len(rows), what, config)
         if builder:
             prompts, problems = build_prompts(sample, builder, what)
             if problems:
-                yield Finding(
+                yield Check(
                     "error", f"{what} prompts", f"{len(problems)} of {len(sample)} cannot be built: {problems[0]}"
                 )
             if prompts:
@@ -60,7 +60,7 @@ def spread(rows: Sequence[Row], number: int) -> Sequence[Row]:
     return [rows[index * len(rows) // number] for index in range(number)]
 
 
-def examine_golds(sample: Sequence[Row], num_all: int, what: str, config: Config) -> Finding:
+def examine_golds(sample: Sequence[Row], num_all: int, what: str, config: Config) -> Check:
     """Share of golds that our verifier accepts as their own answers."""
     items = [
         Item(f"<think>gold</think><answer>{row.answer}</answer>", row.answer, "think_answer", row.kind, *extras(row))
@@ -73,11 +73,11 @@ def examine_golds(sample: Sequence[Row], num_all: int, what: str, config: Config
     bad = [(row, score) for row, score in zip(sample, scores, strict=True) if not score.correct]
     seen = f"{len(sample) - len(bad)} of {len(sample)} golds verify ({num_all} rows in all)"
     if not bad:
-        return Finding("ok", f"{what} golds", seen)
+        return Check("ok", f"{what} golds", seen)
     named = "; ".join(f"row {row.id}: {row.answer[:40]!r}: {score.reason}" for row, score in bad[:NUM_NAMED])
     state = "error" if len(bad) == len(sample) else "warning"
     cure = "no completion of these can be rewarded: mend them, or leave them out with `vlm-mhpo prepare`"
-    return Finding(state, f"{what} golds", f"{seen}; {named}; {cure}")
+    return Check(state, f"{what} golds", f"{seen}; {named}; {cure}")
 
 
 def extras(row: Row) -> tuple[tuple[str, ...] | None, int | None, str | None]:
@@ -110,8 +110,8 @@ def unlimited_builder(config: Config) -> PromptBuilder:
         set_pixel_limits(processor.image_processor, model.min_pixels, model.max_pixels)
     tokenizer = processor.tokenizer if family.has_vision else processor
     # Nothing is sampled here: no end, no padding, no context.
-    tools = Tools(processor, tokenizer, end_ids=(), pad_id=0, max_context=NO_LIMIT)
-    return prompt_builder(config.data.model_copy(update={"max_prompt_length": NO_LIMIT}), tools, family)
+    codec = Codec(processor, tokenizer, end_ids=(), pad_id=0, max_context=NO_LIMIT)
+    return prompt_builder(config.data.model_copy(update={"max_prompt_length": NO_LIMIT}), codec, family)
 
 
 def build_prompts(sample: Sequence[Row], builder: PromptBuilder, what: str) -> tuple[list[Prompt], list[str]]:
@@ -127,7 +127,7 @@ def build_prompts(sample: Sequence[Row], builder: PromptBuilder, what: str) -> t
 
 def examine_lengths(
     prompts: Sequence[Prompt], builder: PromptBuilder, data: DataConfig, overlong: str, what: str
-) -> Finding:
+) -> Check:
     """The longest prompts, and the pixel limit under which those that are too long would fit."""
     limit = data.max_prompt_length
     longest = sorted(prompts, key=lambda prompt: -prompt.num_tokens)
@@ -139,14 +139,14 @@ def examine_lengths(
     too_long = [prompt for prompt in longest if prompt.num_tokens > limit]
     text = f"longest of {len(prompts)}, of data.max_prompt_length={limit}: {named}"
     if not too_long:
-        return Finding("ok", f"{what} prompts", text)
+        return Check("ok", f"{what} prompts", text)
     pixels = fitting_pixels(too_long, limit, builder)
     cure = f"raise data.max_prompt_length to {longest[0].num_tokens}"
     if pixels:
         cure += f", or set model.max_pixels={pixels}"
     stops = "stops the run" if overlong == "error" else "leaves them out"
     text += f"; {len(too_long)} are too long, which {stops}: {cure}"
-    return Finding(
+    return Check(
         "error" if overlong == "error" or len(too_long) == len(prompts) else "warning", f"{what} prompts", text
     )
 
@@ -164,7 +164,7 @@ def fitting_pixels(too_long: Sequence[Prompt], limit: int, builder: PromptBuilde
         each = for_images // max(1, len(prompt.row.images))
         if not prompt.row.images or each < 1:
             return None
-        processor = builder.tools.processor.image_processor
+        processor = builder.codec.processor.image_processor
         pixels = each * (processor.patch_size * processor.merge_size) ** 2
         least = pixels if least is None else min(least, pixels)
     return least

@@ -6,13 +6,13 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlm_mhpo.commands.doctor.finding import Finding
+from vlm_mhpo.commands.doctor.check import Check
 from vlm_mhpo.config import Config
 
 HUB_NAME_PARTS = 2
 
 
-def examine_settings(config: Config) -> list[Finding]:
+def examine_settings(config: Config) -> list[Check]:
     """All findings, in the order of the configuration's sections."""
     return [
         *examine_model(config),
@@ -24,53 +24,53 @@ def examine_settings(config: Config) -> list[Finding]:
     ]
 
 
-def examine_model(config: Config) -> Iterator[Finding]:
+def examine_model(config: Config) -> Iterator[Check]:
     """Is there something to load?"""
     path = config.model.path
     if path.startswith("tiny:"):
-        yield Finding("ok", "model", f"{path}: built from a config at the start")
+        yield Check("ok", "model", f"{path}: built from a config at the start")
     elif Path(path).exists():
         ok = (Path(path) / "config.json").is_file()
-        yield Finding("ok" if ok else "error", "model", path if ok else f"{path} has no config.json")
+        yield Check("ok" if ok else "error", "model", path if ok else f"{path} has no config.json")
     elif looks_like_hub_name(path):
         pinned = config.model.revision or "not pinned: set model.revision to a commit hash for a repeatable run"
-        yield Finding("ok" if config.model.revision else "warning", "model", f"{path} from the hub, revision {pinned}")
+        yield Check("ok" if config.model.revision else "warning", "model", f"{path} from the hub, revision {pinned}")
     else:
-        yield Finding("error", "model", f"{path} is neither a folder nor a hub name")
+        yield Check("error", "model", f"{path} is neither a folder nor a hub name")
 
 
-def examine_data(config: Config) -> Iterator[Finding]:
+def examine_data(config: Config) -> Iterator[Check]:
     """Do the row sources exist?"""
     for name, source in (("data.train", config.data.train), ("data.eval", config.data.eval)):
         for one in [source] if isinstance(source, str) else source or []:
             place = one.partition("@")[0]
             if one.startswith("synthetic:"):
-                yield Finding("ok", name, f"{one}: drawn")
+                yield Check("ok", name, f"{one}: drawn")
             elif Path(place).exists():
-                yield Finding("ok", name, place)
+                yield Check("ok", name, place)
             elif looks_like_hub_name(place):
-                yield Finding("ok", name, f"{one} from the hub")
+                yield Check("ok", name, f"{one} from the hub")
             else:
-                yield Finding("error", name, f"{place} does not exist")
+                yield Check("error", name, f"{place} does not exist")
     if not config.data.eval:
-        yield Finding("warning", "data.eval", "not set: nothing will be evaluated")
+        yield Check("warning", "data.eval", "not set: nothing will be evaluated")
 
 
-def examine_batches(config: Config) -> Iterator[Finding]:
+def examine_batches(config: Config) -> Iterator[Check]:
     """Batch arithmetic."""
     train, rollout = config.train, config.rollout
     per_update = train.num_prompts_per_step // train.num_minibatches
-    yield Finding(
+    yield Check(
         "ok",
         "batch",
         f"{train.num_prompts_per_step} prompts x {rollout.num_generations} completions a rollout batch, "
         f"{config.updates_per_step} updates of {per_update * rollout.num_generations} completions each",
     )
     worlds = ", ".join(str(n) for n in range(1, per_update + 1) if per_update % n == 0)
-    yield Finding("ok", "ranks", f"runs on {worlds} ranks (divisors of {per_update} prompts a minibatch)")
+    yield Check("ok", "ranks", f"runs on {worlds} ranks (divisors of {per_update} prompts a minibatch)")
     longest = config.data.max_prompt_length + rollout.num_generations * rollout.max_completion_length
     if longest > train.max_tokens_per_micro_batch:
-        yield Finding(
+        yield Check(
             "warning",
             "micro-batch",
             f"a full group may have {longest} tokens and train.max_tokens_per_micro_batch is "
@@ -78,23 +78,23 @@ def examine_batches(config: Config) -> Iterator[Finding]:
         )
 
 
-def examine_objective(config: Config) -> Iterator[Finding]:
+def examine_objective(config: Config) -> Iterator[Check]:
     """Can the ratio leave 1, and what does the weight at ratio 1 do?"""
     if config.updates_per_step == 1:
-        yield Finding(
+        yield Check(
             "warning",
             "ratio",
             "one update a rollout batch keeps every ratio at 1: modulator, hazard and clipping never act; "
             "set train.num_minibatches to 4 or more",
         )
     else:
-        yield Finding("ok", "ratio", f"moves from 1 over the {config.updates_per_step} updates of a rollout batch")
+        yield Check("ok", "ratio", f"moves from 1 over the {config.updates_per_step} updates of a rollout batch")
     from vlm_mhpo.objectives import build_objective
     from vlm_mhpo.objectives.multipliers import on_policy_multiplier
 
     weight = on_policy_multiplier(build_objective(config.objective, config.rollout.max_completion_length))
     if weight < 0.99:
-        yield Finding(
+        yield Check(
             "ok",
             "on-policy weight",
             f"{weight:.4f}: beside GRPO a KL term counts {1 / weight:.1f} times more and max_grad_norm clips "
@@ -102,24 +102,24 @@ def examine_objective(config: Config) -> Iterator[Finding]:
         )
 
 
-def examine_rewards(config: Config) -> Iterator[Finding]:
+def examine_rewards(config: Config) -> Iterator[Check]:
     """Can every reward be found?"""
     from rewards import RewardError
     from vlm_mhpo.scoring.scorer import start_scorer
 
     try:
         with start_scorer(config.rewards, max_completion_length=config.rollout.max_completion_length) as scorer:
-            yield Finding("ok", "rewards", ", ".join(scorer.names))
+            yield Check("ok", "rewards", ", ".join(scorer.names))
     except RewardError as error:
-        yield Finding("error", "rewards", str(error))
+        yield Check("error", "rewards", str(error))
 
 
-def examine_packages(config: Config) -> Iterator[Finding]:
+def examine_packages(config: Config) -> Iterator[Check]:
     """Optional packages that this configuration needs."""
     if config.logging.wandb and importlib.util.find_spec("wandb") is None:
-        yield Finding("error", "wandb", "logging.wandb=true needs: pip install 'vlm-mhpo[wandb]'")
+        yield Check("error", "wandb", "logging.wandb=true needs: pip install 'vlm-mhpo[wandb]'")
     if config.deepspeed.config and not Path(config.deepspeed.config).is_file():
-        yield Finding("error", "deepspeed.config", f"{config.deepspeed.config} does not exist")
+        yield Check("error", "deepspeed.config", f"{config.deepspeed.config} does not exist")
 
 
 def looks_like_hub_name(text: str) -> bool:

@@ -116,7 +116,7 @@ def marked(clock: Clock, tally: Tally, end_of_step: Callable[[], None]) -> Itera
         put("vlm_mhpo.training.loop", "save_if_due", lambda _: lambda *_, **__: end_of_step())
         put("vlm_mhpo.training.loop", "build_setup", lambda original: hooking(stack, clock, tally, original))
         put("vlm_mhpo.training.loop", "sample_and_score", lambda original: counting_samples(tally, original))
-        put("vlm_mhpo.training.loop", "build_batches", lambda original: counting_log_probs(tally, original))
+        put("vlm_mhpo.training.loop", "make_minibatches", lambda original: counting_log_probs(tally, original))
         put("vlm_mhpo.training.loop", "update_on", lambda original: counting_updates(tally, original))
         yield
 
@@ -184,7 +184,7 @@ def counting_samples(tally: Tally, original: Callable) -> Callable:
 
 
 def counting_log_probs(tally: Tally, original: Callable) -> Callable:
-    """`build_batches`, whose groups are counted once, however many forwards look at them."""
+    """`make_minibatches`, whose groups are counted once, however many forwards look at them."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         batches, metrics = original(*args, **kwargs)

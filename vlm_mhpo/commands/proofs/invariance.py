@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vlm_mhpo.commands.doctor.finding import Finding
+from vlm_mhpo.commands.doctor.check import Check
 from vlm_mhpo.commands.proofs.launch import PROGRAM, run_or_fail
 from vlm_mhpo.commands.proofs.shrink import shrink, write_config
 from vlm_mhpo.config import Config
@@ -80,7 +80,7 @@ def check_invariance(
     family: str | None = None,
     planned: Sequence[Variant] | None = None,
     program: str = PROGRAM,
-) -> list[Finding]:
+) -> list[Check]:
     """The gradient of one global batch of a tiny model under every variant, against the reference, in float32.
 
     Args:
@@ -142,20 +142,20 @@ def steps_in(file: Path, start: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.double() - start[name].double() for name, value in load_file(file).items()}
 
 
-def compare_gradients(planned: Sequence[Variant], gradients: Sequence[dict[str, Tensor]]) -> list[Finding]:
+def compare_gradients(planned: Sequence[Variant], gradients: Sequence[dict[str, Tensor]]) -> list[Check]:
     """One line a variant: the largest relative difference over all weight tensors, and where it is."""
     reference = gradients[0]
     whole = float(torch.cat([value.flatten() for value in reference.values()]).norm())
     if not whole:
-        return [Finding("error", "reference", "the gradient is zero: nothing can be compared")]
+        return [Check("error", "reference", "the gradient is zero: nothing can be compared")]
     # The constant of proportion, so that the number is the gradient's.
     scale = PROPORTIONAL["learning_rate"] / PROPORTIONAL["adam_epsilon"]
-    findings = [Finding("ok", "reference", f"{planned[0].name}: gradient norm {whole / scale:.3e}, limit {LIMIT:g}")]
+    findings = [Check("ok", "reference", f"{planned[0].name}: gradient norm {whole / scale:.3e}, limit {LIMIT:g}")]
     for variant, gradient in zip(planned[1:], gradients[1:], strict=True):
         gap, name = largest_gap(reference, gradient, whole)
         state = "ok" if gap <= LIMIT else "error"
         where = "" if state == "ok" else f" in {name}: the gradient depends on how the batch is cut or shared"
-        findings.append(Finding(state, variant.name, f"{gap:.1e}{where}"))
+        findings.append(Check(state, variant.name, f"{gap:.1e}{where}"))
     return findings
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from vlm_mhpo.checkpoint import folder_of, safe_load
-from vlm_mhpo.commands.doctor.finding import Finding
+from vlm_mhpo.commands.doctor.check import Check
 from vlm_mhpo.commands.proofs.compare import first_difference, metrics_rows, weights_in
 from vlm_mhpo.commands.proofs.launch import PROGRAM, run_or_fail, run_ranks, tail
 from vlm_mhpo.commands.proofs.shrink import shrink, write_config
@@ -22,7 +22,7 @@ def check_resume(
     num_steps: int = 4,
     family: str | None = None,
     program: str = PROGRAM,
-) -> list[Finding]:
+) -> list[Check]:
     """Train a tiny model straight, and once more with a stop on the way; compare what both left behind.
 
     Args:
@@ -49,11 +49,11 @@ def check_resume(
     launch(folder, "again", num_ranks, program)
     after = (again / "metrics.jsonl").read_text().splitlines()[:saved]
     where = f"ZeRO-{config.deepspeed.zero_stage} on {num_ranks} rank(s), {num_steps} steps, stopped after {saved + 1}"
-    findings.append(Finding("ok", "runs", f"{where}, resumed from the checkpoint after {saved}"))
+    findings.append(Check("ok", "runs", f"{where}, resumed from the checkpoint after {saved}"))
     if before == after:
-        findings.append(Finding("ok", "resumed", f"the first {saved} step(s) were not run again"))
+        findings.append(Check("ok", "resumed", f"the first {saved} step(s) were not run again"))
     else:
-        findings.append(Finding("error", "resumed", "the run started over instead of going on from its checkpoint"))
+        findings.append(Check("error", "resumed", "the run started over instead of going on from its checkpoint"))
     return [*findings, *compare_runs(straight, again, num_steps, saved)]
 
 
@@ -85,7 +85,7 @@ def stop(folder: Path, step: int, num_ranks: int, program: str) -> None:
         raise TrainingError(f"the run that was to stop ended with exit code {code}: {tail(log)}")
 
 
-def compare_runs(straight: Path, again: Path, num_steps: int, saved: int) -> list[Finding]:
+def compare_runs(straight: Path, again: Path, num_steps: int, saved: int) -> list[Check]:
     """What must be the same: metrics rows, weights, optimizer state; and weights that moved, else nothing was tried."""
     ends = [folder_of(run_dir / "checkpoints", num_steps) for run_dir in (straight, again)]
     middle = weights_in(folder_of(straight / "checkpoints", saved))
@@ -104,11 +104,11 @@ def compare_runs(straight: Path, again: Path, num_steps: int, saved: int) -> lis
     ]
 
 
-def shards_verdict(straight: Path, again: Path) -> Finding:
+def shards_verdict(straight: Path, again: Path) -> Check:
     """DeepSpeed's shards: masters, moments, counters of every rank."""
     names = [sorted(str(file.relative_to(end)) for file in end.rglob("*.pt")) for end in (straight, again)]
     if not names[0] or names[0] != names[1]:
-        return Finding("error", "optimizer state", f"shards {names[0]} and {names[1]}")
+        return Check("error", "optimizer state", f"shards {names[0]} and {names[1]}")
     # Shards of the optimizer before those of the weights, so that what is named is the former.
     ordered = sorted(names[0], key=lambda name: "optim" not in name)
     pairs = ((name, safe_load(str(straight / name)), safe_load(str(again / name))) for name in ordered)
@@ -117,6 +117,6 @@ def shards_verdict(straight: Path, again: Path) -> Finding:
     return verdict("optimizer state", difference, f"{len(names[0])} shard(s)")
 
 
-def verdict(subject: str, difference: str | None, seen: str) -> Finding:
+def verdict(subject: str, difference: str | None, seen: str) -> Check:
     """An error that names the difference, or what was the same."""
-    return Finding("error", subject, difference) if difference else Finding("ok", subject, seen)
+    return Check("error", subject, difference) if difference else Check("ok", subject, seen)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from data_prep import DataError
-from vlm_mhpo.commands.doctor.finding import Finding
+from vlm_mhpo.commands.doctor.check import Check
 from vlm_mhpo.commands.doctor.rows import build_prompts, unlimited_builder
 from vlm_mhpo.commands.doctor.shapes import transformers_config
 from vlm_mhpo.config import Config, parse_config
@@ -27,7 +27,7 @@ NUM_SUMS = 32
 VARIETY = Path(__file__).with_name("variety.py")
 
 
-def shrink(config: Config, folder: Path, *, num_ranks: int, family: str | None) -> tuple[Config, list[Finding]]:
+def shrink(config: Config, folder: Path, *, num_ranks: int, family: str | None) -> tuple[Config, list[Check]]:
     """The small configuration, and what it has in common with the one that was given.
 
     Args:
@@ -48,7 +48,7 @@ def shrink(config: Config, folder: Path, *, num_ranks: int, family: str | None) 
         f"tiny:{family} for {config.model.path}; {config.objective.name}, {small.train.num_prompts_per_step} prompts x "
         f"{small.rollout.num_generations} completions, {small.updates_per_step} updates a step, {config.model.dtype}"
     )
-    return small, [Finding("ok", "model", kept), rows]
+    return small, [Check("ok", "model", kept), rows]
 
 
 def tiny_family(config: Config) -> str:
@@ -122,7 +122,7 @@ def every_weight_partitioned(config: Config, folder: Path) -> Path:
     return file
 
 
-def with_rows(config: Config, folder: Path, family: str) -> tuple[Config, Finding]:
+def with_rows(config: Config, folder: Path, family: str) -> tuple[Config, Check]:
     """The configuration with the user's own rows if a tiny model can read enough of them, else with made ones."""
     data = config.data
     try:
@@ -134,13 +134,13 @@ def with_rows(config: Config, folder: Path, family: str) -> tuple[Config, Findin
         elif fitting < config.train.num_prompts_per_step:
             reason = f"{fitting} of {len(rows)} fit {MOST_PROMPT_TOKENS} tokens"
         else:
-            return config, Finding("ok", "rows", f"{fitting} of {data.train}")
+            return config, Check("ok", "rows", f"{fitting} of {data.train}")
     except (DataError, VlmMhpoError) as error:
         reason = str(error)
     made = made_rows(folder, family)
     plain = {"train": made, "format": "auto", "train_split": None, "image_root": None, "max_rows": None}
     changed = config.model_copy(update={"data": data.model_copy(update=plain)})
-    return changed, Finding("warning", "rows", f"{made} in the place of {data.train}: {reason}")
+    return changed, Check("warning", "rows", f"{made} in the place of {data.train}: {reason}")
 
 
 def made_rows(folder: Path, family: str) -> str:

@@ -24,7 +24,7 @@ from vlm_mhpo.runtime.seeding import derive_seed, uniforms
 from vlm_mhpo.training.loop import update_settings
 from vlm_mhpo.training.minibatches import advantages_of
 from vlm_mhpo.training.update import update_on
-from vlm_mhpo.types import Batch, Completion, Group, Prompt, ScoredGroup
+from vlm_mhpo.types import Completion, Group, Minibatch, Prompt, ScoredGroup
 
 # Nats that old and reference log-probs are away from the sampler's, at most: ratios on both sides of 1.
 SPREAD = 0.3
@@ -38,9 +38,9 @@ def run_update(job: dict[str, Any]) -> None:
     """
     config = load_config(job["config"])
     zero = deepspeed_settings(config.deepspeed, dtype=config.model.dtype, max_grad_norm=config.train.max_grad_norm)
-    policy, tools = load_policy(**config.model.model_dump(), zero3_settings=zero)
+    policy, codec = load_policy(**config.model.model_dump(), zero3_settings=zero)
     data = config.data
-    builder = prompt_builder(data, tools, policy.family)
+    builder = prompt_builder(data, codec, policy.family)
     rows = usable_rows(
         read_rows(data.train, data, data.train_split, data.max_rows), builder, overlong="filter", what="the check's"
     )
@@ -48,13 +48,13 @@ def run_update(job: dict[str, Any]) -> None:
     engine = Engine(policy, optimizer=config.train, deepspeed=config.deepspeed, dtype=config.model.dtype)
     file = Path(job["completions"])
     if not file.exists():
-        file.write_text(json.dumps(sample(HfSampler(policy, tools, max_batch_tokens=4096), prompts, config)))
+        file.write_text(json.dumps(sample(HfSampler(policy, codec, max_batch_tokens=4096), prompts, config)))
         write_weights(engine, Path(job["start"]))
     batch = shared_batch(prompts, json.loads(file.read_text()), config, packed=job["packed"])
     objective = build_objective(config.objective, config.rollout.max_completion_length)
     longest = max(prompt.num_tokens for prompt in prompts)
     settings = replace(
-        update_settings(config, tools, objective),
+        update_settings(config, codec, objective),
         max_tokens=job["max_tokens"] or longest + 2 * config.rollout.max_completion_length,
         chunk_size=job["chunk_size"],
     )
@@ -71,13 +71,15 @@ def sample(sampler: HfSampler, prompts: Sequence[Prompt], config: Config) -> lis
     return [[[list(c.token_ids), list(c.log_probs)] for c in group.completions] for group in groups]
 
 
-def shared_batch(prompts: Sequence[Prompt], sampled: list[list[list[Any]]], config: Config, *, packed: bool) -> Batch:
+def shared_batch(
+    prompts: Sequence[Prompt], sampled: list[list[list[Any]]], config: Config, *, packed: bool
+) -> Minibatch:
     """This rank's share of the batch: advantages of made-up rewards, constants a little off the sampler's."""
     share = len(prompts) // ranks.world_size()
     mine = slice(ranks.rank() * share, (ranks.rank() + 1) * share)
     groups = [scored(prompt, texts) for prompt, texts in zip(prompts[mine], sampled[mine], strict=True)]
     advantages_PG = advantages_of(groups, config.train.scale_rewards)
-    return Batch(
+    return Minibatch(
         groups=groups if packed else one_by_one(groups),
         advantages=tuple(advantages_PG.flatten().tolist()),
         old_log_probs=moved(groups, "old"),

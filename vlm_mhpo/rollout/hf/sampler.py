@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vlm_mhpo.models.loading import Tools
+from vlm_mhpo.models.loading import Codec
 from vlm_mhpo.models.logprobs import scaled_logits
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.rollout.base import SamplingParams
@@ -31,7 +31,7 @@ class HfSampler:
 
     Args:
         policy: the policy; its weights are read at every call.
-        tools: tokenizer and end tokens.
+        codec: tokenizer and end tokens.
         max_batch_tokens: prompt plus budget tokens decoded together.
         whole_weights: context in which the weights are whole (ZeRO-3 gathers them); entered once a call.
         padding_side: where shorter prompts are padded; both give the same completions (left without shared prompts).
@@ -43,14 +43,14 @@ class HfSampler:
     def __init__(
         self,
         policy: Policy,
-        tools: Tools,
+        codec: Codec,
         *,
         max_batch_tokens: int,
         whole_weights: Callable[[], AbstractContextManager] = nullcontext,
         padding_side: Literal["left", "right"] = "left",
     ) -> None:
         self.policy = policy
-        self.tools = tools
+        self.codec = codec
         self.max_batch_tokens = max_batch_tokens
         self.whole_weights = whole_weights
         self.padding_side = padding_side
@@ -97,9 +97,9 @@ class HfSampler:
         seeds = [derive_seed(*seed_parts, prompt.id, j) for prompt in prompts for j in range(params.num_samples)]
         draws_BT = torch.tensor([uniforms(seed, params.max_tokens).tolist() for seed in seeds], dtype=torch.float64)
         token_ids, log_probs = self._decode(prompts, params, draws_BT)
-        texts = self.tools.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
+        texts = self.codec.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
         completions = [
-            Completion(tuple(ids), tuple(values), text, truncated=ids[-1] not in self.tools.end_ids)
+            Completion(tuple(ids), tuple(values), text, truncated=ids[-1] not in self.codec.end_ids)
             for ids, values, text in zip(token_ids, log_probs, texts, strict=True)
         ]
         size = params.num_samples
@@ -113,9 +113,9 @@ class HfSampler:
         state = self._prefill(prompts, params.num_samples, device)
         draws_BT = draws_BT.to(device)
         banned_V = self.policy.banned_V.to(device)
-        ends = torch.tensor(self.tools.end_ids, device=device)
+        ends = torch.tensor(self.codec.end_ids, device=device)
         num_rows = draws_BT.shape[0]
-        tokens_BT = torch.full((num_rows, params.max_tokens), self.tools.pad_id, device=device)
+        tokens_BT = torch.full((num_rows, params.max_tokens), self.codec.pad_id, device=device)
         log_probs_BT = torch.zeros((num_rows, params.max_tokens), device=device)
         lengths_B = torch.full((num_rows,), params.max_tokens, device=device)
         for time in range(params.max_tokens):
@@ -124,7 +124,7 @@ class HfSampler:
             token_B = choose_tokens(logits_BV, draws_BT[state.rows_B, time], params)
             chosen_B = logits_BV.gather(-1, token_B[:, None]).squeeze(-1) - logits_BV.logsumexp(dim=-1)
             running_B = lengths_B[state.rows_B] == params.max_tokens
-            tokens_BT[state.rows_B, time] = torch.where(running_B, token_B, self.tools.pad_id)
+            tokens_BT[state.rows_B, time] = torch.where(running_B, token_B, self.codec.pad_id)
             log_probs_BT[state.rows_B, time] = torch.where(running_B, chosen_B, 0.0)
             ended_B = running_B & torch.isin(token_B, ends)
             lengths_B[state.rows_B[ended_B]] = time + 1
@@ -146,7 +146,7 @@ class HfSampler:
         """Run the prompts once; their completions go on from what they left behind."""
         # A sliding window counts padding behind a prompt as tokens.
         side = self.padding_side if self.policy.family.shares_prompt else "left"
-        padded = pad_prompts(self.policy, prompts, self.tools.pad_id, side, device)
+        padded = pad_prompts(self.policy, prompts, self.codec.pad_id, side, device)
         outputs = self.policy.model.model(**padded.inputs, use_cache=True)
         hidden_PH = outputs.last_hidden_state[torch.arange(len(prompts), device=device), padded.last_P]
         cache, mask_PS = outputs.past_key_values, padded.inputs["attention_mask"]

@@ -14,7 +14,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Check:
     """One line: what was looked at, what was seen, and what to change if it is not ok."""
 
     state: Literal["ok", "warning", "error"]
@@ -22,7 +22,7 @@ class Finding:
     text: str
 
 
-def print_findings(findings: Sequence[Finding]) -> bool:
+def print_checks(findings: Sequence[Check]) -> bool:
     """Print a table; True when there is no error."""
     table = Table()
     for column in ("", "what", "finding"):

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from data_prep.audit.types import Finding, Offence, Record
+from data_prep.audit.types import Defect, Offence, Record
 from data_prep.images.hashes import NUM_BITS, nearest
 
 # "Find x." is the question of hundreds of pictures; a text this long with the same gold is hardly a coincidence.
@@ -18,7 +18,7 @@ def by_split(records: Iterable[Record]) -> dict[str, list[Record]]:
     return dict(sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])))
 
 
-def inside(splits: Iterable[Sequence[Record]], near_limit: int) -> Iterator[Finding]:
+def inside(splits: Iterable[Sequence[Record]], near_limit: int) -> Iterator[Defect]:
     """Copies, contradictions and common pictures among the rows of the same split."""
     splits = list(splits)
     num_rows = sum(map(len, splits))
@@ -37,13 +37,13 @@ def inside(splits: Iterable[Sequence[Record]], near_limit: int) -> Iterator[Find
         ("duplicates", "same question, pictures and gold as an earlier row", "defect", copies),
         ("shared_pictures", "other question on the picture of an earlier row", "look", shared),
     ):
-        yield Finding(check, title, severity, len(offences), num_rows, tuple(offences))
-    yield Finding("near_pictures", "nearly the same picture as another row", "look", near_rows, num_rows, tuple(near))
+        yield Defect(check, title, severity, len(offences), num_rows, tuple(offences))
+    yield Defect("near_pictures", "nearly the same picture as another row", "look", near_rows, num_rows, tuple(near))
 
 
 def overlap(
     records: Sequence[Record], others: Sequence[Record], *, check: str, what: str, near_limit: int
-) -> Iterator[Finding]:
+) -> Iterator[Defect]:
     """Rows of `records` that are also in `others`: by exact picture, else by near picture, else by question.
 
     Args:
@@ -62,7 +62,7 @@ def overlap(
         ("near_picture", f"{what}: nearly the same picture", "defect", near),
         ("same_question", f"{what}: the same question", text_severity, text),
     ):
-        yield Finding(f"{check}_{name}", title, severity, len(offences), len(records), tuple(offences))
+        yield Defect(f"{check}_{name}", title, severity, len(offences), len(records), tuple(offences))
 
 
 def _copies(records: Sequence[Record]) -> tuple[list[Offence], list[Offence]]:
