@@ -118,7 +118,10 @@ def random_completions(model: Tiny, lengths: Sequence[int], seed: int = 0) -> li
 
 
 def plain_logits(model: Tiny, prompt: Prompt, ids: Sequence[int]) -> Tensor:
-    """[T, V] float32 raw logits that the stock model gives for each of `ids` after the prompt, with gradient."""
+    """[T, V] raw logits that the stock model gives for each of `ids` after the prompt, with gradient.
+
+    In float64 if the weights are, and in float32 otherwise.
+    """
     stock = model.policy.model
     inputs: dict[str, Tensor] = {"input_ids": torch.cat([prompt.input_ids_S, torch.tensor(ids)])[None]}
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
@@ -129,7 +132,8 @@ def plain_logits(model: Tiny, prompt: Prompt, ids: Sequence[int]) -> Tensor:
             "image_grid_thw": prompt.image_grid_thw,
             "mm_token_type_ids": types,
         }
-    logits = stock(**inputs, use_cache=False).logits[0].float()
+    logits = stock(**inputs, use_cache=False).logits[0]
+    logits = logits if logits.dtype == torch.float64 else logits.float()
     return logits[prompt.num_tokens - 1 : prompt.num_tokens - 1 + len(ids)]
 
 

@@ -225,12 +225,12 @@ def test_a_client_that_does_not_read_is_dropped(folder, monkeypatch):
 
 
 def test_one_client_more_than_the_limit_is_hung_up_on_and_the_others_stay(folder):
-    with served(folder) as port:
+    # No one is dropped for being slow before the late one has stopped waiting.
+    with served(folder, limits=Limits(request_s=90)) as port:
         waiting = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(MAX_CONNECTIONS)]
-        with socket.create_connection(("127.0.0.1", port), timeout=30) as late, pytest.raises(ConnectionResetError):
-            late.sendall(b"GET")
-            late.recv(1)
-            late.recv(1)
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as late:
+            # It sends nothing: whether the server closes before or after a first byte decides between end and reset.
+            assert late.recv(1) == b""
         waiting[0].sendall((STATE + "Host: localhost\r\n\r\n").encode())
         assert waiting[0].recv(12) == b"HTTP/1.1 200"
         for client in waiting:
