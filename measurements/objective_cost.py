@@ -34,11 +34,10 @@ from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.scoring.scorer import score_groups, start_scorer
 from vlm_mhpo.training import update
-from vlm_mhpo.training.assembly import Setup, build_setup
-from vlm_mhpo.training.loop import update_settings
+from vlm_mhpo.training.assembly import Parts, build_parts
 from vlm_mhpo.training.minibatches import make_minibatches
 from vlm_mhpo.training.token_statistics import Totals
-from vlm_mhpo.training.update import update_on
+from vlm_mhpo.training.update import update_on, update_settings
 from vlm_mhpo.types import ScoredGroup
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,13 +56,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = load_config(ROOT / "configs" / "quickstart.yaml", [f"output_dir={folder}", "data.eval=null"])
         ranks.start(config.num_threads)
-        setup = build_setup(config)
+        parts = build_parts(config, config.train)
         with start_scorer(config.rewards, max_completion_length=config.rollout.max_completion_length) as scorer:
             begun = time.process_time()
-            scored = roll_out(setup, scorer)
+            scored = roll_out(config, parts, scorer)
             rollout = time.process_time() - begun
         spent: Counter = Counter()
-        seconds = alternate(variants(setup, scored, spent), arguments.rounds)
+        seconds = alternate(variants(config, parts, scored, spent), arguments.rounds)
     record = {
         "command": f"python measurements/objective_cost.py --rounds {arguments.rounds}",
         **report(seconds, spent, rollout),
@@ -73,39 +72,39 @@ def main() -> None:
     print(json.dumps({key: value for key, value in record.items() if key != "environment"}, indent=1))
 
 
-def roll_out(setup: Setup, scorer: Scorer) -> list[ScoredGroup]:
+def roll_out(config: Config, parts: Parts, scorer: Scorer) -> list[ScoredGroup]:
     """The scored groups of one step; half of the rewards are set by hand, so that every group has advantages."""
-    config = setup.config
     stream = PromptStream(
-        setup.train_rows,
-        setup.builder.build,
+        parts.train_rows,
+        parts.builder.build,
         seed=config.seed,
         num_prompts=config.train.num_prompts_per_step,
         num_minibatches=config.train.num_minibatches,
     )
     params = SamplingParams(config.rollout.num_generations, config.rollout.max_completion_length, 1.0, 1.0, 0)
-    groups = setup.sampler.sample(stream.for_step(0), params, (config.seed, "rollout", 0))
+    groups = parts.sampler.sample(stream.for_step(0), params, (config.seed, "rollout", 0))
     return [
         replace(each, rewards=tuple(float(index % 2) for index in range(len(each.rewards))))
         for each in score_groups(scorer, groups, config.data.template)
     ]
 
 
-def variants(setup: Setup, scored: list[ScoredGroup], spent: Counter) -> dict[str, Callable[[], None]]:
+def variants(config: Config, parts: Parts, scored: list[ScoredGroup], spent: Counter) -> dict[str, Callable[[], None]]:
     """What is measured, by name: one call is all updates of the rollout batch; `spent` collects seconds by part."""
-    config: Config = setup.config
     budget = config.rollout.max_completion_length
     objectives = {"mhpo": build_objective(MhpoConfig(), budget), "grpo": build_objective(GrpoConfig(), budget)}
-    batches, _ = make_minibatches(setup, None, scored, update_settings(config, setup.codec, objectives["mhpo"]))
+    given = {"beta": config.objective.beta, "pad_id": parts.codec.pad_id}
+    settings = update_settings(config.train, config.rollout, objectives["mhpo"], **given)
+    batches, _ = make_minibatches(parts.engine, None, scored, settings, scale_rewards=config.train.scale_rewards)
 
     def updates(name: str, **replaced: Callable) -> None:
         objective = objectives[name]
-        settings = update_settings(config, setup.codec, objective)
+        settings = update_settings(config.train, config.rollout, objective, **given)
         timed = replace(objective, loss=clocked(objective.loss, f"loss of {name}", spent))
         with ExitStack() as stack:
             for function, replacement in replaced.items():
                 stack.enter_context(mock.patch(f"vlm_mhpo.training.update.{function}", replacement))
-            update_on(setup.engine, timed, batches, settings, learning_rate=LEARNING_RATE, step=1)
+            update_on(parts.engine, timed, batches, settings, learning_rate=LEARNING_RATE, step=1)
 
     def nothing(_objective, _loss, _log_probs, _old, _advantages, mask, *_rest) -> Totals:
         return Totals({"sum/kl_to_sampler": torch.zeros(())}, mask.sum())

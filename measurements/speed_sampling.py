@@ -31,22 +31,22 @@ def measure(shape: Shape, overrides: Sequence[str], rounds: int) -> dict[str, An
     from vlm_mhpo.config import load_config
     from vlm_mhpo.rollout.base import SamplingParams
     from vlm_mhpo.runtime import ranks
-    from vlm_mhpo.training.assembly import build_setup
+    from vlm_mhpo.training.assembly import build_parts
 
     config = load_config(CONFIG, list(overrides))
     ranks.start(config.num_threads)
-    setup = build_setup(config)
-    rows = setup.train_rows[: shape.num_prompts]
-    prompts = [setup.builder(row) for row in rows]
+    parts = build_parts(config, config.train)
+    rows = parts.train_rows[: shape.num_prompts]
+    prompts = [parts.builder(row) for row in rows]
     params = SamplingParams(shape.num_generations, shape.max_completion_length, 1.0, 1.0, 0)
     lengths: dict[str, list[float]] = {"ours": [], "generate": []}
 
     def ours() -> None:
-        groups = setup.sampler.sample(prompts, params, (config.seed, "round", len(lengths["ours"])))
+        groups = parts.sampler.sample(prompts, params, (config.seed, "round", len(lengths["ours"])))
         tokens = [len(completion.token_ids) for group in groups for completion in group.completions]
         lengths["ours"].append(sum(tokens) / len(tokens))
 
-    generate = peer(shape, config, prompts, setup.policy.banned_V.nonzero().flatten().tolist(), setup.codec)
+    generate = peer(shape, config, prompts, parts.engine.policy.banned_V.nonzero().flatten().tolist(), parts.codec)
 
     def theirs() -> None:
         lengths["generate"].append(generate())

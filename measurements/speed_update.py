@@ -34,14 +34,14 @@ def measure(shape: Shape, overrides: Sequence[str], rounds: int) -> dict[str, An
     """Packed and unpacked updates of one rollout batch, alternating."""
     from vlm_mhpo.config import load_config
     from vlm_mhpo.runtime import ranks
-    from vlm_mhpo.training.assembly import build_setup
+    from vlm_mhpo.training.assembly import build_parts
 
     config = load_config(CONFIG, list(overrides))
     ranks.start(config.num_threads)
-    setup = build_setup(config)
-    scored = roll_out(setup, shape)
+    parts = build_parts(config, config.train)
+    scored = roll_out(parts, shape, config.seed)
     norms: dict[str, list[float]] = {"packed": [], "unpacked": []}
-    calls = updates(setup, scored, norms)
+    calls = updates(config, parts, scored, norms)
     steps = alternate({name: timed(call) for name, call in calls.items()}, rounds, WARMUP)
     first = [norms[name][0] for name in calls]
     # In bfloat16 the rows of one completion are rounded otherwise.
@@ -60,37 +60,39 @@ def measure(shape: Shape, overrides: Sequence[str], rounds: int) -> dict[str, An
     }
 
 
-def roll_out(setup: Any, shape: Shape) -> list[Any]:
+def roll_out(parts: Any, shape: Shape, seed: int) -> list[Any]:
     """The scored groups of one step; rewards are set by hand, so that every group has advantages."""
     from vlm_mhpo.rollout.base import SamplingParams
     from vlm_mhpo.types import ScoredGroup
 
-    prompts = [setup.builder(row) for row in setup.train_rows[: shape.num_prompts]]
+    prompts = [parts.builder(row) for row in parts.train_rows[: shape.num_prompts]]
     params = SamplingParams(shape.num_generations, shape.max_completion_length, 1.0, 1.0, 0)
     size = shape.num_generations
     rewards = tuple(float(index % 2) for index in range(size))
     return [
         ScoredGroup(group, rewards, {}, ("correct",) * size, (None,) * size)
-        for group in setup.sampler.sample(prompts, params, (setup.config.seed, "rollout", 0))
+        for group in parts.sampler.sample(prompts, params, (seed, "rollout", 0))
     ]
 
 
-def updates(setup: Any, scored: Sequence[Any], norms: dict[str, list[float]]) -> dict[str, Callable[[], None]]:
+def updates(
+    config: Any, parts: Any, scored: Sequence[Any], norms: dict[str, list[float]]
+) -> dict[str, Callable[[], None]]:
     """Calls that make all updates of the rollout batch; each leaves its gradient norms in `norms`."""
     from vlm_mhpo.commands.proofs.updates import one_by_one
     from vlm_mhpo.objectives import build_objective
-    from vlm_mhpo.training.loop import update_settings
     from vlm_mhpo.training.minibatches import make_minibatches
-    from vlm_mhpo.training.update import update_on
+    from vlm_mhpo.training.update import update_on, update_settings
 
-    config = setup.config
     objective = build_objective(config.objective, config.rollout.max_completion_length)
-    settings = update_settings(config, setup.codec, objective)
-    packed, _ = make_minibatches(setup, None, scored, settings)
+    settings = update_settings(
+        config.train, config.rollout, objective, beta=config.objective.beta, pad_id=parts.codec.pad_id
+    )
+    packed, _ = make_minibatches(parts.engine, None, scored, settings, scale_rewards=config.train.scale_rewards)
     batches = {"packed": packed, "unpacked": [replace(each, groups=one_by_one(each.groups)) for each in packed]}
 
     def call(name: str) -> None:
-        result = update_on(setup.engine, objective, batches[name], settings, learning_rate=0.0, step=1)
+        result = update_on(parts.engine, objective, batches[name], settings, learning_rate=0.0, step=1)
         norms[name] += result.grad_norms
 
     return {name: lambda name=name: call(name) for name in batches}

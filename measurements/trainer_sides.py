@@ -21,10 +21,11 @@ NUM_STEPS = 160
 def our_side(overrides: Sequence[str], turnstile: Turnstile) -> None:
     """Train as `vlm-mhpo train` does; the progress bar, which hears of every finished step, is the turnstile."""
     from vlm_mhpo.config import load_config
-    from vlm_mhpo.training import loop as trainer
+    from vlm_mhpo.training import loop
+    from vlm_mhpo.training.run import train
 
-    with mock.patch.object(trainer, "ProgressBar", partial(Gate, turnstile)):
-        trainer.train(load_config(CONFIG, list(overrides)))
+    with mock.patch.object(loop, "ProgressBar", partial(Gate, turnstile)):
+        train(load_config(CONFIG, list(overrides)))
 
 
 class Gate:

@@ -41,6 +41,10 @@ class TrainingError(VlmMhpoError):
     """Training cannot go on (a rank failed, no rows are left, verifiers fail)."""
 
 
+class UnreadableError(TrainingError):
+    """The model cannot read a completion; names its prompts."""
+
+
 class RankError(VlmMhpoError):
     """Another rank died, failed or stands still; this one cannot go on without it."""
 

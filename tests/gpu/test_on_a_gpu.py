@@ -16,7 +16,7 @@ from vlm_mhpo.config import load_config
 from vlm_mhpo.models.attention import segment_attention, segments_of
 from vlm_mhpo.models.logprobs import token_log_probs
 from vlm_mhpo.runtime import ranks
-from vlm_mhpo.training import loop
+from vlm_mhpo.training.run import train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 BFLOAT16 = ("model.dtype=bfloat16", "rollout.old_log_probs=trainer", "deepspeed.zero_stage=2")
@@ -95,8 +95,8 @@ def test_log_probs_of_a_real_vocabulary_take_little_memory():
 
 def test_a_run_in_bfloat16_learns_stops_and_continues(tmp_path):
     config = load_config(BASE, [*BFLOAT16, f"output_dir={tmp_path / 'run'}", "train.max_steps=2"])
-    loop.train(config)
-    loop.train(load_config(BASE, [*BFLOAT16, f"output_dir={tmp_path / 'run'}", "train.max_steps=4"]))
+    train(config)
+    train(load_config(BASE, [*BFLOAT16, f"output_dir={tmp_path / 'run'}", "train.max_steps=4"]))
     rows = rows_of_run(tmp_path / "run")
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
     assert all(row["grad_norm"] > 0 and row["num_skipped_updates"] == 0 for row in rows[1:])

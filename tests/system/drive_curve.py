@@ -14,14 +14,13 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vlm_mhpo.config import load_config
 from vlm_mhpo.models.loading import Codec
 from vlm_mhpo.rollout.base import SamplingParams
-from vlm_mhpo.training import loop
+from vlm_mhpo.training.run import open_training
 from vlm_mhpo.types import Completion, Group, Prompt
 
 NUM_STEPS = 20
@@ -43,7 +42,10 @@ class Recorded:
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
-        self.on_token: Callable[[], None] = lambda: None
+        self.version = 0
+
+    def sync(self, step: int) -> None:
+        """See `rollout.base.Sampler.sync`."""
 
     def sample(
         self,
@@ -72,14 +74,10 @@ class Recorded:
 
 def curve(run_dir: Path) -> dict[str, list[float]]:
     """Train in `run_dir` and return what `CURVE` names, step by step."""
-    build = loop.build_setup
-
-    def with_recorded_completions(config: Any) -> Any:
-        setup = build(config)
-        return replace(setup, sampler=Recorded(setup.codec))
-
-    loop.build_setup = with_recorded_completions
-    loop.train(load_config(str(Path(__file__).with_name("base.yaml")), [*OVERRIDES, f"output_dir={run_dir}"]))
+    config = load_config(str(Path(__file__).with_name("base.yaml")), [*OVERRIDES, f"output_dir={run_dir}"])
+    with open_training(config) as (loop, start):
+        recorded = Recorded(loop.prompts.build.__self__.codec)
+        replace(loop, rollout=replace(loop.rollout, sampler=recorded)).run(start)
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, NUM_STEPS + 1))
     return {name: [row[name] for row in rows] for name in CURVE}

@@ -31,7 +31,7 @@ from tests.system.ranks import environment, free_port
 from vlm_mhpo import cli
 from vlm_mhpo.commands import replay  # noqa: F401
 from vlm_mhpo.faults.watchdog import Watchdog
-from vlm_mhpo.training import loop  # noqa: F401
+from vlm_mhpo.training import run as training  # noqa: F401
 
 # Of a whole run; what is promised is counted from the signal on.
 LIMIT_S = 110.0

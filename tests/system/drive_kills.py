@@ -32,7 +32,7 @@ from vlm_mhpo.config import load_config
 from vlm_mhpo.models.loading import load_policy
 from vlm_mhpo.models.tiny import resolve_model
 from vlm_mhpo.runtime import ranks
-from vlm_mhpo.training import loop, saving
+from vlm_mhpo.training import run, saving
 
 
 class StrikingDisk(Disk):
@@ -103,10 +103,10 @@ def run_rank(run_dir: Path, overrides: Sequence[str], rank: int, ids: Path, kill
         disk = StrikingDisk(kill["point"], kill["step"], lambda: os.kill(json.loads(ids.read_text())[victim], 9))
         saving.checkpoint.begin = functools.partial(checkpoint.begin, disk=disk)
     # Nothing is verified in these runs, and the workers would cost more than the training.
-    loop.start_verifier = lambda config: nullcontext()
+    run.start_verifier = lambda config: nullcontext()
     code = 1
     try:
-        loop.train(load_config(BASE, [*SMALL, *MODEL, *overrides, f"output_dir={run_dir}"]))
+        run.train(load_config(BASE, [*SMALL, *MODEL, *overrides, f"output_dir={run_dir}"]))
         ranks.leave()
         code = 0
     except BaseException:  # whatever it is, it must not reach the code of the process that was forked

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_mhpo.commands.proofs import rank
-from vlm_mhpo.training import loop, update
+from vlm_mhpo.training import saving, update
 from vlm_mhpo.types import Minibatch
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     elif fault == "forgotten moments":
         forget_moments()
     elif fault == "started over":
-        loop.resume = lambda setup: 0
+        saving.Checkpoints.resume = lambda self: 0
     else:
         raise SystemExit(f"no fault is called {fault}")
     rank.main(Path(sys.argv[1]))

@@ -14,22 +14,23 @@ from vlm_mhpo.checkpoint import folder_of, steps_in
 from vlm_mhpo.config import load_config
 from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.runtime import ranks
-from vlm_mhpo.training import loop as trainer
-from vlm_mhpo.training.assembly import Setup
+from vlm_mhpo.training.run import open_training
 
 
 def main(requests: Path) -> None:
     """Run everything that the file asks for."""
     ranks.start(1)
-    loop = trainer.loop
     for request in json.loads(requests.read_text()):
         if "source" in request:
             copy_run(Path(request["source"]), request["step"], Path(request["output_dir"]))
         config = load_config(request["config"], [*request["overrides"], f"output_dir={request['output_dir']}"])
-        if record := request.get("record"):
-            trainer.loop = recording(loop, Path(record))
-        trainer.train(config)
-        trainer.loop = loop
+        with open_training(config) as (loop, start):
+            engine, record = loop.update.engine, request.get("record")
+            if record:
+                write_state(engine, Path(record) / "before.pt")
+            loop.run(start)
+            if record:
+                write_state(engine, Path(record) / "after.pt")
 
 
 def copy_run(source: Path, step: int, run_dir: Path) -> None:
@@ -41,17 +42,6 @@ def copy_run(source: Path, step: int, run_dir: Path) -> None:
             if other != step:
                 shutil.rmtree(folder_of(root, other))
     ranks.barrier()
-
-
-def recording(loop: Any, folder: Path) -> Any:
-    """The training loop, with the engine's whole state written before and after it."""
-
-    def run(setup: Setup, *rest: Any) -> None:
-        write_state(setup.engine, folder / "before.pt")
-        loop(setup, *rest)
-        write_state(setup.engine, folder / "after.pt")
-
-    return run
 
 
 def write_state(engine: Engine, file: Path) -> None:

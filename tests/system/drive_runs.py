@@ -6,14 +6,13 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 from tests import builders
 from tests.system.batches import scored_groups
 from vlm_mhpo.config import load_config
 from vlm_mhpo.runtime import ranks
-from vlm_mhpo.training import loop as trainer
-from vlm_mhpo.training.assembly import Setup
+from vlm_mhpo.training.loop import Loop
+from vlm_mhpo.training.run import open_training
 from vlm_mhpo.training.update import log_probs_of
 from vlm_mhpo.training.warm_start import warm_start
 
@@ -28,11 +27,10 @@ def main(requests: Path) -> None:
         if request.get("sft"):
             warm_start(config)
             continue
-        original = trainer.loop
-        if request.get("probe"):
-            trainer.loop = probing(original, Path(request["probe"]))
-        trainer.train(config)
-        trainer.loop = original
+        with open_training(config) as (loop, start):
+            loop.run(start)
+            if request.get("probe"):
+                probe(loop, Path(request["probe"]))
 
 
 def interrupt(finished: Path, run_dir: Path) -> None:
@@ -46,18 +44,13 @@ def interrupt(finished: Path, run_dir: Path) -> None:
     ranks.barrier()
 
 
-def probing(loop: Any, file: Path) -> Any:
-    """The training loop, followed by log-probs of fixed completions by the trained engine, as it is partitioned."""
-
-    def run(setup: Setup, objective: Any, *rest: Any) -> None:
-        loop(setup, objective, *rest)
-        settings = trainer.update_settings(setup.config, setup.codec, objective)
-        groups = scored_groups(builders.Tiny("", Path(), setup.policy, setup.codec), "mixed")
-        values = log_probs_of(setup.engine, setup.policy, groups, settings)
-        if ranks.is_main():
-            file.write_text(json.dumps(values))
-
-    return run
+def probe(loop: Loop, file: Path) -> None:
+    """Write log-probs of fixed completions by the trained engine, as it is partitioned."""
+    engine, codec = loop.update.engine, loop.prompts.build.__self__.codec
+    groups = scored_groups(builders.Tiny("", Path(), engine.policy, codec), "mixed")
+    values = log_probs_of(engine, engine.policy, groups, loop.update.settings)
+    if ranks.is_main():
+        file.write_text(json.dumps(values))
 
 
 if __name__ == "__main__":

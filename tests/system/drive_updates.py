@@ -19,9 +19,8 @@ from vlm_mhpo.objectives import build_objective
 from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.rollout.hf.sampler import HfSampler
 from vlm_mhpo.runtime import ranks
-from vlm_mhpo.training.loop import update_settings
 from vlm_mhpo.training.minibatches import advantages_of, truncated_in
-from vlm_mhpo.training.update import log_probs_of, update_on
+from vlm_mhpo.training.update import log_probs_of, update_on, update_settings
 from vlm_mhpo.types import Minibatch
 
 
@@ -48,7 +47,9 @@ def run(job: dict[str, Any], out: Path) -> dict[str, Any]:
     share = len(every) // ranks.world_size()
     mine = every[ranks.rank() * share : (ranks.rank() + 1) * share]
     objective = build_objective(config.objective, config.rollout.max_completion_length)
-    update = update_settings(config, model.codec, objective)
+    update = update_settings(
+        config.train, config.rollout, objective, beta=config.objective.beta, pad_id=model.codec.pad_id
+    )
     result: dict[str, Any] = {}
     if job.get("sample"):
         # Budgets that differ by rank stand for completions that end at different times.

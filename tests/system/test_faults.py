@@ -137,7 +137,7 @@ DEATHS = [
 # Where the second rank raises: the phase, and what it is about to do there.
 RAISES = {
     "sample": {"token": 2},
-    "verify": {"call": "vlm_mhpo.training.loop.score_groups"},
+    "verify": {"call": "vlm_mhpo.scoring.scorer.score_groups"},
     "update": {"call": "vlm_mhpo.engine.deepspeed.Engine.update"},
 }
 FLAT = "rewards.functions=[{name: mine, path: 'tests/system/user_rewards.py:%s'}]"

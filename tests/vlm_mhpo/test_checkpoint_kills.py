@@ -248,20 +248,17 @@ def test_a_full_disk_is_reported_as_such_where_torch_hides_it():
 
 @pytest.fixture
 def due(tmp_path, monkeypatch):
-    """`save_if_due` of a run whose disk is full, by what it is told to do."""
+    """`Checkpoints.if_due` of a run whose disk is full, by what it is told to do."""
     from vlm_mhpo.config import CheckpointConfig
 
     def full(*args: object, **options: object) -> None:
         raise SaveError("step 2 could not be saved: No space left on device")
 
     monkeypatch.setattr(saving.checkpoint, "begin", full)
-    monkeypatch.setattr(saving, "fixed_values", lambda setup: {})
 
     def run(on_error: str, step: int) -> None:
         settings = CheckpointConfig(save_steps=2, on_error=on_error)
-        config = SimpleNamespace(checkpoint=settings, train=SimpleNamespace(max_steps=6))
-        setup = SimpleNamespace(config=config, engine=None, codec=None, run_dir=tmp_path, pending=[])
-        saving.save_if_due(setup, step)
+        saving.Checkpoints(None, None, tmp_path, settings, {}, max_steps=6).if_due(step)
 
     return run
 

@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ from tests.vlm_mhpo.checkpoint_cases import save
 from vlm_mhpo import checkpoint
 from vlm_mhpo.checkpoint.files import files_of, listing_of
 from vlm_mhpo.checkpoint.policy_folder import export, find_policy
+from vlm_mhpo.config import CheckpointConfig
 from vlm_mhpo.errors import CheckpointError, ModelError
 from vlm_mhpo.models.loading import load_policy
 from vlm_mhpo.training import saving
@@ -145,16 +145,14 @@ def test_our_own_checkpoint_is_trusted_whatever_the_umask(tmp_path):
 
 @pytest.fixture
 def resumed(tmp_path, monkeypatch):
-    """`resume` of a run with a checkpoint at step 4, which gives (its answer, whether it was loaded)."""
+    """`Checkpoints.resume` of a run with a checkpoint at step 4, which gives (its answer, whether it was loaded)."""
     save(tmp_path / "checkpoints", 4)
     loaded: list[Path] = []
-    monkeypatch.setattr(saving, "fixed_values", lambda setup: {"seed": 3})
     monkeypatch.setattr(checkpoint, "load", lambda engine, folder: loaded.append(folder))
 
     def run(trust: bool) -> tuple[int, bool]:
-        settings = SimpleNamespace(trust_folder=trust)
-        config = SimpleNamespace(checkpoint=settings, train=SimpleNamespace(max_steps=6))
-        step = saving.resume(SimpleNamespace(run_dir=tmp_path, config=config, engine=None))
+        settings = CheckpointConfig(trust_folder=trust)
+        step = saving.Checkpoints(None, None, tmp_path, settings, {"seed": 3}, max_steps=6).resume()
         return step, loaded == [tmp_path / "checkpoints" / "step_000004"]
 
     return run

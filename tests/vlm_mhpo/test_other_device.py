@@ -27,7 +27,7 @@ from vlm_mhpo.objectives import build_objective
 from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.rollout.hf.sampler import HfSampler
 from vlm_mhpo.runtime import ranks
-from vlm_mhpo.training import loop
+from vlm_mhpo.training.run import train
 from vlm_mhpo.training.update import update_on
 
 BASE = Path(__file__).parents[1] / "system" / "base.yaml"
@@ -128,7 +128,7 @@ def test_a_whole_run_gives_the_metrics_of_the_cpu(overrides, elsewhere, tmp_path
     """Prompts prepared in a thread, rollout, rewards, reference model, updates, diagnostics, evaluation, records."""
     monkeypatch.setattr("vlm_mhpo.training.assembly.Engine", EngineOfOne)
     # DeepSpeed writes the checkpoints.
-    monkeypatch.setattr(loop, "save_if_due", lambda *_, **__: None)
+    monkeypatch.setattr("vlm_mhpo.training.saving.Checkpoints.if_due", lambda *_, **__: None)
     run = partial(metrics_of_run, overrides, tmp_path)
     here = run("here")
     with elsewhere():
@@ -141,7 +141,7 @@ def test_a_whole_run_gives_the_metrics_of_the_cpu(overrides, elsewhere, tmp_path
 def metrics_of_run(overrides, folder: Path, name: str) -> list[dict[str, float]]:
     """The rows of metrics.jsonl of a small run, without times."""
     config = load_config(BASE, [*SMALL, *overrides, "checkpoint.save_steps=0", f"output_dir={folder / name}"])
-    loop.train(config)
+    train(config)
     rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in row.items() if not key.startswith(("time/", "step_time"))} for row in rows]
 

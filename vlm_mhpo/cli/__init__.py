@@ -162,7 +162,7 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
     from vlm_mhpo.config import load_config
 
     parsed = load_config(config, overrides or [])
-    from vlm_mhpo.training.loop import train as run
+    from vlm_mhpo.training.run import train as run
 
     record = run(parsed)
     if record:

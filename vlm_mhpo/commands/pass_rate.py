@@ -164,25 +164,17 @@ def model_judge(config: Config, model: str, num_samples: int) -> Iterator[Judge]
         model: run folder, checkpoint, model folder or hub name.
         num_samples: completions a row.
     """
-    from vlm_mhpo.checkpoint.policy_folder import find_policy
+    from vlm_mhpo.checkpoint.opening import open_policy
     from vlm_mhpo.evaluation.held_out import judge as judge_groups
-    from vlm_mhpo.models.loading import load_policy
-    from vlm_mhpo.models.tiny import resolve_model
     from vlm_mhpo.prompts.builder import prompt_builder
-    from vlm_mhpo.rollout.base import SamplingParams
-    from vlm_mhpo.rollout.hf.sampler import HfSampler
+    from vlm_mhpo.rollout.build import build_sampler, rollout_params
     from vlm_mhpo.scoring.scorer import start_verifier
 
     ranks.start(config.num_threads)
-    path = find_policy(resolve_model(model, Path(config.output_dir)))
-    policy, codec = load_policy(**config.model.model_dump() | {"path": path})
-    policy.to(ranks.device()).eval()
-    builder = prompt_builder(config.data, codec, policy.family)
-    sampler = HfSampler(policy, codec, max_batch_tokens=config.rollout.max_batch_tokens)
-    rollout = config.rollout
-    params = SamplingParams(
-        num_samples, rollout.max_completion_length, rollout.temperature, rollout.top_p, rollout.top_k
-    )
+    opened = open_policy(config.model.model_copy(update={"path": model}), Path(config.output_dir), "judge")
+    builder = prompt_builder(config.data, opened.codec, opened.policy.family)
+    sampler = build_sampler(config.rollout, opened.policy, opened.codec)
+    params = rollout_params(config.rollout, num_samples)
 
     with start_verifier(config.rewards) as verifier:
 

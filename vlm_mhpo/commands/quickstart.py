@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -18,6 +15,7 @@ from rich.table import Table
 
 from vlm_mhpo.config import Config
 from vlm_mhpo.errors import ConfigError
+from vlm_mhpo.runtime.clock import Clock
 
 NUM_TRAIN, NUM_HELDOUT, NUM_WARM_START = 4096, 512, 4096
 NEXT_STEP = "bash scripts/train.sh configs/qwen2_5_vl_3b_geometry3k.yaml"
@@ -35,7 +33,7 @@ def run_quickstart(config: Config) -> dict[str, float]:
     """Run every stage under `config.output_dir`, which is made anew; returns accuracies (0 to 1) and seconds."""
     root = Path(config.output_dir)
     clear(root)
-    clock = StageClock()
+    clock = Clock()
     with clock("draw pictures"):
         draw(root, config.seed)
     with clock("build model"):
@@ -47,16 +45,16 @@ def run_quickstart(config: Config) -> dict[str, float]:
 
         warm_started = warm_start(stage_config(config, root, "warm_start", root / "tiny_model", data="warm_start"))
     with clock("reinforcement learning"):
-        from vlm_mhpo.training.loop import train
+        from vlm_mhpo.training.run import train
 
         rl = stage_config(config, root, "rl", warm_started, data="train")
         train(rl)
     run_dir = Path(rl.output_dir)
     with clock("report"):
-        report = finish_report(run_dir, clock.seconds)
+        report = finish_report(run_dir, seconds_of(clock))
     before, after = (json.loads((run_dir / "eval" / f"{name}.json").read_text()) for name in ("before", "after"))
-    print_summary(before, after, clock.seconds, report)
-    return {"before": before["accuracy"], "after": after["accuracy"], **clock.seconds}
+    print_summary(before, after, seconds_of(clock), report)
+    return {"before": before["accuracy"], "after": after["accuracy"], **seconds_of(clock)}
 
 
 def clear(root: Path) -> None:
@@ -121,15 +119,6 @@ def print_summary(before: dict, after: dict, seconds: dict[str, float], report: 
     console.print(f"next, a real model: {NEXT_STEP}", soft_wrap=True)
 
 
-class StageClock:
+def seconds_of(clock: Clock) -> dict[str, float]:
     """Seconds of each stage, in order."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Time a stage."""
-        begun = time.perf_counter()
-        yield
-        self.seconds[stage] = round(time.perf_counter() - begun, 1)
+    return {stage: round(seconds, 1) for stage, seconds in clock.totals.items()}

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from rewards import RewardError, VerifierError
+from vlm_mhpo.checkpoint.opening import open_policy
 from vlm_mhpo.checkpoint.policy_folder import find_policy
-from vlm_mhpo.config import Config
+from vlm_mhpo.config import Config, parse_config
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.faults.dump import POLICY_FOLDER, Dump, read_dump
-from vlm_mhpo.models.loading import Codec, load_policy
+from vlm_mhpo.models.loading import Codec
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.objectives import Objective, build_objective
 from vlm_mhpo.objectives.common import kl_penalty
@@ -72,7 +73,7 @@ def report(folder: Path, model: str | None = None) -> tuple[str, bool]:
     """What a replay of a dump finds, for a terminal, and whether everything was finite; arguments as in `replay`."""
     dumps, found = replay(folder, model)
     try:
-        rewards = changed_rewards(dumps)
+        rewards = changed_rewards(dumps, config_of(dumps[0], folder))
     except (RewardError, VerifierError) as problem:
         rewards = [f"scoring fails: {problem}"]
     return as_text(dumps, found, rewards), all(one.is_finite for one in found)
@@ -89,13 +90,17 @@ def replay(folder: Path, model: str | None = None) -> tuple[list[Dump], list[Rep
         ConfigError: not a dump; ModelError: no weights.
     """
     dumps = read_dump(folder)
-    config = dumps[0].config
+    config = config_of(dumps[0], folder)
     ranks.start(config.num_threads)
-    values = config.model.model_dump() | {"path": policy_for(folder, dumps[0], model), "revision": None}
-    policy, codec = load_policy(**values)
-    policy.to(ranks.device()).train()
+    found = config.model.model_copy(update={"path": policy_for(folder, dumps[0], model), "revision": None})
+    opened = open_policy(found, folder, "repeat")
     objective = build_objective(config.objective, config.rollout.max_completion_length)
-    return dumps, list(replayed(dumps, policy, codec, objective, config))
+    return dumps, list(replayed(dumps, opened.policy, opened.codec, objective, config))
+
+
+def config_of(dump: Dump, folder: Path) -> Config:
+    """The configuration of the run that was dumped."""
+    return parse_config(dump.values, where=str(folder))
 
 
 def policy_for(folder: Path, dump: Dump, model: str | None) -> str:
@@ -181,13 +186,12 @@ def gradient_norm(policy: Policy) -> float:
     return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
 
 
-def changed_rewards(dumps: Sequence[Dump]) -> list[str]:
+def changed_rewards(dumps: Sequence[Dump], config: Config) -> list[str]:
     """Score the dumped completions again; one line for each whose rewards are now others.
 
     Raises:
         RewardError, VerifierError: what stopped the run, if that was it.
     """
-    config = dumps[0].config
     lines = []
     with start_scorer(config.rewards, max_completion_length=config.rollout.max_completion_length) as scorer:
         for dump in dumps:

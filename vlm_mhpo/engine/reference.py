@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from vlm_mhpo.config import Config
+from vlm_mhpo.config import DeepSpeedConfig
 from vlm_mhpo.engine.settings import deepspeed_settings
-from vlm_mhpo.models.loading import load_policy
-from vlm_mhpo.models.tiny import resolve_model
 from vlm_mhpo.runtime import ranks
 
 
@@ -22,16 +19,12 @@ class Reference:
     forward: Callable[..., tuple[Tensor, Tensor]]
 
     @staticmethod
-    def load(config: Config) -> Reference:
-        """The policy that the run started from; partitioned as the trained one is under ZeRO-3."""
-        settings = deepspeed_settings(config.deepspeed, dtype=config.model.dtype, max_grad_norm=1.0)
-        path = resolve_model(config.model.path, Path(config.output_dir))
-        values = config.model.model_dump() | {"path": path, "gradient_checkpointing": False}
-        policy, _ = load_policy(**values, zero3_settings=settings)
-        policy.requires_grad_(False).eval()
+    def hold(policy: nn.Module, deepspeed: DeepSpeedConfig, *, dtype: str) -> Reference:
+        """Hold a frozen policy; partitioned as the trained one is under ZeRO-3, else whole on every rank."""
+        settings = deepspeed_settings(deepspeed, dtype=dtype, max_grad_norm=1.0)
         if settings["zero_optimization"]["stage"] < 3:
             return Reference(policy.to(ranks.device()))
-        import deepspeed
+        import deepspeed as ds
 
-        engine, *_ = deepspeed.initialize(model=policy, config={**settings, "gradient_clipping": 0.0})
+        engine, *_ = ds.initialize(model=policy, config={**settings, "gradient_clipping": 0.0})
         return Reference(engine)

@@ -17,13 +17,13 @@ from vlm_mhpo.evaluation.overlap import Shared, read_training, shared_rows
 from vlm_mhpo.evaluation.probes import PROBES
 from vlm_mhpo.evaluation.protocol import check_model, check_same, grader_version, protocol_hash, weights_digest
 from vlm_mhpo.evaluation.results import benchmark_result, probe_score
-from vlm_mhpo.evaluation.standalone import evaluation_params, load_for_evaluation
+from vlm_mhpo.evaluation.standalone import load_for_evaluation
 from vlm_mhpo.evaluation.tasks import CHUNK_SIZE, Examiner, Task, on_main, run_task
 from vlm_mhpo.models.families.base import Family
 from vlm_mhpo.models.loading import Codec
 from vlm_mhpo.records.evaluation import Item, Protocol, Results, State, read_record, read_results
 from vlm_mhpo.rollout.base import Sampler
-from vlm_mhpo.rollout.hf.sampler import HfSampler
+from vlm_mhpo.rollout.build import build_sampler, held_out_params
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.scoring.scorer import start_verifier
 
@@ -69,7 +69,7 @@ def evaluate_benchmarks(config: Config, chosen: Sequence[Chosen], model: str, op
     shared = on_main(lambda: overlaps(chosen, options.train))
     path, policy, codec = load_for_evaluation(config, model, options.out)
     state = on_main(lambda: start_report(config, chosen, codec, model, path, options))
-    sampler = HfSampler(policy, codec, max_batch_tokens=config.rollout.max_batch_tokens)
+    sampler = build_sampler(config.rollout, policy, codec)
     with start_verifier(config.rewards) as verifier:
         examiner = examiner_of(config, codec, policy.family, sampler, verifier)
         items = {one.name: judge_chosen(config, one, examiner, options) for one in chosen}
@@ -100,7 +100,7 @@ def start_report(
 
 def protocol_of(config: Config, chosen: Sequence[Chosen], codec: Codec) -> Protocol:
     """What pins this evaluation."""
-    params = evaluation_params(config)
+    params = held_out_params(config.eval, config.rollout)
     sizes = dict(codec.processor.image_processor.size) if hasattr(codec.processor, "image_processor") else {}
     return Protocol(
         prompt=config.eval.prompt,
@@ -151,7 +151,7 @@ def judge_chosen(config: Config, one: Chosen, examiner: Examiner, options: Optio
 
     Probes are greedy, on the rows with pictures, so a sampled evaluation judges those rows greedily once more.
     """
-    params, seed = evaluation_params(config), config.eval.seed
+    params, seed = held_out_params(config.eval, config.rollout), config.eval.seed
     tasks = {"": Task(one.name, one.benchmark, one.rows, one.asked, params)}
     pictured = [index for index, row in enumerate(one.rows) if row.images]
     if options.probes and pictured:

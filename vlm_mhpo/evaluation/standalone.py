@@ -5,17 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vlm_mhpo.checkpoint.policy_folder import find_policy
+from vlm_mhpo.checkpoint.opening import open_policy
 from vlm_mhpo.config import Config
 from vlm_mhpo.errors import ConfigError
 from vlm_mhpo.evaluation.held_out import evaluate, summarise, write_evaluation
-from vlm_mhpo.models.loading import Codec, load_policy
+from vlm_mhpo.models.loading import Codec
 from vlm_mhpo.models.policy import Policy
-from vlm_mhpo.models.tiny import resolve_model
 from vlm_mhpo.prompts.builder import prompt_builder
 from vlm_mhpo.prompts.rows import read_rows, usable_rows
-from vlm_mhpo.rollout.base import SamplingParams
-from vlm_mhpo.rollout.hf.sampler import HfSampler
+from vlm_mhpo.rollout.build import build_sampler, held_out_params
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.scoring.scorer import start_verifier
 
@@ -43,13 +41,13 @@ def evaluate_model(
     rows = usable_rows(
         read_rows(data.eval, data, data.eval_split, data.max_eval_rows), builder, overlong="error", what="held-out"
     )
-    params = evaluation_params(config)
+    params = held_out_params(config.eval, config.rollout)
     folder = out or Path(config.output_dir) / "eval"
     with start_verifier(config.rewards) as verifier:
         items = evaluate(
             rows,
             builder,
-            HfSampler(policy, codec, max_batch_tokens=config.rollout.max_batch_tokens),
+            build_sampler(config.rollout, policy, codec),
             verifier,
             params,
             template=data.template,
@@ -73,18 +71,5 @@ def load_for_evaluation(config: Config, model: str, folder: Path) -> tuple[str, 
         model: run folder, checkpoint, model folder, hub name, or tiny:FAMILY, which is built in `folder`.
         folder: see `model`.
     """
-    path = find_policy(resolve_model(model, folder))
-    policy, codec = load_policy(**config.model.model_dump() | {"path": path})
-    policy.to(ranks.device()).eval()
-    return path, policy, codec
-
-
-def evaluation_params(config: Config) -> SamplingParams:
-    """The decoding of held-out evaluation."""
-    return SamplingParams(
-        config.eval.num_samples,
-        config.eval.max_completion_length or config.rollout.max_completion_length,
-        config.eval.temperature,
-        config.eval.top_p,
-        config.eval.top_k,
-    )
+    opened = open_policy(config.model.model_copy(update={"path": model}), folder, "judge")
+    return opened.path, opened.policy, opened.codec

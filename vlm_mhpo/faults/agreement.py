@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from data_prep import Row
-from vlm_mhpo.config import Config
 from vlm_mhpo.config.reading import flatten
 from vlm_mhpo.errors import ConfigError
 from vlm_mhpo.records.run_file import versions
@@ -17,10 +17,10 @@ SOURCE = Path(__file__).resolve().parent.parent
 PACKAGES = ("vlm_mhpo", "data_prep", "rewards")
 
 
-def check_same_setting(config: Config) -> None:
+def check_same_setting(config: Mapping[str, Any], run_dir: Path) -> None:
     """ConfigError on every rank, naming what differs, unless configuration, folder and program are everywhere alike."""
-    values = {key: repr(value) for key, value in flatten(config.model_dump()).items()}
-    values["run folder"] = str(Path(config.output_dir).resolve())
+    values = {key: repr(value) for key, value in flatten(dict(config)).items()}
+    values["run folder"] = str(run_dir.resolve())
     values["source code"] = source_hash()
     values |= {f"version of {name}": version for name, version in versions().items()}
     require_same(values)

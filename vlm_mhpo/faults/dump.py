@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from data_prep import Row
-from vlm_mhpo.config import Config, parse_config
 from vlm_mhpo.errors import ConfigError
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.runtime.secrets import without_secrets
@@ -32,7 +31,7 @@ class Dump:
         step: 1-based training step.
         rank, world_size: whose share it is.
         reason: what went wrong.
-        config: of the run.
+        values: the configuration of the run.
         checkpoint: newest checkpoint of the run at that time; "" = none.
         batch: the minibatch at fault, or the whole step's when none was at fault alone.
     """
@@ -41,7 +40,7 @@ class Dump:
     rank: int
     world_size: int
     reason: str
-    config: Config
+    values: dict[str, Any]
     checkpoint: str
     batch: Minibatch
 
@@ -77,7 +76,7 @@ def unscored(groups: Sequence[Group]) -> Minibatch:
     return Minibatch(scored, (0.0,) * len(completions), tuple(completion.log_probs for completion in completions))
 
 
-def write_dump(run_dir: Path, step: int, batch: Minibatch, config: Config, reason: str) -> Path:
+def write_dump(run_dir: Path, step: int, batch: Minibatch, values: Mapping[str, Any], reason: str) -> Path:
     """Write this rank's share of a bad step; needs no other rank. A full disk costs the dump and not the message.
 
     Returns:
@@ -97,7 +96,7 @@ def write_dump(run_dir: Path, step: int, batch: Minibatch, config: Config, reaso
         "masked": sorted(batch.masked),
         "groups": [group_record(scored) for scored in batch.groups],
         # A replay scores nothing, so it can do without the keys of a reward.
-        "config": without_secrets(config.model_dump()),
+        "config": without_secrets(values),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -175,7 +174,7 @@ def read_rank(file: Path) -> Dump:
         rank=record["rank"],
         world_size=record["world_size"],
         reason=record["reason"],
-        config=parse_config(record["config"], where=str(file)),
+        values=record["config"],
         checkpoint=record["checkpoint"],
         batch=Minibatch(
             groups=groups,

@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vlm_mhpo.faults.health import Vitals, vitals_of
+from vlm_mhpo.config import FaultsConfig, RewardsConfig, RolloutConfig
+from vlm_mhpo.faults.health import Alarm, Vitals, alarms, idle_steps, vitals_of
 from vlm_mhpo.faults.stopping import StopRequest
 from vlm_mhpo.faults.watchdog import Watchdog
 from vlm_mhpo.runtime import ranks
@@ -30,6 +31,20 @@ class Guard:
         """Before each sampled token: this rank gets on, or gives up when the run is asked to stop."""
         self.watchdog.tick()
         self.stop.give_up()
+
+    def examine(
+        self,
+        faults: FaultsConfig,
+        rewards: RewardsConfig,
+        rollout: RolloutConfig,
+        metrics: dict[str, float],
+        *,
+        num_prompts: int,
+    ) -> list[Alarm]:
+        """Take a finished step into the history; what is wrong with the run. Adds `idle_steps` to its metrics."""
+        self.history.append(vitals_of(metrics))
+        metrics["idle_steps"] = float(idle_steps(self.history))
+        return alarms(self.history, faults, rewards, rollout, num_prompts)
 
     def remember(self, metrics_file: Path, last_step: int) -> None:
         """Take the history of a run that goes on from its metrics; called by all ranks, read by the main one."""

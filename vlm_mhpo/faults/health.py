@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from vlm_mhpo.config import Config
+from vlm_mhpo.config import FaultsConfig, RewardsConfig, RolloutConfig
 
 # A share of fewer verifications than this is an accident; smaller batches are judged together with those before.
 MIN_VERIFIED = 64
@@ -54,10 +54,16 @@ def idle_steps(history: Sequence[Vitals]) -> int:
     return streak(history, lambda vitals: vitals.idle)
 
 
-def alarms(history: Sequence[Vitals], config: Config) -> list[Alarm]:
-    """What is wrong after the last step of `history` (oldest first, at least one)."""
+def alarms(
+    history: Sequence[Vitals], faults: FaultsConfig, rewards: RewardsConfig, rollout: RolloutConfig, num_prompts: int
+) -> list[Alarm]:
+    """What is wrong after the last step of `history` (oldest first, at least one).
+
+    Args:
+        faults, rewards, rollout: hold the limits and what the messages name.
+        num_prompts: of a step, over all ranks.
+    """
     found = []
-    faults, rewards = config.faults, config.rewards
     # Said when the limit is reached, not at each step after it.
     if faults.max_idle_steps and (idle := idle_steps(history)) == faults.max_idle_steps:
         found.append(
@@ -72,11 +78,11 @@ def alarms(history: Sequence[Vitals], config: Config) -> list[Alarm]:
         found.append(
             Alarm(
                 f"{cut} steps in a row every completion was cut at rollout.max_completion_length="
-                f"{config.rollout.max_completion_length}: raise it (faults.max_truncated_steps)",
+                f"{rollout.max_completion_length}: raise it (faults.max_truncated_steps)",
                 faults.on_truncated == "stop",
             )
         )
-    share = timeout_share(history, config.train.num_prompts_per_step * config.rollout.num_generations)
+    share = timeout_share(history, num_prompts * rollout.num_generations)
     if share is not None and share > rewards.max_timeout_share:
         found.append(
             Alarm(
@@ -87,7 +93,7 @@ def alarms(history: Sequence[Vitals], config: Config) -> list[Alarm]:
         )
     zeros = streak(history, lambda vitals: vitals.accuracy == 0.0)
     limit = rewards.max_zero_accuracy_steps
-    if limit and zeros >= limit and chance_of_zeros(history, zeros, config.train.num_prompts_per_step) < MAX_CHANCE:
+    if limit and zeros >= limit and chance_of_zeros(history, zeros, num_prompts) < MAX_CHANCE:
         found.append(
             Alarm(
                 f"no completion was right in the last {zeros} steps, and before there were some: the policy has "

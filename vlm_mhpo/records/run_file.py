@@ -6,29 +6,29 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from vlm_mhpo import __version__
-from vlm_mhpo.config import Config
 from vlm_mhpo.runtime.secrets import without_secrets
 
 PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "pillow", "math-verify", "qwen-vl-utils", "trl")
 
 
-def write_run_file(run_dir: Path, config: Config, model: dict[str, Any]) -> None:
+def write_run_file(run_dir: Path, config: Mapping[str, Any], model: dict[str, Any]) -> None:
     """run.json and config.yaml: the resolved configuration (secrets as ***), versions, commit, seed."""
     from omegaconf import OmegaConf
 
-    values = without_secrets(config.model_dump())
+    values = without_secrets(dict(config))
     run_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.create(values), run_dir / "config.yaml")
     record = {
         "config": values,
         "versions": versions(),
         "git_commit": git_commit(),
-        "seed": config.seed,
+        "seed": config["seed"],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": model,
     }

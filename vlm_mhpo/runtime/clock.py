@@ -1,4 +1,13 @@
-"""Seconds and peak memory of the phases of a program; every moment belongs to exactly one phase."""
+"""The one clock: seconds and peak memory of the phases of a program, marked where they happen by `span`.
+
+    with Clock().running():
+        with span("update"):
+            with span("update/forward"):
+                ...
+
+A span costs microseconds, so it stands in the code for good: the loop reads the seconds of each step off its clock, the
+quickstart those of its stages, and a profile is the same run on a clock that waits for the device and reads memory.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -17,6 +26,10 @@ import torch
 OUTSIDE = "other"
 # Linux starts the high-water mark of resident memory anew when 5 is written here.
 CLEAR_REFS = "/proc/self/clear_refs"
+
+
+def do_nothing() -> None:
+    """A CPU has done what it was given."""
 
 
 class Clock:
@@ -29,13 +42,16 @@ class Clock:
         peak: bytes of memory at most in use since its last call.
 
     Attributes:
-        seconds, peaks: by phase.
+        on_stage: called with the name of each outermost phase that is entered.
+        totals: seconds by outermost phase, everything inside it included.
+        seconds, peaks: by phase, everything inside it left out.
         calls: by phase, how often it was entered from another one.
         overhead: seconds that the clock itself took; in no phase.
         background: seconds of other threads, by phase.
     """
 
-    def __init__(self, synchronise: Callable[[], None], peak: Callable[[], int]) -> None:
+    def __init__(self, synchronise: Callable[[], None] = do_nothing, peak: Callable[[], int] = int) -> None:
+        self.on_stage: Callable[[str], None] = lambda stage: None
         self._synchronise = synchronise
         self._peak = peak
         self._thread = threading.get_ident()
@@ -45,6 +61,7 @@ class Clock:
 
     def restart(self) -> None:
         """Forget everything measured; open phases stay open."""
+        self.totals: dict[str, float] = {}
         self.seconds: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
         self.background: Counter[str] = Counter()
@@ -53,6 +70,7 @@ class Clock:
         self._synchronise()
         self._peak()
         self._started = self._last = time.perf_counter()
+        self._stage_began = 0.0
 
     @property
     def current(self) -> str:
@@ -78,15 +96,20 @@ class Clock:
     def enter(self, phase: str) -> None:
         """Open a phase; nothing in another thread."""
         if self.is_own_thread:
-            self.lap()
+            now = self.lap()
             self.calls[phase] += phase != self.current
             self._open.append(phase)
+            if len(self._open) == 1:
+                self._stage_began = now
+                self.on_stage(phase)
 
     def leave(self) -> None:
         """Close the innermost phase; nothing in another thread."""
         if self.is_own_thread:
-            self.lap()
-            self._open.pop()
+            now = self.lap()
+            phase = self._open.pop()
+            if not self._open:
+                self.totals[phase] = self.totals.get(phase, 0.0) + now - self._stage_began
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
@@ -103,6 +126,28 @@ class Clock:
         finally:
             self.leave()
 
+    def fresh_totals(self) -> None:
+        """Begin the totals anew, for the next step; what a profile reads goes on."""
+        self.totals = {}
+
+    @contextmanager
+    def running(self) -> Iterator[Clock]:
+        """Inside, `span` marks the phases of this clock."""
+        _running.append(self)
+        try:
+            yield self
+        finally:
+            _running.remove(self)
+
+
+# The innermost is the one in use: a profile runs a whole quickstart stage on a clock of its own.
+_running: list[Clock] = []
+
+
+def span(phase: str) -> AbstractContextManager[None]:
+    """A block as a phase, "STAGE" or "STAGE/PART", of the running clock; nothing without one."""
+    return _running[-1](phase) if _running else nullcontext()
+
 
 def device_clock(device: torch.device) -> tuple[Clock, str]:
     """A clock for a device, and what its memory figure means."""
@@ -114,10 +159,6 @@ def device_clock(device: torch.device) -> tuple[Clock, str]:
     except OSError:
         return Clock(do_nothing, resident_peak), "resident memory, highest so far"
     return Clock(do_nothing, partial(fresh_resident_peak, marker)), "resident memory"
-
-
-def do_nothing() -> None:
-    """A CPU has done what it was given."""
 
 
 def allocated_peak() -> int:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vlm_mhpo.errors import VlmMhpoError
+from vlm_mhpo.runtime.clock import span
 
 # What a launcher, or `start` in its place, tells a rank.
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -114,7 +115,8 @@ def is_main() -> bool:
 def barrier() -> None:
     """Wait for all ranks."""
     if world_size() > 1:
-        dist.barrier()
+        with span("ranks"):
+            dist.barrier()
 
 
 def gather_objects(value: Any) -> list[Any]:
@@ -122,7 +124,8 @@ def gather_objects(value: Any) -> list[Any]:
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    with span("ranks"):
+        dist.all_gather_object(values, value)
     return values
 
 
@@ -134,7 +137,8 @@ def largest(value: int) -> int:
 def reduce(value: Tensor, operation: dist.ReduceOp) -> Tensor:
     """All-reduce of a tensor; the tensor itself without a group."""
     if world_size() > 1:
-        dist.all_reduce(value, op=operation)
+        with span("ranks"):
+            dist.all_reduce(value, op=operation)
     return value
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 
 from rewards import Score, Scorer
 from vlm_mhpo.scoring.samples import to_samples
@@ -34,10 +33,3 @@ class EarlyVerdicts:
                 by_group[id(group)] = scores[start : start + len(group.completions)]
                 start += len(group.completions)
         return [score for group in groups for score in by_group[id(group)]]
-
-
-@contextmanager
-def early_verdicts(scorer: Scorer, template: str) -> Iterator[EarlyVerdicts]:
-    """Early verdicts of one rollout batch."""
-    with ThreadPoolExecutor(1, thread_name_prefix="verify") as thread:
-        yield EarlyVerdicts(scorer, template, thread)

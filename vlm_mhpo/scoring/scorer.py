@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from rewards import RewardSpec, Scorer, Verifier, build_scorer
 from vlm_mhpo.config import RewardsConfig
@@ -28,6 +29,35 @@ def start_scorer(config: RewardsConfig, *, max_completion_length: int) -> Scorer
 def start_verifier(config: RewardsConfig) -> Verifier:
     """Verifier processes for evaluation; a context manager. Entering it begins to load what answers need."""
     return Verifier(config.num_workers, config.timeout_s, config.memory_limit_mib * 2**20)
+
+
+class Scoring:
+    """Groups to scored groups, with verdicts that begin while other groups are still sampled; a context manager.
+
+    Args:
+        scorer: the rewards.
+        template: response format that answers are read from.
+    """
+
+    def __init__(self, scorer: Scorer, template: str) -> None:
+        self._scorer, self._template = scorer, template
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="verify")
+        self._early = EarlyVerdicts(scorer, template, self._thread)
+
+    def __enter__(self) -> Scoring:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    def begin(self, groups: Sequence[Group]) -> None:
+        """Groups of the current rollout that are there already."""
+        self._early.begin(groups)
+
+    def __call__(self, groups: Sequence[Group]) -> list[ScoredGroup]:
+        """Score a rollout whose groups were all begun; raises what `score_groups` raises."""
+        early, self._early = self._early, EarlyVerdicts(self._scorer, self._template, self._thread)
+        return score_groups(self._scorer, groups, self._template, early)
 
 
 def score_groups(

@@ -1,93 +1,174 @@
-"""What the training loop does when it is asked or forced to stop: agree, keep the evidence, save, say why."""
+"""What the steps of a run stand under: one context per step that times it, keeps the evidence, and stops politely."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 from tqdm import tqdm
 
 from rewards import RewardError, VerifierError
-from vlm_mhpo.checkpoint.policy_folder import save_policy
-from vlm_mhpo.errors import Stopped, TrainingError
+from vlm_mhpo.errors import Stopped, TrainingError, UnreadableError
 from vlm_mhpo.faults.dump import POLICY_FOLDER, dump_folder, unscored, whole_step, write_dump
 from vlm_mhpo.faults.guard import Guard
-from vlm_mhpo.faults.health import Alarm, alarms, idle_steps, vitals_of
+from vlm_mhpo.faults.health import Alarm
+from vlm_mhpo.faults.stopping import Interrupted
+from vlm_mhpo.faults.watchdog import PHASES
 from vlm_mhpo.runtime import ranks
-from vlm_mhpo.training.assembly import Setup
-from vlm_mhpo.training.saving import finish_pending, is_due, save_if_due
+from vlm_mhpo.runtime.clock import Clock, span
+from vlm_mhpo.training.saving import Checkpoints
 from vlm_mhpo.types import Group, Minibatch, ScoredGroup
 
 # Skipped updates that are dumped; a run that skips all the time must not fill the disk.
 MAX_DUMPS = 5
 
 
-def leave(setup: Setup, guard: Guard, step: int, *, is_saved: bool) -> NoReturn:
-    """Save the state after `step` finished steps, if there is any that is not saved, and end all ranks politely."""
-    if not is_saved and step:
-        guard.watchdog.enter("checkpoint", step)
-        save_if_due(setup, step, asked=True)
-    finish_pending(setup, last=True, wait=True)
-    saved = "its checkpoint is saved" if step else "there was nothing to save"
-    raise Stopped(
-        f"after step {step} of {setup.config.train.max_steps}, as asked; {saved}. Start the same command again "
-        "to continue",
-        exit_code=guard.stop.exit_code,
-    )
+@dataclass(frozen=True, slots=True)
+class Dumps:
+    """Where the batches of bad steps go.
 
+    Attributes:
+        run_dir: folder of the run.
+        values: its configuration, which a replay reads.
+        save_policy: writes the policy into a folder, for an update that ends the run; None = not wanted.
+    """
 
-def leave_before(setup: Setup, guard: Guard, step: int, start: int) -> NoReturn:
-    """`leave` when step `step` (0-based) was given up before a weight moved; the run began at `start`."""
-    leave(setup, guard, step, is_saved=step == start or is_due(setup.config, step))
+    run_dir: Path
+    values: dict[str, Any]
+    save_policy: Callable[[Path], None] | None = None
 
+    def write(self, step: int, batch: Minibatch, reason: str) -> Path:
+        """Write this rank's share of step `step` (1-based); see `faults.dump.write_dump`."""
+        return write_dump(self.run_dir, step, batch, self.values, reason)
 
-def examine(
-    setup: Setup, guard: Guard, metrics: dict[str, Any], batches: Sequence[Minibatch], step: int
-) -> list[Alarm]:
-    """Take a finished step (1-based) into the history; say, and dump, what is wrong with it. Adds `idle_steps`."""
-    guard.history.append(vitals_of(metrics))
-    metrics["idle_steps"] = float(idle_steps(guard.history))
-    found = alarms(guard.history, setup.config)
-    for finding in found:
-        folder = write_dump(setup.run_dir, step, whole_step(batches), setup.config, finding.message)
-        if ranks.is_main():
-            tqdm.write(f"WARNING: step {step}: {finding.message}; the batch is in {folder}")
-    return found
-
-
-def stop_if_asked(setup: Setup, guard: Guard, found: Sequence[Alarm], asked: bool, step: int) -> None:
-    """After step `step` (1-based) is recorded and saved: end the run if a signal or a finding wants it."""
-    for finding in found:
-        if finding.stops:
-            raise TrainingError(f"step {step}: {finding.message}; the checkpoint of this step is saved")
-    if asked:
-        leave(setup, guard, step, is_saved=True)
-
-
-def dump_bad_update(setup: Setup, step: int) -> Callable[[Minibatch, str], None]:
-    """What keeps the minibatch of an update that was not finite, and the weights if it ends the run."""
-    config = setup.config
-    stops = config.train.on_nonfinite == "stop"
-
-    def keep(batch: Minibatch, message: str) -> None:
-        folder = dump_folder(setup.run_dir, step)
+    def bad_update(self, step: int, batch: Minibatch, message: str, *, stops: bool) -> None:
+        """Keep the minibatch of an update that was not finite, and the weights if it ends the run."""
+        folder = dump_folder(self.run_dir, step)
         others = [path for path in folder.parent.glob("step_*") if path.name != folder.name]
         if not stops and len(others) >= MAX_DUMPS:
             return
-        write_dump(setup.run_dir, step, batch, config, message)
-        if stops and config.faults.dump_weights:
-            save_policy(setup.engine, setup.codec, folder / POLICY_FOLDER)
+        self.write(step, batch, message)
+        if stops and self.save_policy:
+            self.save_policy(folder / POLICY_FOLDER)
         if ranks.is_main():
             tqdm.write(f"the batch of step {step} is in {folder}: vlm-mhpo replay {folder}")
 
-    return keep
+
+@dataclass(slots=True)
+class Step:
+    """One step under watch.
+
+    Attributes:
+        number: 1-based.
+        batch: what a dump would keep: sampled groups, or the minibatches that were made of them.
+    """
+
+    number: int
+    batch: Callable[[], Minibatch] | None = None
+    began: float = field(default_factory=time.perf_counter)
+
+    def holds(self, groups: Sequence[ScoredGroup] = (), minibatches: Sequence[Minibatch] = ()) -> None:
+        """From here on the step's evidence is this."""
+        self.batch = partial(whole_step, minibatches) if minibatches else partial(unscored, [g.group for g in groups])
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Watches over the steps of a run, warm start or RL.
+
+    Attributes:
+        guard: who asked to stop, and where the other ranks are.
+        clock: of the run; its outermost phases are what the other ranks are told.
+        saving: saves before the run ends.
+        max_steps: of the run.
+        dumps: keeps the evidence; None = nothing is dumped.
+    """
+
+    guard: Guard
+    clock: Clock
+    saving: Checkpoints
+    max_steps: int
+    dumps: Dumps | None = None
+
+    @contextmanager
+    def step(self, number: int, start: int) -> Iterator[Step]:
+        """Step `number` (1-based) of a run that began after `start` steps.
+
+        Raises:
+            Stopped: the step was given up because a signal asked for it; what was learnt is saved.
+            TrainingError: the model cannot read a completion; the batch is dumped by the rank that has it.
+        """
+        step = Step(number)
+        self.clock.fresh_totals()
+        self.clock.on_stage = partial(self._enter, number)
+        try:
+            yield step
+        except Interrupted:
+            self.leave(number - 1, is_saved=number - 1 == start or self.saving.is_due(number - 1))
+        except UnreadableError as problem:
+            if self.dumps is None or step.batch is None:
+                raise
+            folder = self.dumps.write(number, step.batch(), str(problem))
+            raise TrainingError(
+                f"step {number}: {problem}. The batch is in {folder}: vlm-mhpo replay {folder}"
+            ) from problem
+
+    def _enter(self, number: int, stage: str) -> None:
+        if stage in PHASES:
+            self.guard.watchdog.enter(stage, number)
+
+    def seconds(self, step: Step) -> dict[str, float]:
+        """`step_time` and `time/STAGE` of a step up to now."""
+        parts = {f"time/{stage}": seconds for stage, seconds in self.clock.totals.items()}
+        return {"step_time": time.perf_counter() - step.began, **parts}
+
+    def alarmed(self, step: Step, found: Sequence[Alarm]) -> None:
+        """Say, and dump, what is wrong with a finished step."""
+        for alarm in found:
+            folder = self.dumps.write(step.number, step.batch(), alarm.message)
+            if ranks.is_main():
+                tqdm.write(f"WARNING: step {step.number}: {alarm.message}; the batch is in {folder}")
+
+    def save(self, step: Step, metrics: dict[str, float], *, found: Sequence[Alarm] = (), last: bool = False) -> None:
+        """Save after a recorded step if it is due, and end the run if a signal or an alarm wants it.
+
+        After the records: a run that dies in between continues from the checkpoint before and writes them again.
+        """
+        asked = self.guard.stop.agreed()
+        with span("checkpoint"):
+            stops = asked or last or any(alarm.stops for alarm in found)
+            self.saving.if_due(step.number, metrics, asked=stops)
+        for alarm in found:
+            if alarm.stops:
+                raise TrainingError(f"step {step.number}: {alarm.message}; the checkpoint of this step is saved")
+        if asked:
+            self.leave(step.number, is_saved=True)
+
+    def leave(self, step: int, *, is_saved: bool) -> NoReturn:
+        """Save the state after `step` finished steps, if there is any that is not saved, and end all ranks politely."""
+        if not is_saved and step:
+            self.guard.watchdog.enter("checkpoint", step)
+            self.saving.if_due(step, asked=True)
+        self.saving.finish(last=True, wait=True)
+        saved = "its checkpoint is saved" if step else "there was nothing to save"
+        raise Stopped(
+            f"after step {step} of {self.max_steps}, as asked; {saved}. Start the same command again to continue",
+            exit_code=self.guard.stop.exit_code,
+        )
 
 
 def score_together(
-    setup: Setup, score: Callable[[], list[ScoredGroup]], groups: Sequence[Group], step: int
+    score: Callable[[Sequence[Group]], list[ScoredGroup]], groups: Sequence[Group], dumps: Dumps, step: int
 ) -> list[ScoredGroup]:
-    """`score()` of these groups on all ranks; when it fails on one, its batch is dumped and all raise.
+    """`score(groups)` on all ranks; when it fails on one, its batch is dumped and all raise.
+
+    Args:
+        step: 1-based.
 
     Raises:
         TrainingError: the scoring failed on some rank.
@@ -95,20 +176,10 @@ def score_together(
     scored: list[ScoredGroup] = []
     error = None
     try:
-        scored = score()
+        scored = score(groups)
     except (RewardError, VerifierError) as problem:
-        folder = write_dump(setup.run_dir, step, unscored(groups), setup.config, str(problem))
+        folder = dumps.write(step, unscored(groups), str(problem))
         error = TrainingError(f"{problem}. The batch of step {step} is in {folder}")
     if ranks.largest(int(error is not None)):
         ranks.raise_together(error)
     return scored
-
-
-@contextmanager
-def dumping(setup: Setup, step: int, batch: Callable[[], Minibatch]) -> Iterator[None]:
-    """Inside, a completion that the model cannot read is dumped by the rank that has it, which then ends."""
-    try:
-        yield
-    except TrainingError as problem:
-        folder = write_dump(setup.run_dir, step, batch(), setup.config, str(problem))
-        raise TrainingError(f"step {step}: {problem}. The batch is in {folder}: vlm-mhpo replay {folder}") from problem

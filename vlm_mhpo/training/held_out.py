@@ -1,162 +1,171 @@
-"""Benchmarks while a run trains, and when to stop because a metric no longer improves."""
+"""When the policy is judged while it trains, what is kept of that, and when a run ends as it no longer improves."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from rewards import Verifier
-from vlm_mhpo.config import Config
-from vlm_mhpo.evaluation.benchmark_run import examiner_of
+from data_prep import Row
+from vlm_mhpo.config import EvalConfig
+from vlm_mhpo.evaluation.chosen import Chosen
 from vlm_mhpo.evaluation.held_out import evaluate, summarise, write_evaluation
 from vlm_mhpo.evaluation.results import accuracy_of
-from vlm_mhpo.evaluation.standalone import evaluation_params
-from vlm_mhpo.evaluation.tasks import Task, Together, at_once, judge_in_memory
-from vlm_mhpo.faults.guard import Guard
+from vlm_mhpo.evaluation.tasks import Examiner, Task, judge_in_memory
 from vlm_mhpo.faults.stopping import Interrupted
 from vlm_mhpo.records.recorder import Recorder
+from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.runtime import ranks
-from vlm_mhpo.training.assembly import Setup
-from vlm_mhpo.training.guarded import leave_before
+from vlm_mhpo.training.guarded import Watch
 
 
-def benchmark_metrics(setup: Setup, verifier: Verifier, step: int, together: Together = at_once) -> dict[str, float]:
-    """eval/NAME/accuracy (official) and eval/NAME/our_accuracy after `step` steps, on all ranks; {} when not due.
+class HeldOut:
+    """The evaluations of a run: held-out rows by our verifier, benchmarks by their official rules.
 
     Args:
-        setup, verifier: the run and what verifies its completions.
-        step: finished steps.
-        together: calls what it is given, which samples; all ranks get there equally often.
+        config: when, and how early a run may end.
+        rows: held-out rows; may be empty.
+        judge: asks and judges them as training does, and gives up when the run is asked to stop.
+        benchmarks: those of `eval.benchmarks`, with their rows.
+        examiner: asks and judges benchmarks.
+        params: decoding.
+        seed: of the run.
+        run_dir: folder of the run.
+        max_steps: of the run.
     """
-    if not (setup.benchmarks and is_due(setup.config, step)):
+
+    def __init__(
+        self,
+        config: EvalConfig,
+        rows: Sequence[Row],
+        judge: Examiner,
+        benchmarks: Sequence[Chosen],
+        examiner: Examiner,
+        params: SamplingParams,
+        *,
+        seed: int,
+        run_dir: Path,
+        max_steps: int,
+    ) -> None:
+        self._config, self._rows, self._judge = config, rows, judge
+        self._benchmarks, self._examiner, self._params = benchmarks, examiner, params
+        self._seed, self._run_dir, self._max_steps = seed, run_dir, max_steps
+
+    def at_start(self, start: int, records: Recorder | None, watch: Watch) -> bool:
+        """The evaluation before the first step, or the one after step `start` if a stop cut it off.
+
+        Returns:
+            Whether the run has ended early already.
+        """
+        watch.guard.watchdog.enter("evaluate", start)
+        if start == 0:
+            try:
+                metrics = self._judged(0, name="before") if self._config.before else {}
+            except Interrupted:
+                watch.leave(0, is_saved=True)
+            if records and metrics:
+                records.write_metrics(0, metrics)
+            return False
+        sought = "eval/accuracy" if self._rows else next((f"eval/{b.name}/accuracy" for b in self._benchmarks), None)
+        # Only the main rank reads the records.
+        if sought and ranks.largest(int(records is not None and records.lacks(start, sought))):
+            metrics = self.if_due(start)
+            if records and metrics:
+                records.amend(start, metrics)
+        return self._stops_early({}, start)
+
+    def if_due(self, step: int) -> dict[str, float]:
+        """Metrics of the evaluation after `step`; the one after the last step is kept as eval/after.json.
+
+        {} when none is due, or when it was given up because of a stop: the run makes up for it when it continues.
+        """
+        if not self._is_due(step):
+            return {}
+        last = step == self._max_steps
+        with suppress(Interrupted):
+            return self._judged(step, name="after" if last else f"step_{step}", keep=last)
         return {}
-    examiner = examiner_of(setup.config, setup.codec, setup.policy.family, setup.sampler, verifier)
-    examiner = replace(examiner, together=together)
-    metrics = {}
-    for one in setup.benchmarks:
-        items = judge_in_memory(
-            Task(one.name, one.benchmark, one.rows, one.asked, evaluation_params(setup.config)), examiner
+
+    def ends_early(self, metrics: Mapping[str, float], step: int) -> bool:
+        """Whether `eval.early_stop` ends the run after `step`; then its evaluation is kept as eval/after.json."""
+        if not self._stops_early(metrics, step):
+            return False
+        with suppress(Interrupted):
+            self._judge_rows(step, name="after", keep=True)
+        return True
+
+    def _is_due(self, step: int) -> bool:
+        every = self._config.every
+        return step == self._max_steps or bool(every and step % every == 0)
+
+    def _judged(self, step: int, *, name: str, keep: bool = True) -> dict[str, float]:
+        return evaluation_metrics(self._judge_rows(step, name=name, keep=keep)) | self._benchmark_metrics()
+
+    def _judge_rows(self, step: int, *, name: str, keep: bool) -> dict[str, Any]:
+        """The record of the held-out rows, {} without any; with `keep` in eval/NAME.json and .md.
+
+        Raises:
+            Interrupted: on all ranks, when one was asked to stop.
+        """
+        if not self._rows:
+            return {}
+        items = evaluate(
+            self._rows,
+            self._judge.builder,
+            self._judge.sampler,
+            self._judge.verifier,
+            self._params,
+            template=self._judge.template,
+            seed=self._seed,
+            image_dir=self._run_dir if keep else None,
+            gallery=self._config.gallery,
+            together=self._judge.together,
         )
-        metrics[f"eval/{one.name}/accuracy"] = accuracy_of(items).accuracy
-        metrics[f"eval/{one.name}/our_accuracy"] = accuracy_of(items, official=False).accuracy
-    return metrics
+        record = summarise(items, name=name, step=step, params=self._params)
+        if keep and ranks.is_main():
+            write_evaluation(self._run_dir / "eval", record)
+        return record
 
+    def _benchmark_metrics(self) -> dict[str, float]:
+        """eval/NAME/accuracy (official) and eval/NAME/our_accuracy of each benchmark, on all ranks."""
+        metrics = {}
+        for one in self._benchmarks:
+            task = Task(one.name, one.benchmark, one.rows, one.asked, self._params)
+            items = judge_in_memory(task, self._examiner)
+            metrics[f"eval/{one.name}/accuracy"] = accuracy_of(items).accuracy
+            metrics[f"eval/{one.name}/our_accuracy"] = accuracy_of(items, official=False).accuracy
+        return metrics
 
-def is_due(config: Config, step: int) -> bool:
-    """Whether the policy is evaluated after `step` steps."""
-    if step == 0:
-        return config.eval.before
-    return step == config.train.max_steps or bool(config.eval.every and step % config.eval.every == 0)
+    def _stops_early(self, metrics: Mapping[str, float], step: int) -> bool:
+        """Whether the rule ends the run after `step` steps; the same on all ranks.
 
-
-def stops_early(setup: Setup, metrics: Mapping[str, float], step: int) -> bool:
-    """Whether `eval.early_stop` ends the run after `step` steps; the same on all ranks.
-
-    Args:
-        setup: the run; the values up to now are read from its metrics.jsonl, so a continued run decides alike.
-        metrics: row of this step, if it is not in the file yet.
-        step: finished steps.
-    """
-    rule = setup.config.eval.early_stop
-    if rule is None or step == setup.config.train.max_steps or not is_due(setup.config, step):
-        return False
-    stops = False
-    if ranks.is_main():
-        file = setup.run_dir / "metrics.jsonl"
-        rows = [*map(json.loads, file.read_text().splitlines() if file.is_file() else []), metrics]
-        values = [row[rule.metric] for row in rows if rule.metric in row]
-        stops = no_longer_improves(values, rule.patience)
-        if stops:
-            tqdm.write(f"step {step}: {rule.metric} has no new best in {rule.patience} evaluations: the run ends here")
-    return ranks.gather_objects(stops)[0]
+        Args:
+            metrics: row of this step, if it is not in the file yet; the values up to now are read from the run's
+                metrics.jsonl, so a continued run decides alike.
+        """
+        rule = self._config.early_stop
+        if rule is None or step == self._max_steps or not self._is_due(step):
+            return False
+        stops = False
+        if ranks.is_main():
+            file = self._run_dir / "metrics.jsonl"
+            rows = [*map(json.loads, file.read_text().splitlines() if file.is_file() else []), metrics]
+            values = [row[rule.metric] for row in rows if rule.metric in row]
+            stops = no_longer_improves(values, rule.patience)
+            if stops:
+                tqdm.write(
+                    f"step {step}: {rule.metric} has no new best in {rule.patience} evaluations: the run ends here"
+                )
+        return ranks.gather_objects(stops)[0]
 
 
 def no_longer_improves(values: Sequence[float], patience: int) -> bool:
     """Whether the last `patience` values are all no higher than the best before them."""
     return len(values) > patience and max(values[-patience:]) <= max(values[:-patience])
-
-
-def evaluate_at_start(setup: Setup, guard: Guard, verifier: Verifier, recorder: Recorder | None, start: int) -> None:
-    """The evaluation before the first step, or the one after step `start` if a stop cut it off."""
-    if start == 0:
-        if not setup.config.eval.before:
-            return
-        guard.watchdog.enter("evaluate", 0)
-        try:
-            record = run_evaluation(setup, guard, verifier, name="before", step=0)
-            metrics = evaluation_metrics(record) | benchmark_metrics(setup, verifier, 0, guard.stop.sample)
-        except Interrupted:
-            leave_before(setup, guard, 0, 0)
-        if recorder and metrics:
-            recorder.write_metrics(0, metrics)
-        return
-    sought = "eval/accuracy" if setup.eval_rows else next((f"eval/{b.name}/accuracy" for b in setup.benchmarks), None)
-    # Only the main rank reads the records.
-    if sought and ranks.largest(int(recorder is not None and recorder.lacks(start, sought))):
-        metrics = evaluate_if_due(setup, guard, verifier, start)
-        if recorder and metrics:
-            recorder.amend(start, metrics)
-
-
-def evaluate_if_due(setup: Setup, guard: Guard, verifier: Verifier, step: int) -> dict[str, float]:
-    """Metrics of the evaluation after `step`; the one after the last step is kept as eval/after.json.
-
-    {} when none is due, or when it was given up because of a stop: the run makes up for it when it continues.
-    """
-    config = setup.config
-    last, every = step == config.train.max_steps, config.eval.every
-    if not (last or (every and step % every == 0)):
-        return {}
-    guard.watchdog.enter("evaluate", step)
-    try:
-        record = run_evaluation(setup, guard, verifier, name="after" if last else f"step_{step}", step=step, keep=last)
-        return evaluation_metrics(record) | benchmark_metrics(setup, verifier, step, guard.stop.sample)
-    except Interrupted:
-        return {}
-
-
-def ends_early(setup: Setup, guard: Guard, verifier: Verifier, metrics: dict[str, float], step: int) -> bool:
-    """Whether `eval.early_stop` ends the run after `step`; then its evaluation is kept as eval/after.json."""
-    if not stops_early(setup, metrics, step):
-        return False
-    with suppress(Interrupted):
-        run_evaluation(setup, guard, verifier, name="after", step=step)
-    return True
-
-
-def run_evaluation(
-    setup: Setup, guard: Guard, verifier: Verifier, *, name: str, step: int, keep: bool = True
-) -> dict[str, Any]:
-    """Evaluate the policy on the held-out rows; with `keep`, write eval/NAME.json and .md. {} without such rows.
-
-    Raises:
-        Interrupted: on all ranks, when one was asked to stop.
-    """
-    if not setup.eval_rows:
-        return {}
-    config = setup.config
-    params = evaluation_params(config)
-    items = evaluate(
-        setup.eval_rows,
-        setup.builder,
-        setup.sampler,
-        verifier,
-        params,
-        template=config.data.template,
-        seed=config.seed,
-        image_dir=setup.run_dir if keep else None,
-        gallery=config.eval.gallery,
-        together=guard.stop.sample,
-    )
-    record = summarise(items, name=name, step=step, params=params)
-    if keep and ranks.is_main():
-        write_evaluation(setup.run_dir / "eval", record)
-    return record
 
 
 def evaluation_metrics(record: dict[str, Any]) -> dict[str, float]:

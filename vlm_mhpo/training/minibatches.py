@@ -6,43 +6,57 @@ from collections.abc import Sequence
 
 import torch
 
+from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.engine.reference import Reference
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.scoring.advantages import group_advantages
-from vlm_mhpo.training.assembly import Setup
 from vlm_mhpo.training.balance import balance
 from vlm_mhpo.training.update import UpdateSettings, log_probs_of
 from vlm_mhpo.types import Minibatch, ScoredGroup
 
 
 def make_minibatches(
-    setup: Setup, reference: Reference | None, scored: Sequence[ScoredGroup], settings: UpdateSettings
+    engine: Engine,
+    reference: Reference | None,
+    scored: Sequence[ScoredGroup],
+    settings: UpdateSettings,
+    *,
+    scale_rewards: str,
+    mask_truncated: bool = False,
 ) -> tuple[list[Minibatch], dict[str, float]]:
-    """This rank's share of each minibatch, with advantages and constant log-probs, and the sampler's mismatch."""
+    """This rank's share of each minibatch, with advantages and constant log-probs, and the sampler's mismatch.
+
+    Args:
+        engine: the policy.
+        reference: of the KL term, if there is one.
+        scored: this rank's groups of the step.
+        settings: see `UpdateSettings`.
+        scale_rewards: see `TrainConfig`.
+        mask_truncated: completions cut at the budget do not count in the loss.
+    """
     scored = balance(scored, settings.num_minibatches)
-    advantages_PG = advantages_of(scored, setup.config.train.scale_rewards)
+    advantages_PG = advantages_of(scored, scale_rewards)
     sampled = tuple(c.log_probs for group in scored for c in group.group.completions)
     metrics: dict[str, float] = {}
     old = sampled
     if settings.recompute:
-        old = log_probs_of(setup.engine, setup.policy, scored, settings)
+        old = log_probs_of(engine, engine.policy, scored, settings)
         metrics = mismatch_metrics(sampled, old)
-    frozen = log_probs_of(reference.forward, setup.policy, scored, settings) if reference else None
-    size = len(scored) // settings.num_minibatches
-    width = setup.config.rollout.num_generations
-    batches = []
+    frozen = log_probs_of(reference.forward, engine.policy, scored, settings) if reference else None
+    size, width = len(scored) // settings.num_minibatches, advantages_PG.shape[1]
+    minibatches = []
     for start in range(0, len(scored), size):
         groups, flat = slice(start, start + size), slice(start * width, (start + size) * width)
-        batches.append(
+        minibatches.append(
             Minibatch(
                 groups=scored[groups],
-                masked=truncated_in(scored[groups]) if setup.config.train.mask_truncated_completions else frozenset(),
+                masked=truncated_in(scored[groups]) if mask_truncated else frozenset(),
                 advantages=tuple(advantages_PG[groups].flatten().tolist()),
                 old_log_probs=old[flat],
                 reference_log_probs=frozen[flat] if frozen else None,
             )
         )
-    return batches, metrics
+    return minibatches, metrics
 
 
 def truncated_in(scored: Sequence[ScoredGroup]) -> frozenset[int]:

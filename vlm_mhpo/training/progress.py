@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from tqdm import tqdm
 
-from vlm_mhpo.config import Config
 from vlm_mhpo.runtime import ranks
+
+# Label, metric, form: of RL, and of the warm start.
+SHOWN = (
+    ("reward", "reward", "{:.3f}"),
+    ("accuracy", "rewards/accuracy/mean", "{:.1%}"),
+    ("held-out", "eval/accuracy", "{:.1%}"),
+    ("loss", "loss", "{:.3f}"),
+)
 
 
 class ProgressBar:
     """Steps done and time left, with reward, accuracy and the last held-out accuracy; silent but on the main rank."""
 
-    def __init__(self, config: Config, start: int) -> None:
+    def __init__(self, name: str, start: int, max_steps: int) -> None:
         self._note: dict[str, str] = {}
         self._bar = tqdm(
-            total=config.train.max_steps,
+            total=max_steps,
             initial=start,
-            desc=config.objective.name,
+            desc=name,
             unit="step",
             disable=not ranks.is_main(),
         )
@@ -29,9 +36,8 @@ class ProgressBar:
 
     def advance(self, metrics: dict[str, float]) -> None:
         """One step more."""
-        self._note["reward"] = f"{metrics['reward']:.3f}"
-        for label, name in (("accuracy", "rewards/accuracy/mean"), ("held-out", "eval/accuracy")):
+        for label, name, form in SHOWN:
             if name in metrics:
-                self._note[label] = f"{100 * metrics[name]:.1f} %"
+                self._note[label] = form.format(metrics[name])
         self._bar.set_postfix(self._note, refresh=False)
         self._bar.update()

@@ -13,14 +13,18 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from vlm_mhpo.config import OptimizerConfig, RolloutConfig, TrainConfig
 from vlm_mhpo.engine.deepspeed import Engine
-from vlm_mhpo.errors import NonFiniteError, TrainingError
+from vlm_mhpo.engine.optimizer import learning_rate_at
+from vlm_mhpo.errors import NonFiniteError, UnreadableError
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.objectives import Objective
 from vlm_mhpo.objectives.common import NonFiniteInput, kl_penalty
+from vlm_mhpo.objectives.multipliers import on_policy_multiplier
 from vlm_mhpo.records.histograms import NUM_BINS, SIGNS
 from vlm_mhpo.records.metrics import reduce_metrics
 from vlm_mhpo.runtime import ranks
+from vlm_mhpo.runtime.clock import span
 from vlm_mhpo.training.micro_batches import MicroBatch, micro_batches
 from vlm_mhpo.training.token_statistics import (
     Totals,
@@ -46,7 +50,7 @@ class UpdateSettings:
         recompute: take old log-probs from the trainer's own forward instead of the sampler.
         pad_id: fills rows.
         on_nonfinite: "stop" or "skip".
-        on_policy: multiplier of a token at ratio 1, of `diagnostics.on_policy_multiplier`.
+        on_policy: multiplier of a token at ratio 1, of `objectives.multipliers.on_policy_multiplier`.
     """
 
     beta: float
@@ -59,6 +63,24 @@ class UpdateSettings:
     pad_id: int
     on_nonfinite: str
     on_policy: float = 1.0
+
+
+def update_settings(
+    train: TrainConfig, rollout: RolloutConfig, objective: Objective, *, beta: float, pad_id: int
+) -> UpdateSettings:
+    """The part of the configuration that an update reads."""
+    return UpdateSettings(
+        beta=beta,
+        temperature=rollout.temperature,
+        max_tokens=train.max_tokens_per_micro_batch,
+        chunk_size=train.logits_chunk_size,
+        num_minibatches=train.num_minibatches,
+        num_iterations=train.num_iterations,
+        recompute=rollout.old_log_probs == "trainer",
+        pad_id=pad_id,
+        on_nonfinite=train.on_nonfinite,
+        on_policy=on_policy_multiplier(objective),
+    )
 
 
 def log_probs_of(
@@ -129,7 +151,8 @@ def update_on(
         for batch in batches:
             own = Totals()
             bad_prompts = accumulate(engine, objective, batch, settings, own)
-            result = engine.update(learning_rate)
+            with span("update/optimizer"):
+                result = engine.update(learning_rate)
             if not result.applied:
                 bad_prompts += [name for value, ids in own.gradients if not value.isfinite() for name in ids]
                 # Its sums may lack names on the rank that failed, so no rank adds them.
@@ -147,14 +170,46 @@ def update_on(
     metrics["policy_loss"] = metrics["policy_loss"] / len(norms)
     metrics["grad_norm"] = sum(norms) / len(norms)
     metrics["grad_norm/max"] = max(norms)
-    summarise_ratio(metrics, minibatches, settings)
-    names = quantity_names(objective)
-    # A rank without a token still has its part in the collective.
-    local = totals.histograms.expand(len(names), len(SIGNS), NUM_BINS).contiguous()
-    counts = ranks.reduce(local, torch.distributed.ReduceOp.SUM)
-    metrics |= quantiles(names, counts)
-    drifts = [each.get("kl_to_sampler", 0.0) for each in minibatches]
-    return StepUpdate(metrics, norms, drifts, named_histograms(names, counts))
+    with span("update/diagnostics"):
+        summarise_ratio(metrics, minibatches, settings)
+        names = quantity_names(objective)
+        # A rank without a token still has its part in the collective.
+        local = totals.histograms.expand(len(names), len(SIGNS), NUM_BINS).contiguous()
+        counts = ranks.reduce(local, torch.distributed.ReduceOp.SUM)
+        metrics |= quantiles(names, counts)
+        drifts = [each.get("kl_to_sampler", 0.0) for each in minibatches]
+        return StepUpdate(metrics, norms, drifts, named_histograms(names, counts))
+
+
+@dataclass(frozen=True, slots=True)
+class Updater:
+    """The updates of a run: what stays the same from step to step.
+
+    Attributes:
+        engine, objective, settings: see `update_on`.
+        optimizer: gives the learning rate of each step.
+        max_steps: of the run.
+        on_bad: (step, minibatch, reason) -> keeps the evidence of an update that was not applied; step is 1-based.
+    """
+
+    engine: Engine
+    objective: Objective
+    settings: UpdateSettings
+    optimizer: OptimizerConfig
+    max_steps: int
+    on_bad: Callable[[int, Minibatch, str], None]
+
+    def __call__(self, minibatches: Sequence[Minibatch], step: int) -> StepUpdate:
+        """All updates of `step` (0-based)."""
+        return update_on(
+            self.engine,
+            self.objective,
+            minibatches,
+            self.settings,
+            learning_rate=learning_rate_at(step, self.optimizer, self.max_steps),
+            step=step + 1,
+            on_bad=partial(self.on_bad, step + 1),
+        )
 
 
 def summarise_ratio(metrics: dict[str, float], minibatches: list[dict[str, float]], settings: UpdateSettings) -> None:
@@ -207,7 +262,7 @@ def add_gradient(
     totals: Totals,
 ) -> bool:
     """Add the gradient of a micro-batch; False when the objective met a log-prob that was not finite."""
-    with named(batch.groups, micro_batch):
+    with named(batch.groups, micro_batch), span("update/forward"):
         log_probs_N, entropy_N = engine(
             micro_batch.rows, temperature=settings.temperature, chunk_size=settings.chunk_size
         )
@@ -222,16 +277,19 @@ def add_gradient(
     except NonFiniteInput:
         # Stopping here would leave the other ranks waiting, so the NaN goes on into the gradient, where
         # all ranks see it before the weights move.
-        engine.backward(log_probs_N.sum() * torch.nan)
+        with span("update/backward"):
+            engine.backward(log_probs_N.sum() * torch.nan)
         return False
-    totals.add(measure(objective, loss, log_probs_BT, old_BT, advantages_B, mask_BT, counts, settings.on_policy))
+    with span("update/diagnostics"):
+        totals.add(measure(objective, loss, log_probs_BT, old_BT, advantages_B, mask_BT, counts, settings.on_policy))
     metrics |= {"add/policy_loss": loss.detach(), "sum/entropy": torch.where(mask_BT, entropy_BT, 0.0).sum()}
     if batch.reference_log_probs is not None:
         reference_BT = constants_like(log_probs_BT, batch.reference_log_probs, micro_batch)
         kl_BT = kl_penalty(log_probs_BT, reference_BT, mask_BT)
         loss = loss + settings.beta * objective.aggregate(kl_BT, mask_BT, **counts)
         metrics["sum/kl"] = torch.where(mask_BT, kl_BT.detach(), 0.0).sum()
-    engine.backward(loss)
+    with span("update/backward"):
+        engine.backward(loss)
     totals.add(Totals(metrics))
     return True
 
@@ -279,12 +337,12 @@ def prompts_in(groups: Sequence[ScoredGroup], micro_batch: MicroBatch) -> list[s
 
 @contextmanager
 def named(groups: Sequence[ScoredGroup], micro_batch: MicroBatch) -> Iterator[None]:
-    """TrainingError with the prompts of a micro-batch whose tokens the model cannot read."""
+    """UnreadableError with the prompts of a micro-batch whose tokens the model cannot read."""
     try:
         yield
     except (ValueError, IndexError) as problem:
         prompts = ", ".join(prompts_in(groups, micro_batch))
-        raise TrainingError(f"the model cannot read a completion of prompts {prompts} ({problem})") from problem
+        raise UnreadableError(f"the model cannot read a completion of prompts {prompts} ({problem})") from problem
 
 
 def report_bad_update(bad_prompts: list[str], keep: Callable[[str], None], settings: UpdateSettings, step: int) -> None:

@@ -1,31 +1,78 @@
-"""The warm start: maximum likelihood of worked solutions, with the trainer's own engine and packed rows."""
+"""The warm start: maximum likelihood of worked solutions, with the trainer's own engine, packed rows and safeguards."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from data_prep import Row
 from vlm_mhpo.checkpoint.policy_folder import POLICY_FOLDER, save_policy
-from vlm_mhpo.config import Config, SftConfig, check_world_size
+from vlm_mhpo.config import Config, SftConfig
 from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.engine.optimizer import learning_rate_at
-from vlm_mhpo.engine.settings import deepspeed_settings
 from vlm_mhpo.errors import NonFiniteError, TrainingError
-from vlm_mhpo.models.loading import Codec, load_policy
-from vlm_mhpo.models.tiny import resolve_model
-from vlm_mhpo.prompts.builder import prompt_builder
+from vlm_mhpo.faults.agreement import check_same_rows
+from vlm_mhpo.models.loading import Codec
 from vlm_mhpo.prompts.messages import neutralise, special_tokens
-from vlm_mhpo.prompts.rows import read_rows, usable_rows
 from vlm_mhpo.prompts.stream import PromptStream
 from vlm_mhpo.runtime import ranks
+from vlm_mhpo.runtime.clock import Clock, span
 from vlm_mhpo.runtime.seeding import derive_seed
+from vlm_mhpo.training.assembly import build_parts, record_run
+from vlm_mhpo.training.guarded import Watch
 from vlm_mhpo.training.micro_batches import micro_batches
+from vlm_mhpo.training.progress import ProgressBar
+from vlm_mhpo.training.run import guarded_run, recording
+from vlm_mhpo.training.saving import Checkpoints, identity_of
 from vlm_mhpo.types import Prompt
+
+
+def warm_start(config: Config) -> Path:
+    """Run or continue the warm start of a configuration; returns the folder of the resulting model.
+
+    Reads `data.train` (rows with a solution) and `sft`; writes the records and checkpoints of a run, and `policy/`,
+    under `output_dir`.
+
+    Raises:
+        VlmMhpoError: anything a user can mend, in one sentence; Stopped: a signal asked for it.
+    """
+    run_dir, sft, clock = Path(config.output_dir), config.sft, Clock()
+    with guarded_run(config) as guard, clock.running():
+        # Held-out rows are for RL.
+        config = config.model_copy(update={"data": config.data.model_copy(update={"eval": None})})
+        parts = build_parts(config, sft, what="warm start")
+        check_solutions(parts.train_rows)
+        check_same_rows(parts.train_rows)
+        identity = identity_of("warm start", config.model_dump(), parts.train_rows, parts.engine.zero_stage)
+        saving = Checkpoints(parts.engine, parts.codec, run_dir, config.checkpoint, identity, sft.max_steps)
+        watch = Watch(guard, clock, saving, sft.max_steps)
+        start = saving.resume()
+        record_run(config, parts)
+        stream = PromptStream(
+            parts.train_rows,
+            parts.builder.build,
+            seed=derive_seed(config.seed, "sft"),
+            num_prompts=sft.num_prompts_per_step,
+        )
+        with (
+            recording(run_dir, config.logging, start) as records,
+            ProgressBar("warm start", start, sft.max_steps) as bar,
+        ):
+            for step in range(start, sft.max_steps):
+                with watch.step(step + 1, start) as now:
+                    with span("prompts"):
+                        prompts = stream.for_step(step)
+                    with span("update"):
+                        rate = learning_rate_at(step, sft, sft.max_steps)
+                        metrics = sft_step(parts.engine, prompts, parts.codec, sft, learning_rate=rate)
+                    if records:
+                        records.write_metrics(step + 1, metrics | watch.seconds(now))
+                    watch.save(now, metrics)
+                bar.advance(metrics)
+        save_policy(parts.engine, parts.codec, run_dir / POLICY_FOLDER)
+    return run_dir / POLICY_FOLDER
 
 
 def check_solutions(rows: Sequence[Row]) -> None:
@@ -51,7 +98,7 @@ def sft_step(
     """One update on the ranks' prompts: minus the mean log-prob of all their target tokens.
 
     Returns:
-        Global `loss` (nats a token) and `grad_norm`, with the learning rate.
+        Global `loss` (nats per token) and `grad_norm`, with the learning rate.
     """
     targets = [[target_ids(prompt, codec)] for prompt in prompts]
     local_tokens = torch.tensor(float(sum(len(ids) for group in targets for ids in group)), device=ranks.device())
@@ -71,42 +118,3 @@ def sft_step(
         )
     loss = float(ranks.reduce(total, torch.distributed.ReduceOp.SUM))
     return {"loss": loss, "grad_norm": result.grad_norm, "learning_rate": learning_rate}
-
-
-def warm_start(config: Config) -> Path:
-    """Run the warm start of a configuration; returns the folder of the resulting model.
-
-    Reads `data.train` (rows with a solution) and `sft`, writes metrics.jsonl and `policy/` under `output_dir`.
-    """
-    ranks.start(config.num_threads)
-    check_world_size(config, ranks.world_size())
-    run_dir = Path(config.output_dir)
-    settings = deepspeed_settings(config.deepspeed, dtype=config.model.dtype, max_grad_norm=config.sft.max_grad_norm)
-    model = config.model.model_dump() | {"path": resolve_model(config.model.path, run_dir)}
-    policy, codec = load_policy(**model, zero3_settings=settings)
-    data = config.data
-    builder = prompt_builder(data, codec, policy.family)
-    rows = read_rows(data.train, data, data.train_split, data.max_rows)
-    check_solutions(rows)
-    rows = usable_rows(rows, builder, overlong=data.overlong_prompts, what="warm start")
-    engine = Engine(policy, optimizer=config.sft, deepspeed=config.deepspeed, dtype=config.model.dtype)
-    stream = PromptStream(
-        rows, builder.build, seed=derive_seed(config.seed, "sft"), num_prompts=config.sft.num_prompts_per_step
-    )
-    metrics_file = run_dir / "metrics.jsonl"
-    if ranks.is_main():
-        run_dir.mkdir(parents=True, exist_ok=True)
-        metrics_file.write_text("")
-    engine.policy.train()
-    with tqdm(total=config.sft.max_steps, desc="warm start", unit="step", disable=not ranks.is_main()) as bar:
-        for step in range(config.sft.max_steps):
-            rate = learning_rate_at(step, config.sft, config.sft.max_steps)
-            metrics = sft_step(engine, stream.for_step(step), codec, config.sft, learning_rate=rate)
-            if ranks.is_main():
-                with metrics_file.open("a") as stream_out:
-                    stream_out.write(json.dumps({"step": step + 1, **metrics}) + "\n")
-            bar.set_postfix(loss=f"{metrics['loss']:.3f}", refresh=False)
-            bar.update()
-    folder = run_dir / POLICY_FOLDER
-    save_policy(engine, codec, folder)
-    return folder

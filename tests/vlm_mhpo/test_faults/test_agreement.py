@@ -1,5 +1,7 @@
 """Ranks that are not set up alike do not begin, and the difference is named."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.vlm_mhpo.config_cases import minimal, with_values
@@ -10,7 +12,7 @@ from vlm_mhpo.runtime import ranks
 
 
 def test_a_single_rank_agrees_with_itself(tmp_path):
-    agreement.check_same_setting(parse_config(minimal()))
+    agreement.check_same_setting(parse_config(minimal()).model_dump(), tmp_path)
 
 
 def test_every_value_that_differs_is_named_with_its_rank(monkeypatch):
@@ -29,7 +31,8 @@ def test_another_configuration_or_folder_on_one_rank_is_named(monkeypatch, chang
     seen = []
     monkeypatch.setattr(ranks, "gather_objects", lambda value: seen.append(value) or [value])
     for values in (minimal(), with_values(minimal(), changes)):
-        agreement.check_same_setting(parse_config(values))
+        config = parse_config(values)
+        agreement.check_same_setting(config.model_dump(), Path(config.output_dir))
     monkeypatch.setattr(ranks, "gather_objects", lambda value: seen)
     with pytest.raises(ConfigError) as caught:
         agreement.require_same({})

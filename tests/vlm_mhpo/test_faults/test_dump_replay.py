@@ -29,17 +29,17 @@ def config_of(model, **changes):
 
 def replayed(run_dir: Path, batch, config):
     """Dump as rank 0 of a run, replay with the configured model."""
-    folder = write_dump(run_dir, 3, batch, config, "because")
+    folder = write_dump(run_dir, 3, batch, config.model_dump(), "because")
     return replaying.replay(folder, config.model.path)[1]
 
 
 def test_a_dump_comes_back_as_it_was(model, tmp_path):
     batch = replace(batch_of(model), masked=frozenset({2}))
     config = config_of(model)
-    write_dump(tmp_path, 3, batch, config, "because")
+    write_dump(tmp_path, 3, batch, config.model_dump(), "because")
     (dump,) = read_dump(tmp_path / "dumps" / "step_3")
     assert (dump.step, dump.rank, dump.world_size, dump.reason, dump.checkpoint) == (3, 0, 1, "because", "")
-    assert dump.config == config
+    assert parse_config(dump.values) == config
     for name in ("advantages", "old_log_probs", "reference_log_probs", "masked", "completion_ids"):
         assert getattr(dump.batch, name) == getattr(batch, name), name
     for found, kept in zip(dump.batch.groups, batch.groups, strict=True):
@@ -112,7 +112,7 @@ def test_a_completion_that_the_model_cannot_read_is_named(model, tmp_path):
 
 def test_the_report_shows_what_is_bad_or_the_largest_gradients(model, tmp_path):
     batch, config = batch_of(model), config_of(model)
-    folder = write_dump(tmp_path, 3, batch, config, "because")
+    folder = write_dump(tmp_path, 3, batch, config.model_dump(), "because")
     text, is_finite = replaying.report(folder, config.model.path)
     assert is_finite
     lines = text.splitlines()
@@ -120,7 +120,9 @@ def test_the_report_shows_what_is_bad_or_the_largest_gradients(model, tmp_path):
     assert len([line for line in lines if "gradient norm" in line]) == 5
     # The made-up rewards of these random tokens are not what the verifier gives.
     assert "reward 1.0 (correct), now 0.0" in text
-    write_dump(tmp_path, 3, replace(batch, advantages=(math.inf, *batch.advantages[1:])), config, "because")
+    write_dump(
+        tmp_path, 3, replace(batch, advantages=(math.inf, *batch.advantages[1:])), config.model_dump(), "because"
+    )
     text, is_finite = replaying.report(folder, config.model.path)
     assert not is_finite
     assert text.splitlines()[1:3] == ["1 of 12 completions are not finite:", text.splitlines()[2]]
@@ -141,7 +143,7 @@ def test_whole_steps_and_unscored_groups_are_batches_too(model):
 def test_a_folder_without_a_dump_or_without_weights_is_refused(model, tmp_path):
     with pytest.raises(ConfigError, match="no rank_N"):
         read_dump(tmp_path)
-    folder = write_dump(tmp_path, 3, batch_of(model), config_of(model), "because")
+    folder = write_dump(tmp_path, 3, batch_of(model), config_of(model).model_dump(), "because")
     with pytest.raises(ModelError, match="give the weights with --model"):
         replaying.replay(folder)
     (folder / "rank_0.json").write_text("{}")
@@ -151,5 +153,5 @@ def test_a_folder_without_a_dump_or_without_weights_is_refused(model, tmp_path):
 
 def test_a_dump_that_cannot_be_written_does_not_hide_the_error(model, tmp_path, capsys):
     (tmp_path / "dumps").write_text("a file where a folder should be")
-    write_dump(tmp_path, 3, batch_of(model), config_of(model), "because")
+    write_dump(tmp_path, 3, batch_of(model), config_of(model).model_dump(), "because")
     assert "WARNING: the batch of step 3 could not be written" in capsys.readouterr().out

@@ -6,13 +6,18 @@ import random
 import pytest
 
 from tests.vlm_mhpo.config_cases import minimal, with_values
-from vlm_mhpo.config import parse_config
+from vlm_mhpo.config import Config, parse_config
 from vlm_mhpo.faults.guard import read_history
-from vlm_mhpo.faults.health import Vitals, alarms, vitals_of
+from vlm_mhpo.faults.health import Alarm, Vitals, alarms, vitals_of
 
 GOOD = Vitals(idle=False, truncated=False, timeouts=0.0, accuracy=0.5)
 IDLE = Vitals(idle=True, truncated=False, timeouts=0.0, accuracy=0.5)
 CUT = Vitals(idle=False, truncated=True, timeouts=0.0, accuracy=0.5)
+
+
+def alarms_of(history: list[Vitals], config: Config) -> list[Alarm]:
+    """The alarms under a whole configuration."""
+    return alarms(history, config.faults, config.rewards, config.rollout, config.train.num_prompts_per_step)
 
 
 def config_of(prompts=16, generations=4, **changes):
@@ -44,17 +49,17 @@ def test_vitals_are_read_from_a_row_of_metrics():
 @pytest.mark.parametrize("action", ["warn", "stop"])
 def test_a_streak_is_told_once_when_it_reaches_its_limit(bad, key, action):
     config = config_of(**{f"faults.max_{key}_steps": 3, f"faults.on_{key}": action})
-    told = [alarms([GOOD, *[bad] * count], config) for count in range(6)]
+    told = [alarms_of([GOOD, *[bad] * count], config) for count in range(6)]
     assert [len(found) for found in told] == [0, 0, 0, 1, 0, 0]
     assert told[3][0].stops == (action == "stop")
     assert told[3][0].message.startswith("3 steps in a row every ")
     # A good step in between starts the count again.
-    assert alarms([bad, bad, GOOD, bad, bad], config) == []
-    assert alarms([bad] * 3, config_of(**{f"faults.max_{key}_steps": 0})) == []
+    assert alarms_of([bad, bad, GOOD, bad, bad], config) == []
+    assert alarms_of([bad] * 3, config_of(**{f"faults.max_{key}_steps": 0})) == []
 
 
 def test_truncation_names_the_budget_to_raise():
-    found = alarms([CUT] * 2, config_of(**{"faults.max_truncated_steps": 2, "rollout.max_completion_length": 77}))
+    found = alarms_of([CUT] * 2, config_of(**{"faults.max_truncated_steps": 2, "rollout.max_completion_length": 77}))
     assert "rollout.max_completion_length=77: raise it" in found[0].message
 
 
@@ -73,24 +78,24 @@ def test_truncation_names_the_budget_to_raise():
 )
 def test_more_than_a_fifth_of_timeouts_stops_the_run(generations, shares, stops):
     history = [of(timeouts=share) for share in shares]
-    found = alarms(history, config_of(generations=generations))
+    found = alarms_of(history, config_of(generations=generations))
     assert [finding.stops for finding in found] == ([True] if stops else [])
-    assert alarms(history, config_of(generations=generations, **{"rewards.max_timeout_share": 1.0})) == []
+    assert alarms_of(history, config_of(generations=generations, **{"rewards.max_timeout_share": 1.0})) == []
     if stops:
         assert "raise rewards.timeout_s" in found[0].message
 
 
 def test_three_steps_without_a_correct_answer_after_good_ones_stop_the_run():
     zero, good = of(accuracy=0.0), [of(accuracy=0.3)] * 10
-    assert alarms([*good, zero, zero], config_of()) == []
-    (found,) = alarms([*good, zero, zero, zero], config_of())
+    assert alarms_of([*good, zero, zero], config_of()) == []
+    (found,) = alarms_of([*good, zero, zero, zero], config_of())
     assert found.stops and found.message.startswith("no completion was right in the last 3 steps")
-    assert alarms([*good, zero, zero, zero], config_of(**{"rewards.max_zero_accuracy_steps": 0})) == []
+    assert alarms_of([*good, zero, zero, zero], config_of(**{"rewards.max_zero_accuracy_steps": 0})) == []
     # With a batch of 128 prompts a single good step says enough.
-    assert len(alarms([good[0], zero, zero, zero], config_of(prompts=128))) == 1
+    assert len(alarms_of([good[0], zero, zero, zero], config_of(prompts=128))) == 1
     # Never right is a hard start, not a collapse; and without verification there is no accuracy.
-    assert alarms([zero] * 50, config_of()) == []
-    assert alarms([*good, *[Vitals(False, False, None, None)] * 9], config_of()) == []
+    assert alarms_of([zero] * 50, config_of()) == []
+    assert alarms_of([*good, *[Vitals(False, False, None, None)] * 9], config_of()) == []
 
 
 def chance(right, wrong, failures):
@@ -109,8 +114,8 @@ def test_zeros_that_chance_explains_do_not_stop_a_run(accuracy, steps, prompts):
     zeros = next(n for n in range(3, 10**6) if chance(right, steps * prompts - right, n * prompts) < 1e-6)
     before = [of(accuracy=accuracy)] * steps
     config = config_of(prompts=prompts, generations=32)
-    assert alarms([*before, *[of(accuracy=0.0)] * (zeros - 1)], config) == []
-    assert len(alarms([*before, *[of(accuracy=0.0)] * zeros], config)) == 1
+    assert alarms_of([*before, *[of(accuracy=0.0)] * (zeros - 1)], config) == []
+    assert len(alarms_of([*before, *[of(accuracy=0.0)] * zeros], config)) == 1
 
 
 def test_honest_tiny_runs_are_not_stopped():
@@ -122,7 +127,7 @@ def test_honest_tiny_runs_are_not_stopped():
         history = []
         for _ in range(300):
             history.append(of(accuracy=sum(draw.random() < share for _ in range(2)) / 2))
-            assert alarms(history, config) == [], (share, len(history))
+            assert alarms_of(history, config) == [], (share, len(history))
 
 
 def test_a_continued_run_takes_its_history_from_the_metrics(tmp_path):

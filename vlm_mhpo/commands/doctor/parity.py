@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from vlm_mhpo.checkpoint.opening import open_policy
 from vlm_mhpo.commands.doctor.check import Check
 from vlm_mhpo.config import Config
-from vlm_mhpo.models.loading import load_policy
-from vlm_mhpo.models.tiny import resolve_model
 from vlm_mhpo.objectives import build_objective
 from vlm_mhpo.prompts.builder import prompt_builder
 from vlm_mhpo.prompts.rows import read_rows
 from vlm_mhpo.rollout.base import SamplingParams
-from vlm_mhpo.rollout.hf.sampler import HfSampler
+from vlm_mhpo.rollout.build import build_sampler
 from vlm_mhpo.runtime import ranks
-from vlm_mhpo.training.loop import update_settings
-from vlm_mhpo.training.update import log_probs_of
+from vlm_mhpo.training.update import log_probs_of, update_settings
 from vlm_mhpo.types import ScoredGroup
 
 NUM_PROMPTS, NUM_SAMPLES, MOST_TOKENS = 2, 2, 128
@@ -27,16 +25,16 @@ LIMITS = {"float32": ("max", 1e-4), "bfloat16": ("mean", 0.02)}
 def examine_parity(config: Config, scratch: Path) -> Iterator[Check]:
     """Sample a few completions and compare; nats. `scratch` holds a tiny model, if one is built."""
     ranks.start(config.num_threads)
-    path = resolve_model(config.model.path, scratch)
-    policy, codec = load_policy(**config.model.model_dump() | {"path": path, "gradient_checkpointing": False})
-    policy.to(ranks.device()).eval()
+    opened = open_policy(config.model, scratch, "judge")
+    policy, codec = opened.policy, opened.codec
     builder = prompt_builder(config.data, codec, policy.family)
     rows = read_rows(config.data.train, config.data, config.data.train_split, NUM_PROMPTS)
     rollout = config.rollout
-    sampler = HfSampler(policy, codec, max_batch_tokens=rollout.max_batch_tokens)
+    sampler = build_sampler(rollout, policy, codec)
     params = SamplingParams(NUM_SAMPLES, min(MOST_TOKENS, rollout.max_completion_length), rollout.temperature)
     groups = sampler.sample([builder(row) for row in rows], params, (config.seed, "parity"))
-    settings = update_settings(config, codec, build_objective(config.objective, rollout.max_completion_length))
+    objective = build_objective(config.objective, rollout.max_completion_length)
+    settings = update_settings(config.train, rollout, objective, beta=0.0, pad_id=codec.pad_id)
     unscored = [ScoredGroup(group, (0.0,) * NUM_SAMPLES, {}, (), ()) for group in groups]
     trained = log_probs_of(policy, policy, unscored, settings)
     sampled = [completion.log_probs for group in groups for completion in group.completions]

@@ -1,16 +1,11 @@
-"""Time marks around the functions of a training step, in place only while a profile is taken.
-
-Nothing in the trainer knows of them: they replace attributes of modules and classes, and hook the model's forward.
-"""
+"""What passes through a training step, counted while a profile is taken: stages of the loop, forwards of the model."""
 
 from __future__ import annotations
 
-import functools
-import importlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,37 +15,10 @@ from rewards import Verdict
 from vlm_mhpo.commands.profiling.flops import Part, Work, parts_of, sampling_work, training_work, vision_work
 from vlm_mhpo.models.families.base import vision_tower
 from vlm_mhpo.models.policy import Policy
-from vlm_mhpo.runtime import ranks
 from vlm_mhpo.runtime.clock import Clock
-from vlm_mhpo.training import loop
-from vlm_mhpo.types import ScoredGroup
-
-# The parts of the trainer's own stopwatch as phases; what is marked inside them is taken out.
-STEP_PARTS = {
-    "prompts": "prompts",
-    "sample": "sample/choose",
-    "verify": "verify",
-    "log_probs": "log_probs",
-    "update": "update/loss",
-}
-# Module, attribute, phase, and the group in which alone the mark counts ("" = anywhere).
-MARKS = (
-    ("vlm_mhpo.engine.deepspeed", "Engine.__call__", "update/forward", "update"),
-    ("vlm_mhpo.engine.deepspeed", "Engine.backward", "update/backward", "update"),
-    ("vlm_mhpo.engine.deepspeed", "Engine.update", "update/optimizer", "update"),
-    ("vlm_mhpo.training.update", "measure", "update/diagnostics", "update"),
-    ("vlm_mhpo.training.update", "summarise_ratio", "update/diagnostics", "update"),
-    ("vlm_mhpo.training.update", "quantiles", "update/diagnostics", "update"),
-    ("vlm_mhpo.training.update", "named_histograms", "update/diagnostics", "update"),
-    ("vlm_mhpo.records.recorder", "Recorder.write", "records", ""),
-    ("vlm_mhpo.prompts.builder", "PromptBuilder.__call__", "prompts", ""),
-)
-# Collectives of ours; those inside DeepSpeed's backward and optimizer stay there.
-RANK_MARKS = (
-    ("vlm_mhpo.runtime.ranks", "reduce", "ranks", ""),
-    ("vlm_mhpo.runtime.ranks", "gather_objects", "ranks", ""),
-    ("vlm_mhpo.runtime.ranks", "barrier", "ranks", ""),
-)
+from vlm_mhpo.scoring.scorer import Scoring
+from vlm_mhpo.training.loop import Loop
+from vlm_mhpo.types import Group, Minibatch, ScoredGroup
 
 
 class Tally:
@@ -96,114 +64,65 @@ class Tally:
         return replace(vision_work(self.grids[stage], self.vision_config), merged=self.merged[stage])
 
 
-@contextmanager
-def marked(clock: Clock, tally: Tally, end_of_step: Callable[[], None]) -> Iterator[None]:
-    """Inside, `trainer.train` is timed by `clock` and counted by `tally`, and saves no checkpoint.
+@dataclass(frozen=True, slots=True)
+class CountedScoring:
+    """The scoring of a run, whose groups are counted."""
 
-    Args:
-        clock: gets a phase for everything in MARKS.
-        tally: gets what passes through the model.
-        end_of_step: called after every step, where the checkpoint would be saved.
-    """
-    with ExitStack() as stack:
+    scoring: Scoring
+    tally: Tally
 
-        def put(module: str, path: str, wrap: Callable[[Callable], Callable]) -> None:
-            stack.enter_context(replaced(module, path, wrap))
+    def begin(self, groups: Sequence[Group]) -> None:
+        """See `Scoring.begin`."""
+        self.scoring.begin(groups)
 
-        put("vlm_mhpo.training.loop", "Stopwatch.__call__", lambda original: as_phases(clock, original))
-        for module, path, phase, group in MARKS + (RANK_MARKS if ranks.world_size() > 1 else ()):
-            put(module, path, functools.partial(timed, clock, phase, group))
-        put("vlm_mhpo.training.loop", "save_if_due", lambda _: lambda *_, **__: end_of_step())
-        put("vlm_mhpo.training.loop", "build_setup", lambda original: hooking(stack, clock, tally, original))
-        put("vlm_mhpo.training.loop", "sample_and_score", lambda original: counting_samples(tally, original))
-        put("vlm_mhpo.training.loop", "make_minibatches", lambda original: counting_log_probs(tally, original))
-        put("vlm_mhpo.training.loop", "update_on", lambda original: counting_updates(tally, original))
-        yield
-
-
-@contextmanager
-def replaced(module: str, path: str, wrap: Callable[[Callable], Callable]) -> Iterator[None]:
-    """Inside, the attribute `path` of `module` is `wrap` of what it was.
-
-    Raises:
-        AttributeError: there is no such attribute: the table of marks is behind the code.
-    """
-    *owners, name = path.split(".")
-    owner = functools.reduce(getattr, owners, importlib.import_module(module))
-    original = getattr(owner, name)
-    setattr(owner, name, wrap(original))
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
-
-
-def timed(clock: Clock, phase: str, group: str, original: Callable) -> Callable:
-    """`original` as a phase, while a phase of `group` is open or always."""
-
-    @functools.wraps(original)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with clock(phase if not group or group_of(clock.current) == group else clock.current):
-            return original(*args, **kwargs)
-
-    return run
-
-
-def as_phases(clock: Clock, original: Callable) -> Callable:
-    """The trainer's stopwatch, which also opens phases."""
-
-    @contextmanager
-    def run(watch: loop.Stopwatch, name: str) -> Iterator[None]:
-        with clock(STEP_PARTS.get(name, "other")), original(watch, name):
-            yield
-
-    return run
-
-
-def hooking(stack: ExitStack, clock: Clock, tally: Tally, original: Callable) -> Callable:
-    """`build_setup`, whose model is then hooked until `stack` closes."""
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        setup = original(*args, **kwargs)
-        stack.enter_context(hooked(setup.policy, clock, tally))
-        return setup
-
-    return run
-
-
-def counting_samples(tally: Tally, original: Callable) -> Callable:
-    """`sample_and_score`, whose groups are counted."""
-
-    def run(*args: Any, **kwargs: Any) -> list[ScoredGroup]:
-        scored = original(*args, **kwargs)
-        tally.add("sample", scored, sampling_work)
-        tally.tokens["sample"]["timeouts"] += sum(one.verdicts.count(Verdict.timeout) for one in scored)
+    def __call__(self, groups: Sequence[Group]) -> list[ScoredGroup]:
+        """See `Scoring.__call__`."""
+        scored = self.scoring(groups)
+        self.tally.add("sample", scored, sampling_work)
+        self.tally.tokens["sample"]["timeouts"] += sum(one.verdicts.count(Verdict.timeout) for one in scored)
         return scored
 
-    return run
+
+@dataclass(frozen=True, slots=True)
+class EndOfStep:
+    """In the place of a run's checkpoints: nothing is saved, and somebody hears that a step is over."""
+
+    heard: Callable[[], None]
+
+    def is_due(self, step: int) -> bool:
+        """Never."""
+        return False
+
+    def if_due(self, *_: Any, **__: Any) -> None:
+        """A step is over."""
+        self.heard()
+
+    def finish(self, **_: Any) -> None:
+        """There is nothing to finish."""
 
 
-def counting_log_probs(tally: Tally, original: Callable) -> Callable:
-    """`make_minibatches`, whose groups are counted once, however many forwards look at them."""
+def counted(loop: Loop, tally: Tally, end_of_step: Callable[[], None]) -> Loop:
+    """A loop whose groups are counted by `tally` in every stage, and that calls `end_of_step` instead of saving."""
 
-    def run(*args: Any, **kwargs: Any) -> Any:
-        batches, metrics = original(*args, **kwargs)
-        for batch in batches:
-            tally.add("log_probs", batch.groups, training_work)
-        return batches, metrics
+    def minibatches(scored: Sequence[ScoredGroup]) -> Any:
+        made, metrics = loop.minibatches(scored)
+        # Once, however many forwards look at them.
+        for one in made:
+            tally.add("log_probs", one.groups, training_work)
+        return made, metrics
 
-    return run
+    def update(made: Sequence[Minibatch], step: int) -> Any:
+        for one in list(made) * loop.update.settings.num_iterations:
+            tally.add("update", one.groups, training_work)
+        return loop.update(made, step)
 
-
-def counting_updates(tally: Tally, original: Callable) -> Callable:
-    """`update_on`, whose groups are counted in each pass over them."""
-
-    def run(engine: Any, objective: Any, batches: Any, settings: Any, **kwargs: Any) -> Any:
-        for batch in list(batches) * settings.num_iterations:
-            tally.add("update", batch.groups, training_work)
-        return original(engine, objective, batches, settings, **kwargs)
-
-    return run
+    return replace(
+        loop,
+        scoring=CountedScoring(loop.scoring, tally),
+        minibatches=minibatches,
+        update=update,
+        watch=replace(loop.watch, saving=EndOfStep(end_of_step)),
+    )
 
 
 @contextmanager
@@ -216,10 +135,9 @@ def hooked(policy: Policy, clock: Clock, tally: Tally) -> Iterator[None]:
     def before_model(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if clock.is_own_thread:
             rows, width = first_of(args, kwargs, "input_ids", "inputs_embeds").shape[:2]
-            group = group_of(clock.current)
-            phase = f"sample/{'decode' if width == 1 else 'prefill'}" if group == "sample" else clock.current
-            tally.forwards[phase if group == "sample" else group].update(calls=1, rows=rows, tokens=rows * width)
-            clock.enter(phase)
+            # The phases of sampling are apart: prefill and decode are different work.
+            place = clock.current if group_of(clock.current) == "sample" else group_of(clock.current)
+            tally.forwards[place].update(calls=1, rows=rows, tokens=rows * width)
 
     def before_tower(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if clock.is_own_thread:
@@ -234,14 +152,12 @@ def hooked(policy: Policy, clock: Clock, tally: Tally) -> Iterator[None]:
         if clock.is_own_thread:
             tally.merged[group_of(clock.current)] += len(output)
 
-    timed_modules, handles = [(policy.model.model, before_model)], []
+    handles = [policy.model.model.register_forward_pre_hook(before_model, with_kwargs=True)]
     if tower is not None:
-        timed_modules.append((tower, before_tower))
         projector = getattr(tower, policy.family.projectors[0])
         handles.append(projector.register_forward_hook(after_projector))
-    for module, before in timed_modules:
-        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(module.register_forward_hook(after, always_call=True))
+        handles.append(tower.register_forward_pre_hook(before_tower, with_kwargs=True))
+        handles.append(tower.register_forward_hook(after, always_call=True))
     try:
         yield
     finally:

@@ -6,8 +6,9 @@ import os
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,14 +16,15 @@ import torch
 
 from vlm_mhpo.commands.profiling.figures import PHASES, Forwards, Phase, Profile, Stage
 from vlm_mhpo.commands.profiling.flops import model_flops
-from vlm_mhpo.commands.profiling.marks import Tally, marked
+from vlm_mhpo.commands.profiling.marks import Tally, counted, hooked
 from vlm_mhpo.commands.profiling.rate import matmul_rate
 from vlm_mhpo.config import Config
 from vlm_mhpo.errors import ConfigError
 from vlm_mhpo.models.loading import DTYPES
+from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.runtime.clock import Clock, device_clock
-from vlm_mhpo.training import loop
+from vlm_mhpo.training.run import open_training
 
 # First steps compile, allocate and start worker processes.
 WARMUP_STEPS = 1
@@ -57,8 +59,9 @@ def take_profile(config: Config, *, num_steps: int, out: Path) -> list[Profile]:
     device = ranks.device()
     with scratch_folder(out) as run_dir:
         steps = Steps(config, num_steps, device)
-        with marked(steps.clock, steps.tally, steps.end):
-            loop.train(short(config, run_dir, WARMUP_STEPS + num_steps))
+        few = short(config, run_dir, WARMUP_STEPS + num_steps)
+        with open_training(few, steps.clock) as (loop, start), steps.hooked(loop.update.engine.policy):
+            counted(loop, steps.tally, steps.end).run(start)
     ranks.barrier()
     rate = matmul_rate(device, DTYPES[config.model.dtype])
     return ranks.gather_objects(replace(steps.profile, matmul_flops_per_s=rate))
@@ -114,6 +117,10 @@ class Steps:
         self._ends: list[float] = []
         self._cpu_s = 0.0
 
+    def hooked(self, policy: Policy) -> AbstractContextManager[None]:
+        """Inside, what passes through the policy is counted."""
+        return hooked(policy, self.clock, self.tally)
+
     def end(self) -> None:
         """A step has ended."""
         self._done += 1
@@ -156,12 +163,24 @@ class Steps:
 
 def phases_of(clock: Clock, num_steps: int) -> tuple[Phase, ...]:
     """The phases that the clock has seen, and the clock itself."""
-    seconds = {**clock.seconds, "profiler": clock.overhead}
+    seconds, calls, peaks = Counter(profiler=clock.overhead), Counter(), Counter()
+    for span, taken in clock.seconds.items():
+        name = phase_of(span)
+        seconds[name] += taken
+        calls[name] += clock.calls[span]
+        peaks[name] = max(peaks[name], clock.peaks.get(span, 0))
     return tuple(
-        Phase(name, seconds[name] / num_steps, clock.calls[name] / num_steps, clock.peaks.get(name, 0))
+        Phase(name, seconds[name] / num_steps, calls[name] / num_steps, peaks[name])
         for name in PHASES
         if name in seconds
     )
+
+
+def phase_of(span: str) -> str:
+    """The line of the table that a span belongs to."""
+    known = {"sample": "sample/choose", "update": "update/loss"}.get(span, span)
+    stage = span.split("/")[0]
+    return known if known in PHASES else stage if stage in PHASES else "other"
 
 
 def stages_of(tally: Tally, config: Config, clock: Clock, num_steps: int) -> tuple[Stage, ...]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from vlm_mhpo.commands.proofs.updates import run_update
 from vlm_mhpo.config import load_config
@@ -39,31 +38,38 @@ def main(request: Path) -> None:
 
 def train(asked: dict[str, Any]) -> None:
     """Train, to the end or to the step that is asked for."""
-    from vlm_mhpo.training import loop
+    from vlm_mhpo.training.run import open_training
 
-    config = load_config(asked["config"])
-    if not asked.get("stop_after"):
-        loop.train(config)
-        return
-    with mock.patch.object(loop, "save_if_due", stopping(loop.save_if_due, asked)):
-        loop.train(config)
+    with open_training(load_config(asked["config"])) as (loop, start):
+        if last := asked.get("stop_after"):
+            saving = Dying(loop.watch.saving, last, Path(asked["mark"]))
+            loop = replace(loop, watch=replace(loop.watch, saving=saving))
+        loop.run(start)
 
 
-def stopping(save_if_due: Callable[..., None], asked: dict[str, Any]) -> Callable[..., None]:
-    """The saving of checkpoints, but after a step: the end, with nothing closed and nothing flushed."""
+@dataclass(frozen=True, slots=True)
+class Dying:
+    """The checkpoints of a run, but after step `last`: the end, with nothing closed and nothing flushed."""
 
-    def save_or_stop(setup: Any, step: int, *args: Any, **options: Any) -> None:
-        if step < asked["stop_after"]:
-            save_if_due(setup, step, *args, **options)
+    saving: Any
+    last: int
+    mark: Path
+
+    def is_due(self, step: int) -> bool:
+        """See `Checkpoints.is_due`."""
+        return self.saving.is_due(step)
+
+    def if_due(self, step: int, *args: Any, **options: Any) -> None:
+        """See `Checkpoints.if_due`."""
+        if step < self.last:
+            self.saving.if_due(step, *args, **options)
             return
         # No rank is ended by the launcher before its own row is written.
         ranks.barrier()
         if ranks.is_main():
-            Path(asked["mark"]).write_text(str(step))
+            self.mark.write_text(str(step))
         ranks.barrier()
         os._exit(STOPPED)
-
-    return save_or_stop
 
 
 if __name__ == "__main__":

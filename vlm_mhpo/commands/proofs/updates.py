@@ -12,18 +12,13 @@ from safetensors.torch import save_file
 
 from vlm_mhpo.config import Config, load_config
 from vlm_mhpo.engine.deepspeed import Engine
-from vlm_mhpo.engine.settings import deepspeed_settings
-from vlm_mhpo.models.loading import load_policy
 from vlm_mhpo.objectives import build_objective
-from vlm_mhpo.prompts.builder import prompt_builder
-from vlm_mhpo.prompts.rows import read_rows, usable_rows
-from vlm_mhpo.rollout.base import SamplingParams
-from vlm_mhpo.rollout.hf.sampler import HfSampler
+from vlm_mhpo.rollout.base import Sampler, SamplingParams
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.runtime.seeding import derive_seed, uniforms
-from vlm_mhpo.training.loop import update_settings
+from vlm_mhpo.training.assembly import build_parts
 from vlm_mhpo.training.minibatches import advantages_of
-from vlm_mhpo.training.update import update_on
+from vlm_mhpo.training.update import update_on, update_settings
 from vlm_mhpo.types import Completion, Group, Minibatch, Prompt, ScoredGroup
 
 # Nats that old and reference log-probs are away from the sampler's, at most: ratios on both sides of 1.
@@ -37,24 +32,18 @@ def run_update(job: dict[str, Any]) -> None:
     `max_tokens` 0 = about two completions beside their prompt.
     """
     config = load_config(job["config"])
-    zero = deepspeed_settings(config.deepspeed, dtype=config.model.dtype, max_grad_norm=config.train.max_grad_norm)
-    policy, codec = load_policy(**config.model.model_dump(), zero3_settings=zero)
-    data = config.data
-    builder = prompt_builder(data, codec, policy.family)
-    rows = usable_rows(
-        read_rows(data.train, data, data.train_split, data.max_rows), builder, overlong="filter", what="the check's"
-    )
-    prompts = [builder(row) for row in rows[: config.train.num_prompts_per_step]]
-    engine = Engine(policy, optimizer=config.train, deepspeed=config.deepspeed, dtype=config.model.dtype)
+    parts = build_parts(config, config.train, what="the check's")
+    engine = parts.engine
+    prompts = [parts.builder(row) for row in parts.train_rows[: config.train.num_prompts_per_step]]
     file = Path(job["completions"])
     if not file.exists():
-        file.write_text(json.dumps(sample(HfSampler(policy, codec, max_batch_tokens=4096), prompts, config)))
+        file.write_text(json.dumps(sample(parts.sampler, prompts, config)))
         write_weights(engine, Path(job["start"]))
     batch = shared_batch(prompts, json.loads(file.read_text()), config, packed=job["packed"])
     objective = build_objective(config.objective, config.rollout.max_completion_length)
     longest = max(prompt.num_tokens for prompt in prompts)
     settings = replace(
-        update_settings(config, codec, objective),
+        update_settings(config.train, config.rollout, objective, beta=config.objective.beta, pad_id=parts.codec.pad_id),
         max_tokens=job["max_tokens"] or longest + 2 * config.rollout.max_completion_length,
         chunk_size=job["chunk_size"],
     )
@@ -63,7 +52,7 @@ def run_update(job: dict[str, Any]) -> None:
     engine.deepspeed.destroy()
 
 
-def sample(sampler: HfSampler, prompts: Sequence[Prompt], config: Config) -> list[list[list[Any]]]:
+def sample(sampler: Sampler, prompts: Sequence[Prompt], config: Config) -> list[list[list[Any]]]:
     """[token ids, log-probs] of each completion of each prompt."""
     rollout = config.rollout
     params = SamplingParams(rollout.num_generations, rollout.max_completion_length, rollout.temperature)

@@ -16,9 +16,10 @@ from torch import Tensor
 from vlm_mhpo.models.loading import Codec
 from vlm_mhpo.models.logprobs import scaled_logits
 from vlm_mhpo.models.policy import Policy
-from vlm_mhpo.rollout.base import SamplingParams
+from vlm_mhpo.rollout.base import OnGroups, SamplingParams, nothing
 from vlm_mhpo.rollout.choosing import choose_tokens
 from vlm_mhpo.rollout.hf.shared_prefix import CopiedPrefixCache, SharedPrefixCache
+from vlm_mhpo.runtime.clock import span
 from vlm_mhpo.runtime.seeding import derive_seed, uniforms
 from vlm_mhpo.types import Completion, Group, Prompt
 
@@ -35,9 +36,6 @@ class HfSampler:
         max_batch_tokens: prompt plus budget tokens decoded together.
         whole_weights: context in which the weights are whole (ZeRO-3 gathers them); entered once a call.
         padding_side: where shorter prompts are padded; both give the same completions (left without shared prompts).
-
-    Attributes:
-        on_token: called before each token is drawn; what it raises ends the sampling.
     """
 
     def __init__(
@@ -54,14 +52,19 @@ class HfSampler:
         self.max_batch_tokens = max_batch_tokens
         self.whole_weights = whole_weights
         self.padding_side = padding_side
-        self.on_token: Callable[[], None] = lambda: None
+        self.version = 0
+
+    def sync(self, step: int) -> None:
+        """The policy lives in this process: its weights are those of the trainer."""
+        self.version = step
 
     def sample(
         self,
         prompts: Sequence[Prompt],
         params: SamplingParams,
         seed_parts: tuple[int | str, ...],
-        on_groups: Callable[[Sequence[Group]], None] | None = None,
+        on_groups: OnGroups | None = None,
+        on_token: Callable[[], None] = nothing,
     ) -> list[Group]:
         """See `rollout.base.Sampler.sample`."""
         groups: dict[int, Group] = {}
@@ -70,7 +73,7 @@ class HfSampler:
         try:
             with torch.no_grad(), self.whole_weights():
                 for indices in self._batches(prompts, params):
-                    finished = self._sample_batch([prompts[index] for index in indices], params, seed_parts)
+                    finished = self._sample_batch([prompts[index] for index in indices], params, seed_parts, on_token)
                     groups |= zip(indices, finished, strict=True)
                     if on_groups:
                         on_groups(finished)
@@ -91,12 +94,16 @@ class HfSampler:
         return batches
 
     def _sample_batch(
-        self, prompts: list[Prompt], params: SamplingParams, seed_parts: tuple[int | str, ...]
+        self,
+        prompts: list[Prompt],
+        params: SamplingParams,
+        seed_parts: tuple[int | str, ...],
+        on_token: Callable[[], None],
     ) -> list[Group]:
         prompts = self.policy.with_image_features(prompts)
         seeds = [derive_seed(*seed_parts, prompt.id, j) for prompt in prompts for j in range(params.num_samples)]
         draws_BT = torch.tensor([uniforms(seed, params.max_tokens).tolist() for seed in seeds], dtype=torch.float64)
-        token_ids, log_probs = self._decode(prompts, params, draws_BT)
+        token_ids, log_probs = self._decode(prompts, params, draws_BT, on_token)
         texts = self.codec.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
         completions = [
             Completion(tuple(ids), tuple(values), text, truncated=ids[-1] not in self.codec.end_ids)
@@ -106,7 +113,7 @@ class HfSampler:
         return [Group(prompt, tuple(completions[i * size : (i + 1) * size])) for i, prompt in enumerate(prompts)]
 
     def _decode(
-        self, prompts: list[Prompt], params: SamplingParams, draws_BT: Tensor
+        self, prompts: list[Prompt], params: SamplingParams, draws_BT: Tensor, on_token: Callable[[], None]
     ) -> tuple[list[list[int]], list[list[float]]]:
         """Token ids and log-probs of each completion, its end token included."""
         device = self.policy.model.lm_head.weight.device
@@ -119,7 +126,7 @@ class HfSampler:
         log_probs_BT = torch.zeros((num_rows, params.max_tokens), device=device)
         lengths_B = torch.full((num_rows,), params.max_tokens, device=device)
         for time in range(params.max_tokens):
-            self.on_token()
+            on_token()
             logits_BV = scaled_logits(state.logits_BV, banned_V, params.temperature or 1.0)
             token_B = choose_tokens(logits_BV, draws_BT[state.rows_B, time], params)
             chosen_B = logits_BV.gather(-1, token_B[:, None]).squeeze(-1) - logits_BV.logsumexp(dim=-1)
@@ -147,7 +154,8 @@ class HfSampler:
         # A sliding window counts padding behind a prompt as tokens.
         side = self.padding_side if self.policy.family.shares_prompt else "left"
         padded = pad_prompts(self.policy, prompts, self.codec.pad_id, side, device)
-        outputs = self.policy.model.model(**padded.inputs, use_cache=True)
+        with span("sample/prefill"):
+            outputs = self.policy.model.model(**padded.inputs, use_cache=True)
         hidden_PH = outputs.last_hidden_state[torch.arange(len(prompts), device=device), padded.last_P]
         cache, mask_PS = outputs.past_key_values, padded.inputs["attention_mask"]
         if self.policy.family.shares_prompt:
@@ -166,12 +174,13 @@ class HfSampler:
     def _advance(self, state: DecodeState, token_B: Tensor) -> DecodeState:
         """Feed one token to every row."""
         position_B1 = state.position_B[:, None]
-        outputs = self.policy.model.model(
-            input_ids=token_B[:, None],
-            position_ids=position_B1 if state.num_axes == 1 else position_B1.expand(state.num_axes, -1, -1),
-            use_cache=True,
-            **state.cache.inputs(len(token_B)),
-        )
+        with span("sample/decode"):
+            outputs = self.policy.model.model(
+                input_ids=token_B[:, None],
+                position_ids=position_B1 if state.num_axes == 1 else position_B1.expand(state.num_axes, -1, -1),
+                use_cache=True,
+                **state.cache.inputs(len(token_B)),
+            )
         logits_BV = self.policy.model.lm_head(outputs.last_hidden_state[:, -1])
         return DecodeState(state.rows_B, logits_BV, state.position_B + 1, state.num_axes, state.cache)
 

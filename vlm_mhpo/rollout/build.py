@@ -1,0 +1,50 @@
+"""From the configuration to a sampler and to how it draws; the one reader of what engine samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+from vlm_mhpo.config import EvalConfig, RolloutConfig
+from vlm_mhpo.models.loading import Codec
+from vlm_mhpo.models.policy import Policy
+from vlm_mhpo.rollout.base import Sampler, SamplingParams
+from vlm_mhpo.rollout.hf.sampler import HfSampler
+
+
+def build_sampler(
+    rollout: RolloutConfig,
+    policy: Policy,
+    codec: Codec,
+    whole_weights: Callable[[], AbstractContextManager] = nullcontext,
+) -> Sampler:
+    """The sampler that a run is configured for.
+
+    Args:
+        rollout: the configuration.
+        policy, codec: what is sampled from.
+        whole_weights: context in which the policy's weights are whole (ZeRO-3 gathers them).
+    """
+    return HfSampler(policy, codec, max_batch_tokens=rollout.max_batch_tokens, whole_weights=whole_weights)
+
+
+def rollout_params(rollout: RolloutConfig, num_samples: int | None = None) -> SamplingParams:
+    """How rollouts are drawn; `num_samples` in the place of G."""
+    return SamplingParams(
+        num_samples or rollout.num_generations,
+        rollout.max_completion_length,
+        rollout.temperature,
+        rollout.top_p,
+        rollout.top_k,
+    )
+
+
+def held_out_params(evaluation: EvalConfig, rollout: RolloutConfig) -> SamplingParams:
+    """The decoding of held-out evaluation."""
+    return SamplingParams(
+        evaluation.num_samples,
+        evaluation.max_completion_length or rollout.max_completion_length,
+        evaluation.temperature,
+        evaluation.top_p,
+        evaluation.top_k,
+    )
