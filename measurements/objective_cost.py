@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Small, so that the hundredth update still meets the same completions with ratios near 1.
 LEARNING_RATE = 1e-6
 # The functions of `vlm_mhpo.training.update` that only look.
-DIAGNOSTICS = ("measure", "quantiles", "named_histograms", "summarise_ratio")
+DIAGNOSTICS = ("measure", "summarise_tokens", "summarise_ratio")
 
 
 def main() -> None:
@@ -109,9 +109,9 @@ def variants(config: Config, parts: Parts, scored: list[ScoredGroup], spent: Cou
     def nothing(_objective, _loss, _log_probs, _old, _advantages, mask, *_rest) -> Totals:
         return Totals({"sum/kl_to_sampler": torch.zeros(())}, mask.sum())
 
-    parts = {name: clocked(getattr(update, name), "diagnostics", spent) for name in DIAGNOSTICS}
+    looking = {name: clocked(getattr(update, name), "diagnostics", spent) for name in DIAGNOSTICS}
     return {
-        "mhpo": lambda: updates("mhpo", **parts),
+        "mhpo": lambda: updates("mhpo", **looking),
         "grpo": lambda: updates("grpo"),
         "mhpo_without_diagnostics": lambda: updates("mhpo", measure=nothing),
     }

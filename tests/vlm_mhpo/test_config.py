@@ -344,6 +344,8 @@ HOLDERS = {
     "deepspeed": ("deepspeed", "config"),
     "logging": ("logging",),
     "faults": ("faults", "config"),
+    "checkpoint": ("checkpoint", "_config"),
+    "eval": ("eval", "evaluation", "_config"),
 }
 
 

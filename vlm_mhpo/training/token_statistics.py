@@ -153,3 +153,26 @@ def measure(
         }
         quantities = token_quantities(objective, log_ratio_BT, multiplier_BT)
         return Totals(metrics, mask_BT.sum(), histogram_counts(quantities, advantages_B, mask_BT))
+
+
+def summarise_ratio(metrics: dict[str, float], minibatches: list[dict[str, float]], *, recompute: bool) -> None:
+    """Add drift, sampler mismatch and effective sample size to the metrics of a step."""
+    for name in ("log_ratio_size/mean", "log_ratio_size/max"):
+        metrics.pop(name, None)
+    metrics["kl_to_sampler/last_minibatch"] = minibatches[-1].get("kl_to_sampler", 0.0)
+    first = minibatches[0]
+    if not recompute and "log_ratio_size/max" in first:
+        # Before the first update both sides have the same weights, so the ratio shows the sampler's error alone.
+        metrics["sampling/sampling_logp_difference/mean"] = first["log_ratio_size/mean"]
+        metrics["sampling/sampling_logp_difference/max"] = first["log_ratio_size/max"]
+    if mean_square := metrics.pop("ratio_mean_square", None):
+        metrics["ratio_effective_sample_size"] = effective_sample_size(metrics["ratio_mean"], mean_square)
+
+
+def summarise_tokens(objective: Objective, totals: Totals) -> tuple[dict[str, float], dict[str, dict]]:
+    """Quantiles and histograms of a step's tokens over all ranks; see `quantiles` and `named_histograms`."""
+    names = quantity_names(objective)
+    # A rank without a token still has its part in the collective.
+    local = totals.histograms.expand(len(names), len(SIGNS), NUM_BINS).contiguous()
+    counts = ranks.reduce(local, torch.distributed.ReduceOp.SUM)
+    return quantiles(names, counts), named_histograms(names, counts)

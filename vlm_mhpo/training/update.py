@@ -21,19 +21,11 @@ from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.objectives import Objective
 from vlm_mhpo.objectives.common import NonFiniteInput, kl_penalty
 from vlm_mhpo.objectives.multipliers import on_policy_multiplier
-from vlm_mhpo.records.histograms import NUM_BINS, SIGNS
 from vlm_mhpo.records.metrics import reduce_metrics
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.runtime.clock import span
 from vlm_mhpo.training.micro_batches import MicroBatch, micro_batches
-from vlm_mhpo.training.token_statistics import (
-    Totals,
-    effective_sample_size,
-    measure,
-    named_histograms,
-    quantiles,
-    quantity_names,
-)
+from vlm_mhpo.training.token_statistics import Totals, measure, summarise_ratio, summarise_tokens
 from vlm_mhpo.types import Minibatch, ScoredGroup, StepUpdate
 
 
@@ -171,14 +163,10 @@ def update_on(
     metrics["grad_norm"] = sum(norms) / len(norms)
     metrics["grad_norm/max"] = max(norms)
     with span("update/diagnostics"):
-        summarise_ratio(metrics, minibatches, settings)
-        names = quantity_names(objective)
-        # A rank without a token still has its part in the collective.
-        local = totals.histograms.expand(len(names), len(SIGNS), NUM_BINS).contiguous()
-        counts = ranks.reduce(local, torch.distributed.ReduceOp.SUM)
-        metrics |= quantiles(names, counts)
-        drifts = [each.get("kl_to_sampler", 0.0) for each in minibatches]
-        return StepUpdate(metrics, norms, drifts, named_histograms(names, counts))
+        summarise_ratio(metrics, minibatches, recompute=settings.recompute)
+        quantiles, histograms = summarise_tokens(objective, totals)
+    drifts = [each.get("kl_to_sampler", 0.0) for each in minibatches]
+    return StepUpdate(metrics | quantiles, norms, drifts, histograms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,20 +198,6 @@ class Updater:
             step=step + 1,
             on_bad=partial(self.on_bad, step + 1),
         )
-
-
-def summarise_ratio(metrics: dict[str, float], minibatches: list[dict[str, float]], settings: UpdateSettings) -> None:
-    """Add drift, sampler mismatch and effective sample size to the metrics of a step."""
-    for name in ("log_ratio_size/mean", "log_ratio_size/max"):
-        metrics.pop(name, None)
-    metrics["kl_to_sampler/last_minibatch"] = minibatches[-1].get("kl_to_sampler", 0.0)
-    first = minibatches[0]
-    if not settings.recompute and "log_ratio_size/max" in first:
-        # Before the first update both sides have the same weights, so the ratio shows the sampler's error alone.
-        metrics["sampling/sampling_logp_difference/mean"] = first["log_ratio_size/mean"]
-        metrics["sampling/sampling_logp_difference/max"] = first["log_ratio_size/max"]
-    if mean_square := metrics.pop("ratio_mean_square", None):
-        metrics["ratio_effective_sample_size"] = effective_sample_size(metrics["ratio_mean"], mean_square)
 
 
 # What is also looked at for every minibatch alone.
