@@ -184,7 +184,7 @@ def reward_of(scorer: Any, rows: Sequence[Any], template: str) -> Callable[..., 
         samples = []
         for messages, ids, row in zip(completions, completion_ids, index, strict=True):
             prompt = Prompt(rows[row], "", torch.zeros(0), torch.zeros(0), None, None)
-            completion = Completion(tuple(ids), (), messages[0]["content"], truncated=False)
+            completion = Completion(tuple(ids), torch.empty(0), messages[0]["content"], truncated=False)
             samples.append(to_sample(prompt, completion, template))
         return list(scorer.score(samples).totals)
 

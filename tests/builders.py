@@ -170,7 +170,7 @@ def relative_gap(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple
 
 def completion(ids: Sequence[int], log_probs: Sequence[float] | None = None, *, truncated: bool = False) -> Completion:
     """A completion of given tokens."""
-    return Completion(tuple(ids), tuple(log_probs or [0.0] * len(ids)), text="", truncated=truncated)
+    return Completion(tuple(ids), torch.tensor(log_probs or [0.0] * len(ids)), text="", truncated=truncated)
 
 
 def scored(prompt: Prompt, completions: Sequence[Completion], rewards: Sequence[float] | None = None) -> ScoredGroup:

@@ -49,22 +49,30 @@ class Prompt:
         return self.input_ids_S.shape[0]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Completion:
-    """One sampled text.
+    """One sampled text; two are equal when all of it is, log-probs to the last bit.
 
     Attributes:
         token_ids: sampled ids, the end-of-turn token included when the policy produced it; length T >= 1.
-        log_probs: nats, one a token, of the distribution that was sampled from before top-p and top-k
-            (temperature and banned tokens included), float32 values.
+        log_probs: [T] float32 on the CPU, nats, of the distribution that was sampled from before top-p and top-k
+            (temperature and banned tokens included).
         text: the decoded ids without special tokens.
         truncated: True when the token budget ended it.
     """
 
     token_ids: tuple[int, ...]
-    log_probs: tuple[float, ...]
+    log_probs: torch.Tensor
     text: str
     truncated: bool
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Completion):
+            return NotImplemented
+        mine, its = ((one.token_ids, one.text, one.truncated) for one in (self, other))
+        return mine == its and self.log_probs.equal(other.log_probs)
+
+    __hash__ = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +125,14 @@ class Minibatch:
     Attributes:
         groups: prompts, completions and rewards.
         advantages: one a completion, flat over the groups.
-        old_log_probs, reference_log_probs: nats, one list of values a completion; reference None without a KL term.
+        old_log_probs, reference_log_probs: [T] float of each completion, nats; reference None without a KL term.
         masked: completions whose tokens do not count in the loss (cut at the budget, if so configured).
     """
 
     groups: Sequence[ScoredGroup]
     advantages: tuple[float, ...]
-    old_log_probs: tuple[tuple[float, ...], ...]
-    reference_log_probs: tuple[tuple[float, ...], ...] | None = None
+    old_log_probs: tuple[torch.Tensor, ...]
+    reference_log_probs: tuple[torch.Tensor, ...] | None = None
     masked: frozenset[int] = frozenset()
 
     @property

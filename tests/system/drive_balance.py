@@ -19,7 +19,9 @@ def group_of(rank: int, index: int, length: int) -> ScoredGroup:
     name = f"{rank}.{index}"
     pixels = torch.full((3, 2), 10.0 * rank + index)
     prompt = Prompt(problem_row(name, name), name, torch.arange(5), torch.zeros(5), pixels, None)
-    completions = tuple(Completion((rank, index) * length, (0.5,) * 2 * length, name, False) for _ in range(2))
+    completions = tuple(
+        Completion((rank, index) * length, torch.full((2 * length,), 0.5), name, False) for _ in range(2)
+    )
     return ScoredGroup(Group(prompt, completions), (float(rank), float(index)), {}, ("correct",) * 2, (None,) * 2)
 
 

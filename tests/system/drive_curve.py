@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from vlm_mhpo.config import load_config
 from vlm_mhpo.models.loading import Codec
@@ -67,9 +68,9 @@ class Recorded:
         length = min(params.max_tokens, int(random.integers(1, params.max_tokens * 3 // 2)))
         ids = random.integers(20, 80, size=length).tolist()
         if truncated := length == params.max_tokens:
-            return Completion(tuple(ids), (-6.0,) * length, self.codec.tokenizer.decode(ids), truncated)
+            return Completion(tuple(ids), torch.full((length,), -6.0), self.codec.tokenizer.decode(ids), truncated)
         ids[-1] = min(self.codec.end_ids)
-        return Completion(tuple(ids), (-6.0,) * length, self.codec.tokenizer.decode(ids[:-1]), truncated)
+        return Completion(tuple(ids), torch.full((length,), -6.0), self.codec.tokenizer.decode(ids[:-1]), truncated)
 
 
 def curve(run_dir: Path) -> dict[str, list[float]]:

@@ -1,13 +1,14 @@
 """Dynamic sampling: flat groups leave, bounded tries, counted yield; worked by hand on groups with given rewards."""
 
 import pytest
+import torch
 
 from data_prep import Row
 from vlm_mhpo.prompts.stream import PromptStream
 from vlm_mhpo.rollout.refill import refill
 from vlm_mhpo.types import Completion, Group, Prompt, ScoredGroup
 
-DONE = Completion((1,), (0.0,), "", False)
+DONE = Completion((1,), torch.zeros(1), "", False)
 
 
 def prompt(name: str) -> Prompt:

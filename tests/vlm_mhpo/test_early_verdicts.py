@@ -4,11 +4,11 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from rewards import RewardSpec, Score, Scorer, Verdict, VerifierError, build_scorer
 from tests.builders import problem_row
-from vlm_mhpo.scoring.early import early_verdicts
-from vlm_mhpo.scoring.scorer import score_groups
+from vlm_mhpo.scoring.scorer import Scoring, score_groups
 from vlm_mhpo.types import Completion, Group
 
 TEMPLATE = "think_answer"
@@ -20,7 +20,7 @@ def group_of(name: str, count: int) -> Group:
     shift = sum(name.encode())
     texts = [f"<think>so</think><answer>{ANSWERS[(shift + n) % len(ANSWERS)]}</answer>" for n in range(count)]
     prompt = SimpleNamespace(id=name, row=problem_row(name, "What is 3 + 4 ?"))
-    return Group(prompt, tuple(Completion((1, 2), (0.0, 0.0), text, False) for text in texts))
+    return Group(prompt, tuple(Completion((1, 2), torch.zeros(2), text, False) for text in texts))
 
 
 GROUPS = [group_of(name, count) for name, count in (("a", 4), ("b", 1), ("c", 3), ("d", 4), ("e", 2))]
@@ -37,10 +37,10 @@ def scorer_of(*names: str) -> Scorer:
 def test_the_order_of_the_report_changes_nothing(names, batches):
     with scorer_of(*names) as scorer:
         expected = score_groups(scorer, GROUPS, TEMPLATE)
-        with early_verdicts(scorer, TEMPLATE) as early:
+        with Scoring(scorer, TEMPLATE) as scoring:
             for batch in batches:
-                early.begin([GROUPS[index] for index in batch])
-            assert score_groups(scorer, GROUPS, TEMPLATE, early) == expected
+                scoring.begin([GROUPS[index] for index in batch])
+            assert scoring(GROUPS) == expected
     if "accuracy" in names:
         assert len({verdict for group in expected for verdict in group.verdicts}) >= 3
 
@@ -53,10 +53,10 @@ def test_a_reward_function_is_called_once_with_every_sample_and_verdict():
         return [float(score.correct) for score in scores]
 
     scorer = Scorer([(RewardSpec(name="mine"), reward, {})], Always(Verdict.correct))
-    with early_verdicts(scorer, TEMPLATE) as early:
+    with Scoring(scorer, TEMPLATE) as scoring:
         for group in GROUPS:
-            early.begin([group])
-        score_groups(scorer, GROUPS, TEMPLATE, early)
+            scoring.begin([group])
+        scoring(GROUPS)
     assert calls == [(14, [True] * 14)]
 
 
@@ -78,8 +78,8 @@ class Always:
 def test_verification_begins_while_the_caller_goes_on():
     verifier = Always(Verdict.wrong)
     scorer = Scorer([(RewardSpec(name="mine"), lambda samples, *_: [0.0] * len(samples), {})], verifier)
-    with early_verdicts(scorer, TEMPLATE) as early:
-        early.begin(GROUPS[:1])
+    with Scoring(scorer, TEMPLATE) as scoring:
+        scoring.begin(GROUPS[:1])
         # The caller waits for nothing but the event: only the thread can have asked.
         assert verifier.asked.wait(timeout=5)
 
@@ -90,15 +90,15 @@ def test_an_error_of_the_verifier_is_raised_where_the_verdicts_are_needed():
             raise VerifierError("no workers")
 
     scorer = Scorer([], Broken(Verdict.wrong))
-    with early_verdicts(scorer, TEMPLATE) as early:
-        early.begin(GROUPS[:2])
-        early.begin(GROUPS[2:])
+    with Scoring(scorer, TEMPLATE) as scoring:
+        scoring.begin(GROUPS[:2])
+        scoring.begin(GROUPS[2:])
         with pytest.raises(VerifierError, match="no workers"):
-            score_groups(scorer, GROUPS, TEMPLATE, early)
+            scoring(GROUPS)
 
 
 def test_the_thread_ends_with_the_batch_also_when_sampling_fails():
     with pytest.raises(ZeroDivisionError), early_verdicts(scorer_of("format"), TEMPLATE) as early:
-        early.begin(GROUPS)
+        scoring.begin(GROUPS)
         1 / 0  # noqa: B018
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("verify")]

@@ -67,7 +67,7 @@ def batch_of(model: Tiny, *, reference: bool = True) -> Minibatch:
         for one in ids:
             with torch.no_grad():
                 current = plain_log_probs(model, prompt, one, 0.9).numpy()
-            old.append(tuple((current + random.normal(0, 0.4, len(one))).tolist()))
-            frozen.append(tuple((current + random.normal(0, 0.4, len(one))).tolist()))
+            old.append(torch.from_numpy(current + random.normal(0, 0.4, len(one))))
+            frozen.append(torch.from_numpy(current + random.normal(0, 0.4, len(one))))
     advantages = tuple(random.normal(0, 1, sum(len(lengths) for lengths in LENGTHS)).tolist())
     return Minibatch(groups, advantages, tuple(old), tuple(frozen) if reference else None)

@@ -153,14 +153,14 @@ def replay_one(
             one.rows, temperature=config.rollout.temperature, chunk_size=config.train.logits_chunk_size
         )
         log_probs_BT, mask_BT = one.scatter(log_probs_N)
-        old_BT = log_probs_BT.new_tensor([dump.batch.old_log_probs[flat]])
+        old_BT = dump.batch.old_log_probs[flat].to(log_probs_BT)[None]
         token, size = worst((log_probs_BT - old_BT)[0].detach())
         if flat in dump.batch.masked:
             mask_BT = torch.zeros_like(mask_BT)
         advantages_B = log_probs_BT.new_tensor([dump.batch.advantages[flat]])
         loss, _ = objective.loss(log_probs_BT, old_BT, advantages_B, mask_BT, **counts)
         if dump.batch.reference_log_probs is not None:
-            frozen_BT = log_probs_BT.new_tensor([dump.batch.reference_log_probs[flat]])
+            frozen_BT = dump.batch.reference_log_probs[flat].to(log_probs_BT)[None]
             kl_BT = kl_penalty(log_probs_BT, frozen_BT, mask_BT)
             loss = loss + config.objective.beta * objective.aggregate(kl_BT, mask_BT, **counts)
         loss.backward()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,10 @@ def group_record(scored: ScoredGroup) -> dict[str, Any]:
         "row": fields | {"metadata": dict(row.metadata)},
         "prompt_text": scored.group.prompt.text,
         "num_images": len(row.images),
-        "completions": [asdict(completion) for completion in scored.group.completions],
+        "completions": [
+            {"token_ids": one.token_ids, "text": one.text, "truncated": one.truncated}
+            for one in scored.group.completions
+        ],
         "rewards": scored.rewards,
         "rewards_by_name": scored.rewards_by_name,
         "verdicts": scored.verdicts,
@@ -133,6 +136,7 @@ def tensors_of(batch: Minibatch) -> dict[str, Tensor]:
         tensors["reference_log_probs"] = flat(batch.reference_log_probs)
     for index, scored in enumerate(batch.groups):
         prompt = scored.group.prompt
+        tensors[f"{index}/log_probs"] = torch.cat([one.log_probs for one in scored.group.completions])
         present = {name: getattr(prompt, name) for name in PROMPT_TENSORS}
         tensors |= {f"{index}/{name}": value.contiguous() for name, value in present.items() if value is not None}
         for number, image in enumerate(prompt.row.images):
@@ -141,9 +145,9 @@ def tensors_of(batch: Minibatch) -> dict[str, Tensor]:
     return tensors
 
 
-def flat(rows: Sequence[Sequence[float]]) -> Tensor:
+def flat(rows: Sequence[Tensor]) -> Tensor:
     """All values of rows behind one another, float64."""
-    return torch.tensor([value for row in rows for value in row], dtype=torch.float64)
+    return torch.cat([row.cpu() for row in rows]).double()
 
 
 def read_dump(folder: Path) -> list[Dump]:
@@ -179,8 +183,8 @@ def read_rank(file: Path) -> Dump:
         batch=Minibatch(
             groups=groups,
             advantages=tuple(tensors["advantages_B"].tolist()),
-            old_log_probs=rows_of(tensors["old_log_probs"], lengths),
-            reference_log_probs=None if frozen is None else rows_of(frozen, lengths),
+            old_log_probs=tensors["old_log_probs"].split(lengths),
+            reference_log_probs=None if frozen is None else frozen.split(lengths),
             masked=frozenset(record["masked"]),
         ),
     )
@@ -196,9 +200,10 @@ def read_group(values: Mapping[str, Any], tensors: Mapping[str, Tensor], index: 
         text=values["prompt_text"],
         **{name: tensors.get(f"{index}/{name}") for name in PROMPT_TENSORS},
     )
+    sampled = tensors[f"{index}/log_probs"].split([len(c["token_ids"]) for c in values["completions"]])
     completions = tuple(
-        Completion(tuple(c["token_ids"]), tuple(c["log_probs"]), c["text"], c["truncated"])
-        for c in values["completions"]
+        Completion(tuple(c["token_ids"]), log_probs, c["text"], c["truncated"])
+        for c, log_probs in zip(values["completions"], sampled, strict=True)
     )
     return ScoredGroup(
         group=Group(prompt, completions),
@@ -207,8 +212,3 @@ def read_group(values: Mapping[str, Any], tensors: Mapping[str, Tensor], index: 
         verdicts=tuple(values["verdicts"]),
         extracted=tuple(values["extracted"]),
     )
-
-
-def rows_of(values: Tensor, lengths: Sequence[int]) -> tuple[tuple[float, ...], ...]:
-    """Cut values into rows of these lengths."""
-    return tuple(tuple(row.tolist()) for row in values.split(list(lengths)))

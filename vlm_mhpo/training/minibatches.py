@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.engine.reference import Reference
@@ -73,10 +74,10 @@ def advantages_of(scored: Sequence[ScoredGroup], scale_rewards: str) -> torch.Te
     return group_advantages(rewards_PG, scale_rewards=scale_rewards)[start : start + len(scored)]
 
 
-def mismatch_metrics(sampled: Sequence[Sequence[float]], old: Sequence[Sequence[float]]) -> dict[str, float]:
+def mismatch_metrics(sampled: Sequence[Tensor], old: Sequence[Tensor]) -> dict[str, float]:
     """Difference of the sampler's and the trainer's log-probs of the same tokens and weights, nats."""
-    gaps = [abs(a - b) for xs, ys in zip(sampled, old, strict=True) for a, b in zip(xs, ys, strict=True)]
-    everyone = [gap for part in ranks.gather_objects((sum(gaps), len(gaps), max(gaps))) for gap in [part]]
+    gaps_N = (torch.cat(list(old)).cpu().double() - torch.cat(list(sampled)).double()).abs()
+    everyone = ranks.gather_objects((float(gaps_N.sum()), len(gaps_N), float(gaps_N.max())))
     return {
         "sampling/sampling_logp_difference/mean": sum(g[0] for g in everyone) / sum(g[1] for g in everyone),
         "sampling/sampling_logp_difference/max": max(g[2] for g in everyone),

@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from vlm_mhpo.config import OptimizerConfig, RolloutConfig, TrainConfig
 from vlm_mhpo.engine.deepspeed import Engine
@@ -80,10 +81,10 @@ def log_probs_of(
     policy: Policy,
     groups: Sequence[ScoredGroup],
     settings: UpdateSettings,
-) -> tuple[tuple[float, ...], ...]:
-    """Log-probs of every sampled token under `forward` (an engine or a module), without gradients."""
-    completions = [c for scored in groups for c in scored.group.completions]
-    values: list[list[float]] = [[0.0] * len(c.token_ids) for c in completions]
+) -> tuple[Tensor, ...]:
+    """[T] float32 of each completion: log-probs of its tokens under `forward` (an engine or a module), no gradient."""
+    lengths = [len(c.token_ids) for scored in groups for c in scored.group.completions]
+    values: dict[int, Tensor] = {}
     with torch.no_grad():
         for micro_batch in micro_batches_of(policy, groups, settings):
             with named(groups, micro_batch):
@@ -92,10 +93,13 @@ def log_probs_of(
                 )
             if micro_batch.is_padding:
                 continue
-            where = zip(micro_batch.rows.completion_N.tolist(), micro_batch.rows.time_N.tolist(), strict=True)
-            for (flat, time), value in zip(where, log_probs_N.tolist(), strict=True):
-                values[flat][time] = value
-    return tuple(tuple(row) for row in values)
+            rows_BT, _ = micro_batch.scatter(log_probs_N)
+            # Copies: a view would keep the whole micro-batch.
+            values |= {
+                flat: row_T[: lengths[flat]].clone()
+                for flat, row_T in zip(micro_batch.completion_indices, rows_BT, strict=True)
+            }
+    return tuple(values[flat] for flat in range(len(lengths)))
 
 
 def micro_batches_of(policy: Policy, groups: Sequence[ScoredGroup], settings: UpdateSettings) -> Iterator[MicroBatch]:
@@ -296,11 +300,9 @@ def global_counts(batch: Minibatch) -> dict[str, int]:
     return {"num_completions": num_completions, "num_tokens": max(1, num_tokens)}
 
 
-def constants_like(like_BT: Tensor, rows: Sequence[Sequence[float]], micro_batch: MicroBatch) -> Tensor:
+def constants_like(like_BT: Tensor, rows: Sequence[Tensor], micro_batch: MicroBatch) -> Tensor:
     """[B, T] of per-token constants of the micro-batch's completions, zeros where there is no token."""
-    width = like_BT.shape[1]
-    padded = [list(rows[flat]) + [0.0] * (width - len(rows[flat])) for flat in micro_batch.completion_indices]
-    return like_BT.new_tensor(padded)
+    return pad_sequence([rows[flat] for flat in micro_batch.completion_indices], batch_first=True).to(like_BT)
 
 
 def prompts_in(groups: Sequence[ScoredGroup], micro_batch: MicroBatch) -> list[str]:

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field, replace
 
 import pytest
+import torch
 
 from rewards import Score
 from rewards.types import Verdict
@@ -31,7 +32,7 @@ class Reciter:
         texts = ("It is 7", "It is 8")
         return [
             Group(prompt, tuple(
-                Completion((1, 2, 3), (0.0,) * 3, texts[(int(prompt.id[1:]) + sample) % 2], truncated=sample == 1)
+                Completion((1, 2, 3), torch.zeros(3), texts[(int(prompt.id[1:]) + sample) % 2], truncated=sample == 1)
                 for sample in range(params.num_samples)
             ))
             for prompt in prompts

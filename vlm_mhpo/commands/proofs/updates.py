@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
 from vlm_mhpo.config import Config, load_config
@@ -57,7 +58,7 @@ def sample(sampler: Sampler, prompts: Sequence[Prompt], config: Config) -> list[
     rollout = config.rollout
     params = SamplingParams(rollout.num_generations, rollout.max_completion_length, rollout.temperature)
     groups = sampler.sample(prompts, params, (config.seed, "check"))
-    return [[[list(c.token_ids), list(c.log_probs)] for c in group.completions] for group in groups]
+    return [[[list(c.token_ids), c.log_probs.tolist()] for c in group.completions] for group in groups]
 
 
 def shared_batch(
@@ -78,21 +79,20 @@ def shared_batch(
 
 def scored(prompt: Prompt, texts: list[list[Any]]) -> ScoredGroup:
     """A group with rewards that are a pure function of the prompt's id."""
-    completions = tuple(Completion(tuple(ids), tuple(values), "", truncated=True) for ids, values in texts)
+    completions = tuple(Completion(tuple(ids), torch.tensor(values), "", truncated=True) for ids, values in texts)
     rewards = tuple(uniforms(derive_seed("check", "reward", prompt.id), len(texts)).tolist())
     size = len(completions)
     return ScoredGroup(Group(prompt, completions), rewards, {}, ("not_verified",) * size, (None,) * size)
 
 
-def moved(groups: Sequence[ScoredGroup], name: str) -> tuple[tuple[float, ...], ...]:
+def moved(groups: Sequence[ScoredGroup], name: str) -> tuple[torch.Tensor, ...]:
     """The sampler's log-probs, each moved by up to SPREAD; the same on any number of ranks."""
     rows = []
     for group in groups:
         for index, completion in enumerate(group.group.completions):
             seed = derive_seed("check", name, group.group.prompt.id, index)
-            draws = uniforms(seed, len(completion.log_probs)).tolist()
-            pairs = zip(completion.log_probs, draws, strict=True)
-            rows.append(tuple(value + SPREAD * (2 * draw - 1) for value, draw in pairs))
+            draws_T = torch.from_numpy(uniforms(seed, len(completion.log_probs)))
+            rows.append(completion.log_probs.double() + SPREAD * (2 * draws_T - 1))
     return tuple(rows)
 
 

@@ -106,7 +106,7 @@ class HfSampler:
         token_ids, log_probs = self._decode(prompts, params, draws_BT, on_token)
         texts = self.codec.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
         completions = [
-            Completion(tuple(ids), tuple(values), text, truncated=ids[-1] not in self.codec.end_ids)
+            Completion(tuple(ids), values, text, truncated=ids[-1] not in self.codec.end_ids)
             for ids, values, text in zip(token_ids, log_probs, texts, strict=True)
         ]
         size = params.num_samples
@@ -114,7 +114,7 @@ class HfSampler:
 
     def _decode(
         self, prompts: list[Prompt], params: SamplingParams, draws_BT: Tensor, on_token: Callable[[], None]
-    ) -> tuple[list[list[int]], list[list[float]]]:
+    ) -> tuple[list[list[int]], list[Tensor]]:
         """Token ids and log-probs of each completion, its end token included."""
         device = self.policy.model.lm_head.weight.device
         state = self._prefill(prompts, params.num_samples, device)
@@ -146,7 +146,8 @@ class HfSampler:
         lengths = lengths_B.tolist()
         return (
             [row[:length] for row, length in zip(tokens_BT.tolist(), lengths, strict=True)],
-            [row[:length] for row, length in zip(log_probs_BT.tolist(), lengths, strict=True)],
+            # Copies: a view would keep, and send to other ranks, the whole batch.
+            [row_T[:length].clone() for row_T, length in zip(log_probs_BT.cpu(), lengths, strict=True)],
         )
 
     def _prefill(self, prompts: list[Prompt], num_samples: int, device: torch.device) -> DecodeState:
