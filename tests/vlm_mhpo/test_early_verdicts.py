@@ -97,8 +97,8 @@ def test_an_error_of_the_verifier_is_raised_where_the_verdicts_are_needed():
             scoring(GROUPS)
 
 
-def test_the_thread_ends_with_the_batch_also_when_sampling_fails():
-    with pytest.raises(ZeroDivisionError), early_verdicts(scorer_of("format"), TEMPLATE) as early:
+def test_the_thread_ends_with_the_run_also_when_sampling_fails():
+    with pytest.raises(ZeroDivisionError), Scoring(scorer_of("format"), TEMPLATE) as scoring:
         scoring.begin(GROUPS)
         1 / 0  # noqa: B018
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("verify")]

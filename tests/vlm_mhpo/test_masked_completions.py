@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -76,7 +75,7 @@ def plain(
     values = [plain_log_probs(model, *rows[flat], TEMPERATURE) for flat in kept]
     loss = loop(
         [row.tolist() for row in values],
-        [batch.old_log_probs[flat] for flat in kept],
+        [batch.old_log_probs[flat].tolist() for flat in kept],
         [batch.advantages[flat] for flat in kept],
         [[True] * len(row) for row in values],
         NUM_COMPLETIONS,
@@ -84,7 +83,7 @@ def plain(
     )
     total, all_differences = 0.0, []
     for row, slope, flat in zip(values, loss.gradient, kept, strict=True):
-        differences = np.array(batch.reference_log_probs[flat]) - np.array(row.tolist())
+        differences = batch.reference_log_probs[flat].numpy() - np.array(row.tolist())
         all_differences += differences.tolist()
         # k3 = e^d - d - 1 with d = reference - policy has the slope 1 - e^d.
         slope = np.array(slope) - BETA * share(len(row), NUM_COMPLETIONS) * np.expm1(differences)
@@ -93,7 +92,7 @@ def plain(
     return loss, all_differences
 
 
-def off_by(model: Tiny, batch: Batch) -> float:
+def off_by(model: Tiny, batch: Minibatch) -> float:
     """By how much float32 may miss the difference of two log-probs, whatever the order of its sums.
 
     In units of eps / 2: a logit over the temperature is rounded twice, as the chosen one and inside the log-sum; the
@@ -105,7 +104,7 @@ def off_by(model: Tiny, batch: Batch) -> float:
     with torch.no_grad():
         rows = [(group.group.prompt, one.token_ids) for group in batch.groups for one in group.group.completions]
         logits = max(float(plain_logits(model, *row).abs().max()) / TEMPERATURE for row in rows)
-    size = max(logits, *(abs(value) for row in log_probs for value in row))
+    size = max(logits, *(float(row.abs().max()) for row in log_probs))
     return torch.finfo(torch.float32).eps / 2 * (12 * size + len(allowed_ids(model)) + 16)
 
 
@@ -140,7 +139,7 @@ def kl_sum(differences: list[float], off: float) -> tuple[float, float]:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_whatever_a_masked_completion_brings_changes_not_a_bit(model, batch, name):
     def spoiled(rows):
-        return tuple(tuple(math.nan for _ in row) if flat in MASKED else row for flat, row in enumerate(rows))
+        return tuple(torch.full_like(row, math.nan) if flat in MASKED else row for flat, row in enumerate(rows))
 
     advantages = tuple(math.inf if flat in MASKED else value for flat, value in enumerate(batch.advantages))
     junk = Minibatch(
@@ -173,12 +172,8 @@ def test_the_completions_cut_at_the_budget_are_masked_in_every_minibatch_if_aske
     groups = [
         scored(prompt, [completion((5, 6, 7), truncated=one) for one in pair], rewards=(1.0, 3.0)) for pair in cut
     ]
-    config = SimpleNamespace(
-        train=SimpleNamespace(scale_rewards="none", mask_truncated_completions=asked),
-        rollout=SimpleNamespace(num_generations=2),
-    )
     settings = settings_of(num_minibatches=2, recompute=False)
-    batches, _ = make_minibatches(SimpleNamespace(config=config), None, groups, settings)
+    batches, _ = make_minibatches(None, None, groups, settings, scale_rewards="none", mask_truncated=asked)
     assert [len(each.groups) for each in batches] == [2, 2]
     for each in batches:
         completions = [one for group in each.groups for one in group.group.completions]

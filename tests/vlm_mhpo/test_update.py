@@ -73,11 +73,11 @@ def plain_gradient(model: Tiny, batch: Minibatch, objective, beta: float):
         for one in group.group.completions:
             ids = one.token_ids
             log_probs = plain_log_probs(model, group.group.prompt, ids, 0.9)[None]
-            old = torch.tensor(batch.old_log_probs[flat])[None]
+            old = batch.old_log_probs[flat][None]
             advantage = torch.tensor([batch.advantages[flat]])
             mask = torch.ones(1, len(ids), dtype=torch.bool)
             loss, _ = objective.loss(log_probs, old, advantage, mask, **counts)
-            difference = torch.tensor(batch.reference_log_probs[flat])[None] - log_probs
+            difference = batch.reference_log_probs[flat][None] - log_probs
             kl = torch.exp(difference) - difference - 1
             (loss + beta * objective.aggregate(kl, mask, **counts)).backward()
             flat += 1
@@ -193,7 +193,7 @@ def test_the_kl_term_pulls_with_its_exact_gradient(model, beta):
     group = scored(prompt, [completion(ids)])
     (old,) = log_probs_of(model.policy, model.policy, [group], settings_of())
     differences = (0.3, -0.7, 0.001)
-    reference = tuple(value + d for value, d in zip(old, differences, strict=True))
+    reference = old + torch.tensor(differences)
     # No advantage: the KL term is all there is.
     found, _, _ = gradient_of(model, Minibatch([group], (0.0,), (old,), (reference,)), beta=beta)
     factors = torch.tensor([1.0 - math.exp(d) for d in differences]) * beta / 3
@@ -235,9 +235,9 @@ def test_metrics_are_those_of_a_float64_count(model, batch):
             log_p = logits.log_softmax(dim=-1)
             entropies += (-(log_p.exp() * log_p).sum(dim=-1)).tolist()
             chosen = log_p[range(len(one.token_ids)), [allowed.index(i) for i in one.token_ids]].numpy()
-            log_ratio = chosen - np.array(batch.old_log_probs[flat])
+            log_ratio = chosen - batch.old_log_probs[flat].numpy()
             ratio = np.exp(log_ratio)
-            difference = np.array(batch.reference_log_probs[flat]) - chosen
+            difference = batch.reference_log_probs[flat].numpy() - chosen
             advantage = batch.advantages[flat]
             losses.append(-np.minimum(ratio * advantage, ratio.clip(0.8, 1.2) * advantage).mean())
             ratios += ratio.tolist()
@@ -266,7 +266,7 @@ def test_the_samplers_error_is_the_one_before_the_first_update(model, batch):
         for one in group.group.completions:
             with torch.no_grad():
                 current = plain_log_probs(model, group.group.prompt, one.token_ids, 0.9).numpy()
-            gaps += np.abs(current - np.array(batch.old_log_probs[flat])).tolist()
+            gaps += np.abs(current - batch.old_log_probs[flat].numpy()).tolist()
             flat += 1
     assert metrics["sampling/sampling_logp_difference/mean"] == pytest.approx(np.mean(gaps), abs=1e-4)
     assert metrics["sampling/sampling_logp_difference/max"] == pytest.approx(max(gaps), abs=1e-4)
@@ -303,7 +303,7 @@ def poisoned(batch: Minibatch, kind: str) -> Minibatch:
     value = float(value)
     if place == "old":
         old = list(batch.old_log_probs)
-        old[5] = (value, *old[5][1:])
+        old[5] = torch.cat([torch.tensor([value]), old[5][1:]])
         return replace(batch, old_log_probs=tuple(old))
     if place == "advantage":
         return replace(batch, advantages=(*batch.advantages[:5], value, *batch.advantages[6:]))
