@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
+from vlm_mhpo.runtime.clock import span
 from vlm_mhpo.types import Prompt
 
 ForStep = Callable[[int], list[Prompt]]
@@ -32,7 +33,8 @@ def prefetched(for_step: ForStep, *, stop: int) -> Iterator[ForStep]:
         def ask(step: int) -> list[Prompt]:
             begun = ahead.pop(step, None)
             ahead.clear()
-            prompts = begun.result() if begun else for_step(step)
+            with span("prompts"):
+                prompts = begun.result() if begun else for_step(step)
             if step + 1 < stop:
                 ahead[step + 1] = worker.submit(for_step, step + 1)
             return prompts

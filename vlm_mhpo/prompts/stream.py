@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from data_prep import Row
 from vlm_mhpo.errors import TrainingError
 from vlm_mhpo.runtime import ranks
+from vlm_mhpo.runtime.clock import span
 from vlm_mhpo.runtime.seeding import derive_seed, permutation
 from vlm_mhpo.types import Prompt
 
@@ -54,7 +55,8 @@ class PromptStream:
         mine = [
             index for m in range(self.num_minibatches) for index in chosen[m * size + start : m * size + start + share]
         ]
-        return self.build([self.rows[index] for index in mine])
+        with span("prompts"):
+            return self.build([self.rows[index] for index in mine])
 
     def others(self, step: int, attempt: int, count: int, *, exclude: Collection[str]) -> list[Prompt]:
         """Up to `count` prompts of this rank for another try of `step`, none with an id in `exclude`.

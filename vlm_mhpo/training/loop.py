@@ -65,9 +65,7 @@ class Loop:
         with ProgressBar(self.name, start, self.max_steps) as bar, self._prompts_ahead() as prompts_of:
             for step in range(start, self.max_steps):
                 with self.watch.step(step + 1, start) as now:
-                    with span("prompts"):
-                        prompts = prompts_of(step)
-                    scored, metrics = self.refilled(self.roll_out(now, prompts), now)
+                    scored, metrics = self.refilled(self.roll_out(now, prompts_of(step)), now)
                     with span("log_probs"):
                         minibatches, mismatch = self.minibatches(scored)
                         self.watch.guard.stop.check()
@@ -80,7 +78,7 @@ class Loop:
                     last = self.finish(now, metrics, update, scored)
                     bar.advance(metrics)
                 # Their pixels and image features go before those of the next step come.
-                del prompts, scored, minibatches, now
+                del scored, minibatches, now
                 if last:
                     break
 

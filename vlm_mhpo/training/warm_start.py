@@ -62,8 +62,7 @@ def warm_start(config: Config) -> Path:
         ):
             for step in range(start, sft.max_steps):
                 with watch.step(step + 1, start) as now:
-                    with span("prompts"):
-                        prompts = stream.for_step(step)
+                    prompts = stream.for_step(step)
                     with span("update"):
                         rate = learning_rate_at(step, sft, sft.max_steps)
                         metrics = sft_step(parts.engine, prompts, parts.codec, sft, learning_rate=rate)
