@@ -33,22 +33,16 @@ def build_large(size: str, tokenizer: Any, **shrunk: int) -> Any:
     import torch
     import transformers
 
+    from vlm_mhpo.models.families.qwen_vl import qwen_config
+
     ids = tokenizer.convert_tokens_to_ids
     head_width = TEXT[size]["hidden_size"] // TEXT[size]["num_attention_heads"]
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": MROPE[size]}
     assert 2 * sum(MROPE[size]) == head_width
     text = TEXT[size] | dict(vocab_size=VOCABULARY, max_position_embeddings=32768, rope_parameters=rope) | shrunk
-    vision = VISION[size] | dict(out_hidden_size=text["hidden_size"], patch_size=14, spatial_merge_size=2)
-    vision |= dict(temporal_patch_size=2, window_size=112)
-    config = transformers.Qwen2_5_VLConfig(
-        text_config=text | dict(bos_token_id=None, eos_token_id=ids("<|im_end|>"), pad_token_id=ids("<|endoftext|>")),
-        vision_config=vision,
-        image_token_id=ids("<|image_pad|>"),
-        video_token_id=ids("<|video_pad|>"),
-        vision_start_token_id=ids("<|vision_start|>"),
-        vision_end_token_id=ids("<|vision_end|>"),
-        tie_word_embeddings=True,
-    )
+    text |= dict(bos_token_id=None, eos_token_id=ids("<|im_end|>"), pad_token_id=ids("<|endoftext|>"))
+    vision = VISION[size] | dict(out_hidden_size=text["hidden_size"], window_size=112)
+    config = qwen_config("Qwen2_5_VLConfig", tokenizer, text, vision, tie_word_embeddings=True)
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = transformers.Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=torch.bfloat16)

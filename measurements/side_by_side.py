@@ -151,7 +151,7 @@ def build_endless_model(folder: Path, size: str = "tiny") -> Path:
     """A Qwen2.5-VL that takes pictures of any size and whose end token is never sampled."""
     from large_models import build_large, full_tokenizer
 
-    from vlm_mhpo.models.loading import set_pixel_limits
+    from vlm_mhpo.models.families import family_of
     from vlm_mhpo.models.tiny import build_model, build_processor, build_tokenizer
 
     tokenizer = build_tokenizer()
@@ -161,7 +161,7 @@ def build_endless_model(folder: Path, size: str = "tiny") -> Path:
     tokenizer.eos_token = NEVER_SAMPLED
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     processor = build_processor("qwen2_5_vl", tokenizer)
-    set_pixel_limits(processor.image_processor, None, 2**24)
+    family_of("qwen2_5_vl").vision.set_pixel_limits(processor, None, 2**24)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -183,7 +183,7 @@ def reward_of(scorer: Any, rows: Sequence[Any], template: str) -> Callable[..., 
     ) -> list[float]:
         samples = []
         for messages, ids, row in zip(completions, completion_ids, index, strict=True):
-            prompt = Prompt(rows[row], "", torch.zeros(0), torch.zeros(0), None, None)
+            prompt = Prompt(rows[row], "", torch.zeros(0), torch.zeros(0))
             completion = Completion(tuple(ids), torch.empty(0), messages[0]["content"], truncated=False)
             samples.append(to_sample(prompt, completion, template))
         return list(scorer.score(samples).totals)
@@ -193,7 +193,7 @@ def reward_of(scorer: Any, rows: Sequence[Any], template: str) -> Callable[..., 
 
 def check_prompt(trainer: Any, rows: Sequence[Any], config: Any) -> None:
     """Both sides must read the same tokens; SystemExit otherwise."""
-    from vlm_mhpo.models.families.base import family_of
+    from vlm_mhpo.models.families import family_of
     from vlm_mhpo.models.loading import load_codec
     from vlm_mhpo.prompts.builder import prompt_builder
 

@@ -13,7 +13,7 @@ from side_by_side import CONFIG, Shape
 
 def step_flops(shape: Shape, overrides: Sequence[str], mean_length: float) -> tuple[float, float]:
     """(model FLOPs of a step, FLOPs a second of a large matrix product in the step's dtype); loads the model."""
-    from vlm_mhpo.commands.profiling.flops import Work, model_flops, parts_of, sampling_work, training_work, vision_work
+    from vlm_mhpo.commands.profiling.flops import Work, model_flops, parts_of, sampling_work, training_work
     from vlm_mhpo.commands.profiling.rate import matmul_rate
     from vlm_mhpo.config import load_config
     from vlm_mhpo.models.loading import DTYPES, load_policy
@@ -30,7 +30,7 @@ def step_flops(shape: Shape, overrides: Sequence[str], mean_length: float) -> tu
     lengths = [round(mean_length)] * shape.num_generations
     sampling = training = Work()
     for prompt in map(build, rows):
-        seen = vision_work(prompt.image_grid_thw.tolist(), policy.model.config.vision_config)
+        seen = policy.family.vision.work(policy.model, prompt.media)
         sampling += sampling_work(prompt.num_tokens, lengths) + seen
         training += training_work(prompt.num_tokens, lengths) + seen
     parts = parts_of(policy)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from vlm_mhpo.models.loading import Codec, load_policy
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.models.tiny import build_tiny
 from vlm_mhpo.prompts.builder import PromptBuilder
-from vlm_mhpo.types import Completion, Group, Prompt, ScoredGroup
+from vlm_mhpo.types import Completion, Group, Media, Prompt, ScoredGroup
 
 VISION_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 FAMILIES = (*VISION_FAMILIES, "qwen2")
@@ -104,6 +104,32 @@ def prompts_of(model: Tiny, rows: Sequence[Row] | None = None) -> list[Prompt]:
     return [build(row) for row in (mixed_rows(model) if rows is None else rows)]
 
 
+def pixels_of(prompt: Prompt) -> Tensor:
+    """[patches, patch_dim] of a Qwen-VL prompt with images."""
+    return prompt.media.tensors["pixel_values"]
+
+
+def grid_of(prompt: Prompt) -> Tensor:
+    """[images, 3] patches in time, height and width of a Qwen-VL prompt with images."""
+    return prompt.media.tensors["image_grid_thw"]
+
+
+def features_of(prompt: Prompt) -> Tensor:
+    """[I, K, D] of a Qwen-VL prompt that a frozen tower has seen."""
+    return prompt.media.tensors["image_features_IKD"]
+
+
+def tensors_of(prompt: Prompt) -> dict[str, Tensor]:
+    """Everything that a prompt holds in numbers."""
+    media = prompt.media.tensors if prompt.media else {}
+    return {"input_ids_S": prompt.input_ids_S, "token_types_S": prompt.token_types_S, **media}
+
+
+def with_media(prompt: Prompt, **tensors: Tensor) -> Prompt:
+    """The prompt with other tensors of these names."""
+    return replace(prompt, media=Media({**prompt.media.tensors, **tensors}))
+
+
 def allowed_ids(model: Tiny) -> list[int]:
     """Ids that may be sampled: known to the tokenizer and no vision placeholder, found by name and not by our table."""
     vocabulary = model.codec.tokenizer.get_vocab()
@@ -125,11 +151,11 @@ def plain_logits(model: Tiny, prompt: Prompt, ids: Sequence[int]) -> Tensor:
     stock = model.policy.model
     inputs: dict[str, Tensor] = {"input_ids": torch.cat([prompt.input_ids_S, torch.tensor(ids)])[None]}
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    if prompt.pixel_values is not None:
+    if prompt.row.images:
         types = torch.cat([prompt.token_types_S, torch.zeros(len(ids), dtype=torch.int64)])[None]
         inputs |= {
-            "pixel_values": prompt.pixel_values,
-            "image_grid_thw": prompt.image_grid_thw,
+            "pixel_values": pixels_of(prompt),
+            "image_grid_thw": grid_of(prompt),
             "mm_token_type_ids": types,
         }
     logits = stock(**inputs, use_cache=False).logits[0]

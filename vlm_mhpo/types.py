@@ -5,7 +5,7 @@ Shape suffixes: S prompt tokens, T completion tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,21 @@ from data_prep.schema import Row
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """The images of a prompt or of a forward: pixels, or what a frozen vision tower made of them.
+
+    Attributes:
+        tensors: by names that only the model's family knows (`models.families`); others pass them on unopened.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+
+    def to(self, device: torch.device) -> Media:
+        """The same on `device`."""
+        return Media({name: tensor.to(device) for name, tensor in self.tensors.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,19 +39,14 @@ class Prompt:
         text: the rendered chat template, image placeholders not expanded.
         input_ids_S: [S] int64, image placeholders expanded.
         token_types_S: [S] int64, 0 text, 1 image (transformers' mm_token_type_ids).
-        pixel_values: [patches, patch_dim] float32 of all its images, or None.
-        image_grid_thw: [images, 3] int64, patches in time, height and width of each image, or None.
-        image_features_IKD: of a frozen vision tower, in the place of pixel_values; [0, K, D] for a prompt without
-            images. None until they are computed; see `models.policy.Policy.with_image_features`.
+        media: its images; None without any, until a frozen tower has seen the batch (`Policy.with_image_features`).
     """
 
     row: Row
     text: str
     input_ids_S: torch.Tensor
     token_types_S: torch.Tensor
-    pixel_values: torch.Tensor | None
-    image_grid_thw: torch.Tensor | None
-    image_features_IKD: torch.Tensor | None = None
+    media: Media | None = None
 
     @property
     def id(self) -> str:
@@ -47,6 +57,11 @@ class Prompt:
     def num_tokens(self) -> int:
         """S, image tokens included."""
         return self.input_ids_S.shape[0]
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Tokens that stand for images."""
+        return int((self.token_types_S != 0).sum())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

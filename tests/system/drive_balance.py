@@ -11,14 +11,14 @@ import torch
 from tests.builders import problem_row
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.training.balance import balance
-from vlm_mhpo.types import Completion, Group, Prompt, ScoredGroup
+from vlm_mhpo.types import Completion, Group, Media, Prompt, ScoredGroup
 
 
 def group_of(rank: int, index: int, length: int) -> ScoredGroup:
     """A group that shows in every field where it comes from."""
     name = f"{rank}.{index}"
-    pixels = torch.full((3, 2), 10.0 * rank + index)
-    prompt = Prompt(problem_row(name, name), name, torch.arange(5), torch.zeros(5), pixels, None)
+    media = Media({"pixels": torch.full((3, 2), 10.0 * rank + index)})
+    prompt = Prompt(problem_row(name, name), name, torch.arange(5), torch.zeros(5), media)
     completions = tuple(
         Completion((rank, index) * length, torch.full((2 * length,), 0.5), name, False) for _ in range(2)
     )
@@ -34,7 +34,7 @@ def main() -> None:
     facts = [
         (
             each.group.prompt.id,
-            each.group.prompt.pixel_values[0, 0].item(),
+            each.group.prompt.media.tensors["pixels"][0, 0].item(),
             list(each.rewards),
             sum(len(c.token_ids) for c in each.group.completions),
         )

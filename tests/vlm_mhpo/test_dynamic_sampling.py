@@ -12,7 +12,7 @@ DONE = Completion((1,), torch.zeros(1), "", False)
 
 
 def prompt(name: str) -> Prompt:
-    return Prompt(Row(id=name, images=(), problem="p", answer="1"), "", None, None, None, None)
+    return Prompt(Row(id=name, images=(), problem="p", answer="1"), "", None, None)
 
 
 def scored(name: str, *rewards: float) -> ScoredGroup:

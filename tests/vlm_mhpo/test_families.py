@@ -6,9 +6,10 @@ import shutil
 import pytest
 import torch
 
-from tests.builders import FAMILIES, PLACEHOLDER_TOKENS, VISION_FAMILIES, allowed_ids, prompts_of
+from tests.builders import FAMILIES, PLACEHOLDER_TOKENS, VISION_FAMILIES, allowed_ids, grid_of, prompts_of
 from vlm_mhpo.errors import ModelError
-from vlm_mhpo.models.families.base import banned_tokens, family_of, freeze, parameter_table
+from vlm_mhpo.models.families import family_of
+from vlm_mhpo.models.families.base import banned_tokens, freeze, parameter_table
 from vlm_mhpo.models.loading import load_policy
 
 
@@ -29,7 +30,7 @@ def test_positions_of_a_picture_by_hand(tiny, family):
     prompt = prompts_of(model)[0]
     ids = prompt.input_ids_S.tolist()
     image_id = model.codec.tokenizer.convert_tokens_to_ids("<|image_pad|>")
-    shapes = [(int(h) // 2, int(w) // 2) for _, h, w in prompt.image_grid_thw]
+    shapes = [(int(h) // 2, int(w) // 2) for _, h, w in grid_of(prompt)]
     expected, position, index = [], 0, 0
     while index < len(ids):
         if ids[index] != image_id:

@@ -15,13 +15,16 @@ from tests.builders import (
     VISION_FAMILIES,
     Tiny,
     build_and_load,
+    features_of,
     gradients,
+    grid_of,
     picture,
     plain_log_probs,
     problem_row,
     prompts_of,
     random_completions,
     relative_gap,
+    with_media,
 )
 from tests.vlm_mhpo.update_cases import PlainEngine, batch_of, settings_of
 from vlm_mhpo.config import MhpoConfig
@@ -140,11 +143,11 @@ def test_three_deepstack_streams_keep_their_order(frozen, tmp_path, projector):
     expected = weighted(model, prompts, groups)
     expected_gradients = gradients(model)
     cached = policy.with_image_features(prompts)
-    assert {prompt.image_features_IKD.shape[1] for prompt in cached} == {4}
+    assert {features_of(prompt).shape[1] for prompt in cached} == {4}
     assert weighted(model, cached, groups) == pytest.approx(expected, abs=1e-6)
     gap, name = relative_gap(gradients(model), expected_gradients)
     assert gap <= 1e-5, name
-    swapped = [replace(p, image_features_IKD=p.image_features_IKD[:, [0, 2, 1, 3]]) for p in cached]
+    swapped = [with_media(p, image_features_IKD=features_of(p)[:, [0, 2, 1, 3]]) for p in cached]
     assert weighted(model, swapped, groups) != pytest.approx(expected, abs=1e-5)
     gradients(model)
 
@@ -157,7 +160,7 @@ def test_the_pictures_and_their_order_matter(frozen, family):
     right = model.policy.with_image_features(prompts)
     expected = weighted(model, right, groups)
     for change in (lambda x: x.flip(0), lambda x: x.roll(1, dims=2), lambda x: x * 0):
-        wrong = [replace(prompt, image_features_IKD=change(prompt.image_features_IKD)) for prompt in right]
+        wrong = [with_media(prompt, image_features_IKD=change(features_of(prompt))) for prompt in right]
         found = weighted(model, wrong, groups)
         gradients(model)
         assert max(abs(found[key] - expected[key]) for key in expected) > 1e-4
@@ -167,7 +170,7 @@ def test_the_windows_of_qwen2_5_do_change_the_order_of_the_wide_picture(frozen):
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import get_vision_window_index
 
     model = frozen("qwen2_5_vl", False)
-    tower, grid = model.policy.model.model.visual, wide_prompts(model)[-1].image_grid_thw
+    tower, grid = model.policy.model.model.visual, grid_of(wide_prompts(model)[-1])
     order, _ = get_vision_window_index(
         grid, spatial_merge_size=2, window_size=tower.window_size, patch_size=tower.patch_size
     )
@@ -182,7 +185,7 @@ def test_without_a_picture_the_projector_still_has_its_part_and_the_tower_none(f
     expected = weighted(model, prompts, groups)
     gradients(model)
     cached = model.policy.with_image_features(prompts)
-    assert {len(prompt.image_features_IKD) for prompt in cached} == {0}
+    assert {len(features_of(prompt)) for prompt in cached} == {0}
     with counted(model) as runs:
         found = weighted(model, cached, groups)
     assert found == pytest.approx(expected, abs=1e-6)
@@ -233,8 +236,8 @@ def test_sampling_from_features_is_sampling_from_pixels(frozen, family, projecto
     found, expected = (sample(each, wide_prompts(each), params) for each in (model, forget(model)))
     for mine, other in zip(found, expected, strict=True):
         assert mine.prompt.id == other.prompt.id
-        assert mine.prompt.pixel_values is None and mine.prompt.image_features_IKD is not None
-        assert other.prompt.image_features_IKD is None
+        assert "pixel_values" not in mine.prompt.media.tensors and features_of(mine.prompt) is not None
+        assert other.prompt.media is None or "image_features_IKD" not in other.prompt.media.tensors
         for one, another in zip(mine.completions, other.completions, strict=True):
             assert one.token_ids == another.token_ids
             assert one.log_probs == pytest.approx(another.log_probs, abs=1e-6)
@@ -316,7 +319,7 @@ def values_of(model: Tiny, prompts, groups) -> list[float]:
 def test_features_go_with_the_groups_that_hold_them(frozen):
     model = frozen("qwen2_5_vl", False)
     groups = sample(model, wide_prompts(model), SamplingParams(num_samples=2, max_tokens=3))
-    held = [weakref.ref(group.prompt.image_features_IKD) for group in groups]
+    held = [weakref.ref(features_of(group.prompt)) for group in groups]
     assert all(each() is not None for each in held)
     del groups
     gc.collect()
@@ -329,7 +332,7 @@ def test_features_are_not_computed_twice(frozen):
     with counted(model) as runs:
         twice = model.policy.with_image_features(once)
     assert runs == {"tower": 0, "projector": 0}
-    assert all(a.image_features_IKD is b.image_features_IKD for a, b in zip(once, twice, strict=True))
+    assert all(features_of(a) is features_of(b) for a, b in zip(once, twice, strict=True))
 
 
 def test_a_tower_that_learns_reads_pixels(tiny, tmp_path):

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from data_prep import Row, RowError, load_rows
-from tests.builders import VISION_FAMILIES, completion, picture, problem_row, scored
+from tests.builders import VISION_FAMILIES, completion, grid_of, picture, problem_row, scored
 from vlm_mhpo.records.recorder import sample_rows
 from vlm_mhpo.training.warm_start import target_ids
 
@@ -67,7 +67,7 @@ def test_a_forgery_in_a_row_changes_neither_image_tokens_nor_turns(tiny, tmp_pat
         target = target_ids(prompt, model.codec) if row.solution else ()
         return (
             specials(prompt.input_ids_S.tolist(), model.codec),
-            prompt.image_grid_thw.tolist(),
+            grid_of(prompt).tolist(),
             int((prompt.token_types_S == 1).sum()),
             specials(target, model.codec),
         )
@@ -142,9 +142,11 @@ def test_special_tokens_in_a_completion_are_its_tokens_and_nothing_reads_its_tex
 
     def packed(ids):
         batches = micro_batches(model.policy, [prompt], [[tuple(ids)]], max_tokens=4096, pad_id=model.codec.pad_id)
-        return [(batch.rows.target_N.tolist(), batch.rows.image_grid_thw.tolist()) for batch in batches]
+        return [
+            (batch.rows.target_N.tolist(), batch.rows.media.tensors["image_grid_thw"].tolist()) for batch in batches
+        ]
 
-    grid = prompt.image_grid_thw.tolist()
+    grid = grid_of(prompt).tolist()
     assert packed(forged) == [(forged, grid)] and packed(plain) == [(plain, grid)]
     (row,) = sample_rows(tmp_path, 1, scored(prompt, [completion(forged)]))
     assert row["num_tokens"] == len(forged)

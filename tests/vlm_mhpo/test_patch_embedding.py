@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.builders import VISION_FAMILIES, prompts_of
+from tests.builders import VISION_FAMILIES, grid_of, pixels_of, prompts_of
 from vlm_mhpo.models.families.patch_embedding import embed_patches_by_product
 
 KERNEL = (2, 3, 3)
@@ -42,9 +42,9 @@ def test_a_convolution_that_overlaps_or_pads_stays_one(options):
 @pytest.mark.parametrize("family", VISION_FAMILIES)
 def test_a_loaded_policy_runs_no_convolution(tiny, family):
     model = tiny(family)
-    prompt = next(prompt for prompt in prompts_of(model) if prompt.pixel_values is not None)
+    prompt = next(prompt for prompt in prompts_of(model) if prompt.media is not None)
     with torch.profiler.profile() as watched:
-        model.policy.model.model.visual(prompt.pixel_values, grid_thw=prompt.image_grid_thw)
+        model.policy.model.model.visual(pixels_of(prompt), grid_thw=grid_of(prompt))
     names = {event.key for event in watched.key_averages()}
     assert "aten::linear" in names
     assert not {name for name in names if "conv" in name}

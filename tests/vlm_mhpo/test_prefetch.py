@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from tests.builders import picture, problem_row
+from tests.builders import grid_of, picture, pixels_of, problem_row
 from vlm_mhpo.errors import PromptError
 from vlm_mhpo.prompts.prefetch import prefetched
 from vlm_mhpo.prompts.stream import PromptStream
@@ -45,8 +45,7 @@ def stream_of(model, *, num_prompts: int = 4) -> PromptStream:
 
 def contents(prompts) -> list:
     return [
-        (p.id, p.text, p.input_ids_S.tolist(), p.pixel_values.numpy().tobytes(), p.image_grid_thw.tolist())
-        for p in prompts
+        (p.id, p.text, p.input_ids_S.tolist(), pixels_of(p).numpy().tobytes(), grid_of(p).tolist()) for p in prompts
     ]
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import AddedToken
 
 from data_prep import Row
-from tests.builders import FAMILIES, VISION_FAMILIES, mixed_rows, picture, problem_row
+from tests.builders import FAMILIES, VISION_FAMILIES, grid_of, mixed_rows, picture, pixels_of, problem_row, tensors_of
 from vlm_mhpo.errors import PromptError
 from vlm_mhpo.models.loading import load_policy
 from vlm_mhpo.prompts.builder import BATCH, OverlongPrompt, PromptBuilder
@@ -93,8 +93,8 @@ def test_a_prompt_is_what_the_familys_own_template_and_processor_give(tiny, fami
     )
     assert prompt.input_ids_S.tolist() == expected["input_ids"][0].tolist()
     assert prompt.token_types_S.tolist() == expected["mm_token_type_ids"][0].tolist()
-    assert torch.equal(prompt.pixel_values, expected["pixel_values"])
-    assert prompt.image_grid_thw.tolist() == expected["image_grid_thw"].tolist()
+    assert torch.equal(pixels_of(prompt), expected["pixel_values"])
+    assert grid_of(prompt).tolist() == expected["image_grid_thw"].tolist()
     assert prompt.num_tokens == expected["input_ids"].shape[1]
     assert prompt.id == "r"
 
@@ -114,7 +114,7 @@ def test_an_image_has_a_token_for_every_square_of_the_merged_patches(tiny, famil
     assert runs == [3 * 2, 5 * 1]
     assert ((prompt.token_types_S == 1) == (prompt.input_ids_S == image_id)).all()
     # Patches are half a token wide: 4 to a token.
-    assert prompt.pixel_values.shape[0] == 4 * (6 + 5)
+    assert pixels_of(prompt).shape[0] == 4 * (6 + 5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -126,8 +126,7 @@ def test_a_text_only_row_is_first_class_everywhere(tiny, family):
         "<|im_start|>assistant\n"
     )
     assert model.codec.tokenizer.decode(prompt.input_ids_S) == prompt.text
-    assert prompt.pixel_values is None
-    assert prompt.image_grid_thw is None
+    assert prompt.media is None
     assert not prompt.token_types_S.any()
 
 
@@ -324,13 +323,12 @@ def test_many_rows_at_once_give_the_prompts_of_each_alone(tiny, family):
     for row, found in zip(rows, builder.build(rows), strict=True):
         alone = builder(row)
         assert (found.row, found.text) == (row, alone.text)
-        for name in ("input_ids_S", "token_types_S", "pixel_values", "image_grid_thw"):
-            value, expected = getattr(found, name), getattr(alone, name)
-            assert (value is None) == (expected is None)
-            if expected is not None:
-                assert torch.equal(value, expected) and value.dtype == expected.dtype
-                # A view would keep, and send to another rank, the pictures of the whole batch.
-                assert value.untyped_storage().nbytes() == value.nbytes
+        values = tensors_of(found)
+        assert values.keys() == tensors_of(alone).keys()
+        for name, expected in tensors_of(alone).items():
+            assert torch.equal(values[name], expected) and values[name].dtype == expected.dtype
+            # A view would keep, and send to another rank, the pictures of the whole batch.
+            assert values[name].untyped_storage().nbytes() == values[name].nbytes
 
 
 class Choosy:

@@ -14,6 +14,8 @@ from tests.builders import (
     VISION_FAMILIES,
     Tiny,
     allowed_ids,
+    grid_of,
+    pixels_of,
     plain_log_probs,
     plain_logits,
     problem_row,
@@ -101,8 +103,8 @@ def test_greedy_equals_generate_of_the_stock_model(tiny, family, side):
             "input_ids": prompt.input_ids_S[None],
             "attention_mask": torch.ones(1, prompt.num_tokens, dtype=torch.int64),
         }
-        if prompt.pixel_values is not None:
-            inputs |= {"pixel_values": prompt.pixel_values, "image_grid_thw": prompt.image_grid_thw}
+        if prompt.media is not None:
+            inputs |= {"pixel_values": pixels_of(prompt), "image_grid_thw": grid_of(prompt)}
             inputs["mm_token_type_ids"] = prompt.token_types_S[None]
         with torch.no_grad():
             expected = model.policy.model.generate(

@@ -14,12 +14,14 @@ from tests.builders import (
     Tiny,
     completion,
     gradients,
+    pixels_of,
     plain_log_probs,
     plain_logits,
     prompts_of,
     random_completions,
     relative_gap,
     scored,
+    with_media,
 )
 from tests.builders import allowed_ids as allowed_ids_of
 from tests.vlm_mhpo.update_cases import NUM_COMPLETIONS, NUM_TOKENS, PlainEngine, batch_of, settings_of
@@ -309,7 +311,7 @@ def poisoned(batch: Minibatch, kind: str) -> Minibatch:
         return replace(batch, advantages=(*batch.advantages[:5], value, *batch.advantages[6:]))
     groups = list(batch.groups)
     prompt = groups[1].group.prompt
-    prompt = replace(prompt, pixel_values=torch.full_like(prompt.pixel_values, value))
+    prompt = with_media(prompt, pixel_values=torch.full_like(pixels_of(prompt), value))
     groups[1] = replace(groups[1], group=replace(groups[1].group, prompt=prompt))
     return replace(batch, groups=groups)
 

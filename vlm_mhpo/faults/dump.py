@@ -15,11 +15,9 @@ from data_prep import Row
 from vlm_mhpo.errors import ConfigError
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.runtime.secrets import without_secrets
-from vlm_mhpo.types import Completion, Group, Minibatch, Prompt, ScoredGroup
+from vlm_mhpo.types import Completion, Group, Media, Minibatch, Prompt, ScoredGroup
 
-FORMAT_VERSION = 1
-# The tensors of a prompt, under its number in the safetensors file.
-PROMPT_TENSORS = ("input_ids_S", "token_types_S", "pixel_values", "image_grid_thw", "image_features_IKD")
+FORMAT_VERSION = 2
 POLICY_FOLDER = "policy"
 
 
@@ -137,8 +135,9 @@ def tensors_of(batch: Minibatch) -> dict[str, Tensor]:
     for index, scored in enumerate(batch.groups):
         prompt = scored.group.prompt
         tensors[f"{index}/log_probs"] = torch.cat([one.log_probs for one in scored.group.completions])
-        present = {name: getattr(prompt, name) for name in PROMPT_TENSORS}
-        tensors |= {f"{index}/{name}": value.contiguous() for name, value in present.items() if value is not None}
+        present = {"input_ids_S": prompt.input_ids_S, "token_types_S": prompt.token_types_S}
+        present |= {f"media/{name}": value for name, value in prompt.media.tensors.items()} if prompt.media else {}
+        tensors |= {f"{index}/{name}": value.contiguous() for name, value in present.items()}
         for number, image in enumerate(prompt.row.images):
             encoded = image if isinstance(image, bytes) else image.read_bytes()
             tensors[f"{index}/images/{number}"] = torch.tensor(list(encoded), dtype=torch.uint8)
@@ -170,6 +169,8 @@ def read_rank(file: Path) -> Dump:
     from safetensors.torch import load_file
 
     record, tensors = json.loads(file.read_text()), load_file(file.with_suffix(".safetensors"))
+    if record["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"format {record['format_version']}, this program reads {FORMAT_VERSION}")
     groups = [read_group(values, tensors, index) for index, values in enumerate(record["groups"])]
     lengths = [len(completion.token_ids) for scored in groups for completion in scored.group.completions]
     frozen = tensors.get("reference_log_probs")
@@ -195,10 +196,14 @@ def read_group(values: Mapping[str, Any], tensors: Mapping[str, Tensor], index: 
     images = [tensors[f"{index}/images/{number}"] for number in range(values["num_images"])]
     row = values["row"]
     row["choices"] = None if row["choices"] is None else tuple(row["choices"])
+    prefix = f"{index}/media/"
+    media = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     prompt = Prompt(
         row=Row(**row, images=tuple(bytes(image.tolist()) for image in images)),
         text=values["prompt_text"],
-        **{name: tensors.get(f"{index}/{name}") for name in PROMPT_TENSORS},
+        input_ids_S=tensors[f"{index}/input_ids_S"],
+        token_types_S=tensors[f"{index}/token_types_S"],
+        media=Media(media) if media else None,
     )
     sampled = tensors[f"{index}/log_probs"].split([len(c["token_ids"]) for c in values["completions"]])
     completions = tuple(

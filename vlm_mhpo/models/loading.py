@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ from torch import nn
 
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models import attention
-from vlm_mhpo.models.families.base import FAMILIES, Family, banned_tokens, family_for, freeze, vision_tower
-from vlm_mhpo.models.families.patch_embedding import embed_patches_by_product
+from vlm_mhpo.models.families import FAMILIES, family_for
+from vlm_mhpo.models.families.base import Family, banned_tokens, freeze
+from vlm_mhpo.models.families.text import check_plain_head
 from vlm_mhpo.models.policy import Policy
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+NO_LIMIT = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +76,10 @@ def load_policy(
             f"({first_line(error)})"
         ) from error
     family = family_for(config)
-    loader = transformers.AutoModelForImageTextToText if family.has_vision else transformers.AutoModelForCausalLM
     # transformers partitions while it loads for as long as this object lives.
     partition = HfDeepSpeedConfig(zero3_settings) if stage_of(zero3_settings) == 3 else None
     try:
-        model = loader.from_pretrained(
+        model = family.auto_classes[0].from_pretrained(
             path,
             revision=revision,
             dtype=DTYPES[dtype],
@@ -89,37 +90,28 @@ def load_policy(
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"the weights at {path!r} cannot be loaded: {first_line(error)}") from error
     del partition
+    # What learns is settled here, before the policy and the optimizer look: LoRA's adapters belong behind `freeze`.
     freeze(model, family, vision_tower_frozen=freeze_vision_tower, projector_frozen=freeze_projector)
     adapt(model, family, attn_implementation)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     codec = load_codec(path, model, family, revision=revision, min_pixels=min_pixels, max_pixels=max_pixels)
     vocabulary_size = model.config.get_text_config().vocab_size
-    return Policy(model, family, banned_tokens(codec.tokenizer, vocabulary_size)), codec
+    return Policy(model, family, banned_tokens(codec.tokenizer, vocabulary_size, family.placeholders)), codec
 
 
 def adapt(model: nn.Module, family: Family, attn_implementation: str) -> None:
-    """Put our attention and patch embedding into a loaded model, as far as its family allows."""
+    """Put our attention and the family's own changes into a loaded model."""
     if family.shares_prompt:
         attention.install(model, attn_implementation)
     if family.model_type not in FAMILIES:
         check_plain_head(model, family.model_type)
-    if tower := vision_tower(model, family):
-        embed_patches_by_product(tower)
+    if family.vision:
+        family.vision.adapt(model)
+    if family.leaf_modules:
+        from deepspeed.utils import set_z3_leaf_modules
 
-
-@torch.no_grad()
-def check_plain_head(model: nn.Module, model_type: str) -> None:
-    """ModelError unless the logits are lm_head(last hidden state) and nothing more, as the policy takes them to be."""
-    if not all(isinstance(getattr(model, name, None), nn.Module) for name in ("model", "lm_head")):
-        raise ModelError(f"a {model_type} model is built in another way than those that can be trained here")
-    if any(hasattr(weight, "ds_id") for weight in model.parameters()):
-        raise ModelError(f"a {model_type} model has no adapter and cannot be checked under ZeRO-3: use a lower stage")
-    ids_BS = torch.arange(1, 5)[None] % model.config.vocab_size
-    logits = model.eval()(input_ids=ids_BS, use_cache=False).logits
-    plain = model.lm_head(model.model(input_ids=ids_BS, use_cache=False).last_hidden_state)
-    if not torch.allclose(logits.float(), plain.float(), rtol=1e-3, atol=1e-3):
-        raise ModelError(f"a {model_type} model scales or caps its logits, which is not supported")
+        set_z3_leaf_modules(model, list(family.leaf_modules))
 
 
 def check_revision(revision: str | None) -> None:
@@ -150,42 +142,30 @@ def load_codec(
     path: str, model: nn.Module, family: Family, *, revision: str | None, min_pixels: int | None, max_pixels: int | None
 ) -> Codec:
     """The processor with its pixel limits, and the token ids that sampling needs."""
-    import transformers
-
-    loader = transformers.AutoProcessor if family.has_vision else transformers.AutoTokenizer
     try:
-        processor = loader.from_pretrained(path, revision=revision, trust_remote_code=False)
+        processor = family.auto_classes[1].from_pretrained(path, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"the processor at {path!r} cannot be loaded: {first_line(error)}") from error
-    if family.has_vision and (min_pixels or max_pixels):
-        set_pixel_limits(processor.image_processor, min_pixels, max_pixels)
-    tokenizer = processor.tokenizer if family.has_vision else processor
-    configured = model.generation_config.eos_token_id
+    codec = counting_codec(processor, family, min_pixels, max_pixels)
+    tokenizer, configured = codec.tokenizer, model.generation_config.eos_token_id
     ends = configured if isinstance(configured, list) else [configured]
     end_ids = {end for end in [*ends, tokenizer.eos_token_id] if end is not None}
-    text_config = model.config.get_text_config()
-    return Codec(
-        processor=processor,
-        tokenizer=tokenizer,
+    return replace(
+        codec,
         end_ids=tuple(sorted(end_ids)),
         pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        max_context=text_config.max_position_embeddings,
+        max_context=model.config.get_text_config().max_position_embeddings,
     )
 
 
-def set_pixel_limits(image_processor, min_pixels: int | None, max_pixels: int | None) -> None:
-    """Change the area limits that Qwen's image processor keeps under `size`."""
-    size = dict(image_processor.size)
-    if min_pixels:
-        size["shortest_edge"] = min_pixels
-    if max_pixels:
-        size["longest_edge"] = max_pixels
-    if size["shortest_edge"] > size["longest_edge"]:
-        raise ModelError(
-            f"the processor's pixel limits would be {size['shortest_edge']} to {size['longest_edge']}: "
-            "set both model.min_pixels and model.max_pixels"
-        )
-    image_processor.size = type(image_processor.size)(**size) if not isinstance(image_processor.size, dict) else size
+def counting_codec(
+    processor: Any, family: Family, min_pixels: int | None = None, max_pixels: int | None = None
+) -> Codec:
+    """A codec for prompts alone, of which nothing is sampled: no end, no padding, no context."""
+    if family.vision and (min_pixels or max_pixels):
+        family.vision.set_pixel_limits(processor, min_pixels, max_pixels)
+    tokenizer = processor.tokenizer if family.vision else processor
+    return Codec(processor, tokenizer, end_ids=(), pad_id=0, max_context=NO_LIMIT)
 
 
 def first_line(error: Exception) -> str:

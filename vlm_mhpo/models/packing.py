@@ -3,17 +3,19 @@
 A row is [prompt, completion 1, ..., completion k]. A completion sees the prompt and itself, and its positions start
 again after the prompt, so its log-probs are those of the separate row [prompt, completion].
 
-Shape suffixes: R rows, S row tokens, B completions, T completion tokens, N valid completion tokens, A position axes,
-I image tokens, K feature streams of an image token, D their width.
+Shape suffixes: R rows, S row tokens, B completions, T completion tokens, N valid completion tokens, A position axes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from vlm_mhpo.types import Media, Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +43,7 @@ class PackedRows:
         predictor_N: [N] int64 into the flattened [R * S] states: the state that predicts each completion token.
         target_N: [N] int64 token ids.
         completion_N, time_N: [N] int64, where each value belongs in the caller's [B, T].
-        pixel_values: [patches, dim] of the images of all rows, in row order, or None.
-        image_grid_thw: [images, 3] int64, or None.
-        image_features_IKD: of the images of all rows, in the place of pixel_values, or None.
+        media: the images of all rows, in row order, or None.
     """
 
     input_ids_RS: Tensor
@@ -54,14 +54,12 @@ class PackedRows:
     target_N: Tensor
     completion_N: Tensor
     time_N: Tensor
-    pixel_values: Tensor | None
-    image_grid_thw: Tensor | None
-    image_features_IKD: Tensor | None = None
+    media: Media | None
 
     def to(self, device: torch.device) -> PackedRows:
         """The same rows on `device`."""
         fields = {name: getattr(self, name) for name in self.__slots__}
-        moved = {name: value.to(device) for name, value in fields.items() if isinstance(value, Tensor)}
+        moved = {name: value.to(device) for name, value in fields.items() if isinstance(value, Tensor | Media)}
         return PackedRows(**fields | moved)
 
     @property
@@ -117,54 +115,41 @@ def plan_micro_batches(
 
 def pack_rows(
     items: Sequence[PackedItem],
-    prompt_ids: Sequence[Tensor],
+    prompts: Sequence[Prompt],
     prompt_positions: Sequence[Tensor],
-    prompt_images: Sequence[tuple[Tensor | None, Tensor | None, Tensor | None]],
     completion_ids: Sequence[Sequence[int]],
     *,
+    join: Callable[[Sequence[Media | None]], Media | None],
     pad_id: int,
 ) -> PackedRows:
     """Build the tensors of one micro-batch.
 
     Args:
         items: the rows.
-        prompt_ids: [S_p] int64 of each prompt.
+        prompts: all of the caller's, S_p tokens each.
         prompt_positions: [A, S_p] int64 of each prompt; a completion goes on at their maximum plus one.
-        prompt_images: (pixel_values, image_grid_thw, image_features_IKD) of each prompt, None where it has none.
         completion_ids: token ids of all completions, by flat index.
+        join: `Family.join`, for the images of the rows.
         pad_id: fills the ends of shorter rows; masked.
     """
     rows = [
-        _one_row(item, prompt_ids[item.prompt_index], prompt_positions[item.prompt_index], completion_ids)
+        _one_row(item, prompts[item.prompt_index].input_ids_S, prompt_positions[item.prompt_index], completion_ids)
         for item in items
     ]
-    width = max(row.ids.shape[0] for row in rows)
-    num_axes = rows[0].positions.shape[0]
-    input_ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
-    positions = torch.zeros((num_axes, len(rows), width), dtype=torch.int64)
-    segments = torch.full((len(rows), width), -1, dtype=torch.int64)
-    for index, row in enumerate(rows):
-        length = row.ids.shape[0]
-        input_ids[index, :length] = row.ids
-        positions[:, index, :length] = row.positions
-        segments[index, :length] = row.segments
-    offsets = [index * width for index in range(len(rows))]
-    # Three lists, each over the rows that have such a tensor.
-    columns = zip(*(prompt_images[item.prompt_index] for item in items), strict=True)
-    images = [[tensor for tensor in column if tensor is not None] for column in columns]
-    pixel_values, image_grid_thw, image_features_IKD = (torch.cat(parts) if parts else None for parts in images)
+    input_ids_RS = pad_sequence([row.ids for row in rows], batch_first=True, padding_value=pad_id)
+    positions_SRA = pad_sequence([row.positions.T for row in rows])
+    offsets = [index * input_ids_RS.shape[1] for index in range(len(rows))]
     return PackedRows(
-        input_ids_RS=input_ids,
-        positions_ARS=positions,
-        segments_RS=segments,
+        input_ids_RS=input_ids_RS,
+        positions_ARS=positions_SRA.permute(2, 1, 0).contiguous(),
+        segments_RS=pad_sequence([row.segments for row in rows], batch_first=True, padding_value=-1),
         lengths=tuple((row.prompt_length, *row.completion_lengths) for row in rows),
         predictor_N=torch.cat([row.predictors + offset for row, offset in zip(rows, offsets, strict=True)]),
         target_N=torch.cat([row.ids[row.prompt_length :] for row in rows]),
         completion_N=torch.cat([row.completions for row in rows]),
         time_N=torch.cat([row.times for row in rows]),
-        pixel_values=pixel_values,
-        image_grid_thw=image_grid_thw,
-        image_features_IKD=image_features_IKD,
+        # A prompt that is cut into two rows shows its images in both.
+        media=join([prompts[item.prompt_index].media for item in items]),
     )
 
 

@@ -8,27 +8,19 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any
 
 import torch
 from torch import nn
 
 from vlm_mhpo.errors import ModelError
+from vlm_mhpo.models.families import FAMILIES, family_of
+from vlm_mhpo.models.families.base import IMAGE_TEXT, VISION_TOKENS
 from vlm_mhpo.runtime import ranks
 
 SCHEME = "tiny:"
-TinyFamily = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen2"]
 
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *VISION_TOKENS)
 TAG_TOKENS = ("<think>", "</think>", "<answer>", "</answer>")
 
 # What the merges are learned from: the wording of the procedural tasks and of geometry problems.
@@ -46,13 +38,18 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
+    f"{{% if part['type'] == 'image' %}}{IMAGE_TEXT}{{% else %}}{{{{ part['text'] }}}}{{% endif %}}"
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
-def build_tiny(folder: Path, family: TinyFamily = "qwen2_5_vl", *, seed: int = 0, hidden_size: int = 128) -> Path:
+def tiny_families() -> list[str]:
+    """The families that have a tiny model."""
+    return [name for name, family in FAMILIES.items() if family.tiny_config]
+
+
+def build_tiny(folder: Path, family: str = "qwen2_5_vl", *, seed: int = 0, hidden_size: int = 128) -> Path:
     """Write a tiny model and its processor in the layout that `from_pretrained` reads.
 
     Args:
@@ -71,17 +68,25 @@ def build_tiny(folder: Path, family: TinyFamily = "qwen2_5_vl", *, seed: int = 0
     return folder
 
 
+def tiny_family(path: str) -> str | None:
+    """The FAMILY of a path `tiny:FAMILY`; None for another path, ModelError for an unknown family."""
+    if not path.startswith(SCHEME):
+        return None
+    family = path.removeprefix(SCHEME)
+    if family not in tiny_families():
+        raise ModelError(f"model.path={path}: tiny models exist of {', '.join(tiny_families())}")
+    return family
+
+
 def resolve_model(path: str, run_dir: Path) -> str:
     """The folder or hub name that `path` means; `tiny:FAMILY` builds such a model in `run_dir/tiny_model` (once).
 
     Raises:
         ModelError: an unknown family.
     """
-    if not path.startswith(SCHEME):
+    family = tiny_family(path)
+    if family is None:
         return path
-    family = path.removeprefix(SCHEME)
-    if family not in get_args(TinyFamily):
-        raise ModelError(f"model.path={path}: tiny models exist of {', '.join(get_args(TinyFamily))}")
     folder = run_dir / "tiny_model"
     if ranks.is_main() and not (folder / "config.json").exists():
         build_tiny(folder, family)
@@ -89,7 +94,7 @@ def resolve_model(path: str, run_dir: Path) -> str:
     return str(folder)
 
 
-def build_tokenizer():
+def build_tokenizer() -> Any:
     """A Qwen2 byte-level tokenizer with Qwen's special tokens and a few hundred merges."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
@@ -117,46 +122,19 @@ def build_tokenizer():
     return tokenizer
 
 
-def build_processor(family: TinyFamily, tokenizer):
+def build_processor(family: str, tokenizer: Any) -> Any:
     """The family's real processor around `tokenizer`; for a text family the tokenizer itself."""
-    import transformers
-
-    if family == "qwen2":
-        return tokenizer
-    patch_size = 16 if family == "qwen3_vl" else 14
-    side = 2 * patch_size
-    limits = {"shortest_edge": side * side, "longest_edge": side * side * 256}
-    # White paper becomes 0, so that a patch embedding starts from the ink and not from a large constant.
-    image_processor = transformers.Qwen2VLImageProcessor(
-        patch_size=patch_size, merge_size=2, size=limits, image_mean=[1.0, 1.0, 1.0], image_std=[0.3, 0.3, 0.3]
-    )
-    video_class = transformers.Qwen3VLVideoProcessor if family == "qwen3_vl" else transformers.Qwen2VLVideoProcessor
-    video_processor = video_class(patch_size=patch_size, merge_size=2)
-    processor_class = {
-        "qwen2_vl": transformers.Qwen2VLProcessor,
-        "qwen2_5_vl": transformers.Qwen2_5_VLProcessor,
-        "qwen3_vl": transformers.Qwen3VLProcessor,
-    }[family]
-    return processor_class(
-        image_processor=image_processor,
-        tokenizer=tokenizer,
-        video_processor=video_processor,
-        chat_template=CHAT_TEMPLATE,
-    )
+    vision = family_of(family).vision
+    return vision.tiny_processor(tokenizer) if vision else tokenizer
 
 
-def build_model(family: TinyFamily, tokenizer, *, seed: int = 0, hidden_size: int = 128) -> nn.Module:
+def build_model(family: str, tokenizer: Any, *, seed: int = 0, hidden_size: int = 128) -> nn.Module:
     """A float32 model whose weights are drawn so that a narrow network can learn to see."""
     import transformers
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model_class = {
-            "qwen2_vl": transformers.Qwen2VLForConditionalGeneration,
-            "qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration,
-            "qwen3_vl": transformers.Qwen3VLForConditionalGeneration,
-            "qwen2": transformers.Qwen2ForCausalLM,
-        }[family]
+        model_class = getattr(transformers, family_of(family).model_class)
         model = model_class(model_config(family, tokenizer, hidden_size)).float()
         draw_weights(model)
     model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -178,10 +156,8 @@ def draw_weights(model: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def model_config(family: TinyFamily, tokenizer, hidden_size: int):
+def model_config(family: str, tokenizer: Any, hidden_size: int) -> Any:
     """The transformers configuration of a tiny model."""
-    import transformers
-
     ids = tokenizer.convert_tokens_to_ids
     text = dict(
         vocab_size=len(tokenizer),
@@ -195,27 +171,4 @@ def model_config(family: TinyFamily, tokenizer, hidden_size: int):
         eos_token_id=ids("<|im_end|>"),
         pad_token_id=ids("<|endoftext|>"),
     )
-    if family == "qwen2":
-        return transformers.Qwen2Config(**text, tie_word_embeddings=False)
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
-    vision_size = hidden_size // 2
-    vision = dict(depth=2, num_heads=vision_size // 16, patch_size=14, spatial_merge_size=2, temporal_patch_size=2)
-    tokens = dict(
-        image_token_id=ids("<|image_pad|>"),
-        video_token_id=ids("<|video_pad|>"),
-        vision_start_token_id=ids("<|vision_start|>"),
-        vision_end_token_id=ids("<|vision_end|>"),
-        tie_word_embeddings=False,
-    )
-    if family == "qwen2_vl":
-        vision |= dict(embed_dim=vision_size, hidden_size=hidden_size, mlp_ratio=2)
-        return transformers.Qwen2VLConfig(text_config={**text, "rope_parameters": rope}, vision_config=vision, **tokens)
-    vision |= dict(hidden_size=vision_size, intermediate_size=2 * vision_size, out_hidden_size=hidden_size)
-    if family == "qwen2_5_vl":
-        vision |= dict(window_size=112, fullatt_block_indexes=[1])
-        return transformers.Qwen2_5_VLConfig(
-            text_config={**text, "rope_parameters": rope}, vision_config=vision, **tokens
-        )
-    vision |= dict(patch_size=16, num_position_embeddings=256, deepstack_visual_indexes=[0])
-    text |= dict(head_dim=32, rope_parameters={**rope, "mrope_interleaved": True})
-    return transformers.Qwen3VLConfig(text_config=text, vision_config=vision, **tokens)
+    return family_of(family).tiny_config(tokenizer, text)

@@ -81,7 +81,7 @@ class PromptBuilder:
         text = self._render(plain)
         ids = self.codec.tokenizer(text, add_special_tokens=False)["input_ids"]
         input_ids_S = torch.tensor(ids, dtype=torch.int64)
-        return Prompt(row, text, input_ids_S, torch.zeros_like(input_ids_S), None, None)
+        return Prompt(row, text, input_ids_S, torch.zeros_like(input_ids_S))
 
     def _with_images(self, rows: Sequence[Row]) -> list[Prompt]:
         if not rows:
@@ -101,7 +101,7 @@ class PromptBuilder:
             if len(rows) > 1:
                 # Which one it was shows when each goes alone.
                 return [prompt for row in rows for prompt in self._with_images([row])]
-            # Qwen's image processor refuses aspect ratios above 200 and similar shapes.
+            # Image processors refuse aspect ratios above 200 and similar shapes.
             raise PromptError(f"row {rows[0].id}: the image processor refused an image: {error}") from error
         return self._cut(rows, texts, inputs)
 
@@ -117,8 +117,7 @@ class PromptBuilder:
 
     def _cut(self, rows: Sequence[Row], texts: Sequence[str], inputs: Mapping[str, torch.Tensor]) -> list[Prompt]:
         """The prompts of a batch of processor outputs; copies, because a view would keep (and send) the whole batch."""
-        grids = inputs["image_grid_thw"].split([len(row.images) for row in rows])
-        pixels = inputs["pixel_values"].split([int(grid.prod(dim=1).sum()) for grid in grids])
+        media = self.family.vision.cut(inputs, [len(row.images) for row in rows])
         prompts = []
         for index, (row, text) in enumerate(zip(rows, texts, strict=True)):
             length = int(inputs["attention_mask"][index].sum())
@@ -128,8 +127,7 @@ class PromptBuilder:
                     text=text,
                     input_ids_S=inputs["input_ids"][index, :length].clone(),
                     token_types_S=inputs["mm_token_type_ids"][index, :length].to(torch.int64, copy=True),
-                    pixel_values=pixels[index].clone(),
-                    image_grid_thw=grids[index].clone(),
+                    media=media[index],
                 )
             )
             self._check_image_tokens(prompts[-1])
@@ -140,13 +138,11 @@ class PromptBuilder:
         return renderer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     def _check_image_tokens(self, prompt: Prompt) -> None:
-        merge = self.codec.processor.image_processor.merge_size
-        expected = int(prompt.image_grid_thw.prod(dim=1).sum()) // merge**2
-        found = int((prompt.token_types_S == 1).sum())
-        if found != expected or prompt.image_grid_thw.shape[0] != len(prompt.row.images):
+        expected = self.family.vision.num_tokens(self.codec.processor, prompt.media)
+        if prompt.num_image_tokens != expected:
             raise PromptError(
-                f"row {prompt.id}: {found} image tokens for images of {expected} tokens; the chat template does not "
-                "place one image token an image"
+                f"row {prompt.id}: {prompt.num_image_tokens} image tokens for images of {expected} tokens; the chat "
+                "template does not place one image token per image"
             )
 
 

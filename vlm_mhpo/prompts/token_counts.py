@@ -6,11 +6,9 @@ from collections.abc import Callable
 
 from data_prep import DataError, Row
 from vlm_mhpo.errors import ModelError, PromptError
-from vlm_mhpo.models.families.base import family_for
-from vlm_mhpo.models.loading import Codec, first_line
+from vlm_mhpo.models.families import family_for
+from vlm_mhpo.models.loading import NO_LIMIT, counting_codec, first_line
 from vlm_mhpo.prompts.builder import PromptBuilder
-
-NO_LIMIT = 2**31
 
 
 def token_counter(model: str) -> Callable[[Row], int]:
@@ -28,14 +26,10 @@ def token_counter(model: str) -> Callable[[Row], int]:
 
     try:
         family = family_for(transformers.AutoConfig.from_pretrained(model, trust_remote_code=False))
-        loader = transformers.AutoProcessor if family.has_vision else transformers.AutoTokenizer
-        processor = loader.from_pretrained(model, trust_remote_code=False)
+        processor = family.auto_classes[1].from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"no processor at {model!r}: {first_line(error)}") from error
-    tokenizer = processor.tokenizer if family.has_vision else processor
-    # Nothing is sampled here: no end, no padding, no context.
-    codec = Codec(processor, tokenizer, end_ids=(), pad_id=0, max_context=NO_LIMIT)
-    builder = PromptBuilder(codec, family, max_prompt_length=NO_LIMIT)
+    builder = PromptBuilder(counting_codec(processor, family), family, max_prompt_length=NO_LIMIT)
 
     def count(row: Row) -> int:
         try:

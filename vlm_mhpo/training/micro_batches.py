@@ -65,11 +65,9 @@ def micro_batches(
     )
     flat_ids = [ids for group in completion_ids for ids in group]
     positions = [policy.family.positions(policy.model, prompt) for prompt in prompts]
-    ids = [prompt.input_ids_S for prompt in prompts]
-    images = [(prompt.pixel_values, prompt.image_grid_thw, prompt.image_features_IKD) for prompt in prompts]
 
     def build(items: Sequence[PackedItem], is_padding: bool) -> MicroBatch:
-        rows = pack_rows(items, ids, positions, images, flat_ids, pad_id=pad_id).to(device)
+        rows = pack_rows(items, prompts, positions, flat_ids, join=policy.family.join, pad_id=pad_id).to(device)
         return MicroBatch(rows, tuple(flat for item in items for flat in item.completion_indices), is_padding)
 
     # ZeRO-2 and 3 communicate in every forward and backward, so all ranks need as many as the busiest. Agreed before

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.builders import build_and_load, picture, problem_row, random_completions
-from vlm_mhpo.commands.profiling.flops import Work, model_flops, parts_of, sampling_work, training_work, vision_work
+from vlm_mhpo.commands.profiling.flops import Work, model_flops, parts_of, sampling_work, training_work
 from vlm_mhpo.commands.profiling.rate import matmul_rate
 from vlm_mhpo.training.micro_batches import micro_batches
 
@@ -32,7 +32,7 @@ def packed_forward(model):
     width = prompt.num_tokens + 11
     work = Work(tokens=width, pairs=width**2, predictions=11)
     if images:
-        work += vision_work(prompt.image_grid_thw.tolist(), model.policy.model.config.vision_config)
+        work += model.policy.family.vision.work(model.policy.model, prompt.media)
     return micro_batch.rows, work
 
 

@@ -14,7 +14,7 @@ import torch
 
 import vlm_mhpo
 from tests.builders import picture, problem_row, random_completions
-from vlm_mhpo.commands.profiling.flops import vision_work
+from vlm_mhpo.commands.profiling.flops import Work
 from vlm_mhpo.commands.profiling.marks import Tally, hooked
 from vlm_mhpo.commands.profiling.run import phase_of
 from vlm_mhpo.runtime import clock
@@ -155,6 +155,6 @@ def test_a_forward_is_counted_where_it_happens_while_the_model_is_hooked(tiny):
         model.policy(batch.rows, temperature=1.0, chunk_size=100)
     assert dict(tally.forwards["update"]) == {"calls": 1, "rows": 1, "tokens": prompt.num_tokens + 5}
     # 6 x 4 patches become 3 x 2 tokens.
-    assert (tally.grids["update"], tally.merged["update"]) == ([[1, 4, 6]], 6)
-    assert tally.vision_work("update") == vision_work([[1, 4, 6]], model.policy.model.config.vision_config)
+    # One window of 4 x 4 tokens holds them all.
+    assert tally.vision_work("update") == Work(patches=24, image_pairs=24**2, window_pairs=24**2, merged=6)
     assert watch.calls == {"update/forward": 2, "update/vision": 1}

@@ -174,8 +174,8 @@ def micro_batch_bytes(config: Config, shapes: Shapes) -> float:
     if shapes.vision and shapes.vision_trained:
         image = prompt
         if config.model.max_pixels:
-            image = min(prompt, config.model.max_pixels // shapes.token_side**2)
-        patches = num_rows * image * shapes.patches_per_token
+            image = min(prompt, config.model.max_pixels // shapes.vision.pixels_per_token)
+        patches = num_rows * image * shapes.vision.patches_per_token
         total += activation_bytes(shapes.vision, patches, dtype=dtype, checkpointing=checkpointing)
     return float(total)
 

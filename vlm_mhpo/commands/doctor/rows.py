@@ -9,15 +9,13 @@ from tqdm import tqdm
 from data_prep import DataError, Row
 from rewards import Item, Verifier
 from vlm_mhpo.commands.doctor.check import Check
-from vlm_mhpo.commands.doctor.shapes import transformers_config
+from vlm_mhpo.commands.doctor.shapes import family_on_this_machine
 from vlm_mhpo.config import Config, DataConfig
 from vlm_mhpo.errors import ModelError, PromptError, VlmMhpoError
-from vlm_mhpo.models.families.base import family_of
-from vlm_mhpo.models.loading import Codec, first_line, set_pixel_limits
-from vlm_mhpo.models.tiny import SCHEME, build_processor, build_tokenizer
+from vlm_mhpo.models.loading import NO_LIMIT, counting_codec, first_line
+from vlm_mhpo.models.tiny import build_processor, build_tokenizer, tiny_family
 from vlm_mhpo.prompts.builder import PromptBuilder, prompt_builder
 from vlm_mhpo.prompts.rows import read_rows
-from vlm_mhpo.prompts.token_counts import NO_LIMIT
 from vlm_mhpo.types import Prompt
 
 NUM_NAMED = 3
@@ -91,26 +89,18 @@ def unlimited_builder(config: Config) -> PromptBuilder:
     Raises:
         ModelError: config or processor are not on this machine.
     """
-    import transformers
-
     model = config.model
-    found = transformers_config(model)
-    family = family_of(found.model_type)
-    loader = transformers.AutoProcessor if family.has_vision else transformers.AutoTokenizer
-    if model.path.startswith(SCHEME):
-        processor = build_processor(model.path.removeprefix(SCHEME), build_tokenizer())
+    family = family_on_this_machine(model)
+    if tiny := tiny_family(model.path):
+        processor = build_processor(tiny, build_tokenizer())
     else:
         try:
-            processor = loader.from_pretrained(
+            processor = family.auto_classes[1].from_pretrained(
                 model.path, revision=model.revision, trust_remote_code=False, local_files_only=True
             )
         except (OSError, ValueError) as error:
             raise ModelError(f"{model.path}: no processor on this machine ({first_line(error)})") from error
-    if family.has_vision and (model.min_pixels or model.max_pixels):
-        set_pixel_limits(processor.image_processor, model.min_pixels, model.max_pixels)
-    tokenizer = processor.tokenizer if family.has_vision else processor
-    # Nothing is sampled here: no end, no padding, no context.
-    codec = Codec(processor, tokenizer, end_ids=(), pad_id=0, max_context=NO_LIMIT)
+    codec = counting_codec(processor, family, model.min_pixels, model.max_pixels)
     return prompt_builder(config.data.model_copy(update={"max_prompt_length": NO_LIMIT}), codec, family)
 
 
@@ -132,7 +122,7 @@ def examine_lengths(
     limit = data.max_prompt_length
     longest = sorted(prompts, key=lambda prompt: -prompt.num_tokens)
     named = "; ".join(
-        f"row {prompt.id}: {prompt.num_tokens} tokens, {num_image_tokens(prompt)} of pictures "
+        f"row {prompt.id}: {prompt.num_tokens} tokens, {prompt.num_image_tokens} of pictures "
         f"({100 * prompt.num_tokens / limit:.0f} %)"
         for prompt in longest[:NUM_NAMED]
     )
@@ -151,20 +141,14 @@ def examine_lengths(
     )
 
 
-def num_image_tokens(prompt: Prompt) -> int:
-    """Image tokens of a prompt."""
-    return int((prompt.token_types_S == 1).sum())
-
-
 def fitting_pixels(too_long: Sequence[Prompt], limit: int, builder: PromptBuilder) -> int | None:
     """The largest model.max_pixels under which every one of these prompts fits; None when their text is too long."""
     least: int | None = None
     for prompt in too_long:
-        for_images = limit - (prompt.num_tokens - num_image_tokens(prompt))
+        for_images = limit - (prompt.num_tokens - prompt.num_image_tokens)
         each = for_images // max(1, len(prompt.row.images))
         if not prompt.row.images or each < 1:
             return None
-        processor = builder.codec.processor.image_processor
-        pixels = each * (processor.patch_size * processor.merge_size) ** 2
+        pixels = each * builder.family.vision.pixels_per_token(builder.codec.processor)
         least = pixels if least is None else min(least, pixels)
     return least

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from rewards import Verdict
-from vlm_mhpo.commands.profiling.flops import Part, Work, parts_of, sampling_work, training_work, vision_work
-from vlm_mhpo.models.families.base import vision_tower
+from vlm_mhpo.commands.profiling.flops import parts_of, sampling_work, training_work
+from vlm_mhpo.models.families.costs import Part, Work
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.runtime.clock import Clock
 from vlm_mhpo.scoring.scorer import Scoring
@@ -26,9 +26,8 @@ class Tally:
 
     Attributes:
         parts: of the policy, for FLOPs; known once the policy is.
-        vision_config: of the policy, or None.
         work: of the language model, without padding; that of "log_probs" is one pass.
-        grids: (frames, height, width) of each image that went through the vision tower.
+        seen: of the images that went through the vision tower.
         merged: image tokens that went through the projector; with a frozen tower's features kept, without the tower.
         forwards: by place, Counter of calls, rows and tokens.
         tokens: by stage, Counter of prompts, completions, their tokens, and verifications that timed out.
@@ -36,13 +35,12 @@ class Tally:
 
     def __init__(self) -> None:
         self.parts: tuple[Part, ...] = ()
-        self.vision_config: object | None = None
         self.clear()
 
     def clear(self) -> None:
         """Forget what passed."""
         self.work: defaultdict[str, Work] = defaultdict(Work)
-        self.grids: defaultdict[str, list[list[int]]] = defaultdict(list)
+        self.seen: defaultdict[str, Work] = defaultdict(Work)
         self.merged: Counter[str] = Counter()
         self.forwards: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.tokens: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -59,9 +57,7 @@ class Tally:
 
     def vision_work(self, stage: str) -> Work:
         """Work of the vision tower and projector in a stage."""
-        if self.vision_config is None:
-            return Work()
-        return replace(vision_work(self.grids[stage], self.vision_config), merged=self.merged[stage])
+        return replace(self.seen[stage], merged=self.merged[stage])
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +124,8 @@ def counted(loop: Loop, tally: Tally, end_of_step: Callable[[], None]) -> Loop:
 @contextmanager
 def hooked(policy: Policy, clock: Clock, tally: Tally) -> Iterator[None]:
     """Inside, forwards of the language model and of the vision tower are timed and counted."""
-    tower = vision_tower(policy.model, policy.family)
+    vision = policy.family.vision
     tally.parts = parts_of(policy)
-    tally.vision_config = None if tower is None else policy.model.config.vision_config
 
     def before_model(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if clock.is_own_thread:
@@ -142,7 +137,7 @@ def hooked(policy: Policy, clock: Clock, tally: Tally) -> Iterator[None]:
     def before_tower(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if clock.is_own_thread:
             group = group_of(clock.current)
-            tally.grids[group] += kwargs.get("grid_thw", args[-1] if args else None).tolist()
+            tally.seen[group] += vision.work_of_call(policy.model, args, kwargs)
             clock.enter(f"{group}/vision" if group in ("sample", "update") else clock.current)
 
     def after(*_: Any) -> None:
@@ -153,9 +148,9 @@ def hooked(policy: Policy, clock: Clock, tally: Tally) -> Iterator[None]:
             tally.merged[group_of(clock.current)] += len(output)
 
     handles = [policy.model.model.register_forward_pre_hook(before_model, with_kwargs=True)]
-    if tower is not None:
-        projector = getattr(tower, policy.family.projectors[0])
-        handles.append(projector.register_forward_hook(after_projector))
+    if vision:
+        tower = vision.tower(policy.model)
+        handles.append(vision.projectors(policy.model)[0].register_forward_hook(after_projector))
         handles.append(tower.register_forward_pre_hook(before_tower, with_kwargs=True))
         handles.append(tower.register_forward_hook(after, always_call=True))
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from data_prep import DataError
 from vlm_mhpo.commands.doctor.check import Check
@@ -14,8 +14,8 @@ from vlm_mhpo.commands.doctor.shapes import transformers_config
 from vlm_mhpo.config import Config, parse_config
 from vlm_mhpo.engine.settings import deepspeed_settings
 from vlm_mhpo.errors import ModelError, VlmMhpoError
-from vlm_mhpo.models.families.base import family_of
-from vlm_mhpo.models.tiny import SCHEME, TinyFamily
+from vlm_mhpo.models.families import family_of
+from vlm_mhpo.models.tiny import SCHEME, tiny_families
 from vlm_mhpo.prompts.rows import read_rows
 
 MOST_ROWS = 48
@@ -53,7 +53,7 @@ def shrink(config: Config, folder: Path, *, num_ranks: int, family: str | None) 
 
 def tiny_family(config: Config) -> str:
     """The tiny family that stands for the configuration's model; by its name where it is not on this machine."""
-    families = get_args(TinyFamily)
+    families = tiny_families()
     path = config.model.path
     if path.startswith(SCHEME):
         name = path.removeprefix(SCHEME)
@@ -77,7 +77,7 @@ def small_values(config: Config, family: str, num_ranks: int) -> dict[str, Any]:
     """The nested values of the small configuration; every section stays, lengths and sizes shrink."""
     values = config.model_dump(mode="json")
     minibatches = min(MOST_MINIBATCHES, config.train.num_minibatches)
-    has_vision = family != "qwen2"
+    has_vision = family_of(family).has_vision
     values["num_threads"] = 1
     values["model"] |= {"path": SCHEME + family, "revision": None, "min_pixels": None}
     values["model"]["max_pixels"] = MOST_PIXELS if has_vision else None

@@ -1,22 +1,101 @@
-"""What differs between model families: positions, vision modules, tokens that must never be sampled.
+"""One door to what differs between model families: a row of the table, and behind it how the family sees.
+
+A new family is one file beside this one and its row in `families.FAMILIES`. Nothing outside this folder knows what its
+images look like as tensors: `Media` goes from the processor to the model unopened.
 
 Shape suffixes: A position axes, S prompt tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from vlm_mhpo.errors import ModelError
-from vlm_mhpo.types import Prompt
+from vlm_mhpo.models.families.costs import Part, Stack, Work
+from vlm_mhpo.types import Media, Prompt
 
-# A sampled placeholder makes the next forward look for an image that is not there.
+# A sampled placeholder makes the next forward look for an image that is not there. Qwen's text models know them, too.
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+# What stands for an image in a chat template; the processor repeats the token in the middle.
+IMAGE_TEXT = "<|vision_start|><|image_pad|><|vision_end|>"
+
+
+class Vision(Protocol):
+    """How a family sees: all that makes or reads `Media`, and what there is to know of its vision modules.
+
+    `learning` are the projectors that features of a frozen tower still have to go through; () when none learns.
+    """
+
+    # Media: from the processor's output to the model's arguments.
+
+    def cut(self, inputs: Mapping[str, Tensor], num_images: Sequence[int]) -> list[Media]:
+        """The media of each row of a processor's output; copies, since a view would keep (and send) the whole batch."""
+
+    def num_tokens(self, processor: Any, media: Media) -> int:
+        """Placeholder tokens that these pixels need in a prompt."""
+
+    def join(self, parts: Sequence[Media]) -> Media:
+        """Media of several prompts as those of one forward, in order; at least one."""
+
+    def is_empty(self, media: Media) -> bool:
+        """No token of a forward would come from it: features of a prompt without images."""
+
+    def with_features(
+        self, model: nn.Module, parts: Sequence[Media | None], learning: Sequence[nn.Module]
+    ) -> list[Media]:
+        """Features of the frozen tower on the CPU in the place of pixels, for all prompts; one forward of the tower.
+
+        A prompt without images (None) gets empty features, so that every rank packs the same kind of rows.
+        """
+
+    def blank(self, model: nn.Module, media: Media | None) -> tuple[Tensor, Media]:
+        """Token ids [n] of the smallest image and its media, all zeros; features where `media` are features."""
+
+    def arguments(self, model: nn.Module, media: Media, learning: Sequence[nn.Module]) -> dict[str, Any]:
+        """Keyword arguments of the transformers model."""
+
+    # Modules. A projector may lie inside the tower.
+
+    def tower(self, model: nn.Module) -> nn.Module:
+        """The module whose forward encodes images."""
+
+    def projectors(self, model: nn.Module) -> list[nn.Module]:
+        """The modules that map vision to text width, the main one first."""
+
+    def adapt(self, model: nn.Module) -> None:
+        """Change how a loaded model computes, but no value, name or weight."""
+
+    # Processor and sizes.
+
+    def set_pixel_limits(self, processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:
+        """Change the area limits of an image; None leaves a limit as it is. ModelError when they cross."""
+
+    def pixels_per_token(self, processor: Any) -> int:
+        """Area that one image token sees, by the processor."""
+
+    def stack(self, config: Any) -> Stack:
+        """The layers of the tower that a configuration describes."""
+
+    # Costs.
+
+    def work(self, model: nn.Module, media: Media) -> Work:
+        """What passes through tower and projectors for these pixels."""
+
+    def work_of_call(self, model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> Work:
+        """The same for a call of the tower, from its arguments."""
+
+    def parts(self, model: nn.Module) -> list[Part]:
+        """Matrices of tower and projectors, with what backward costs for what is trained."""
+
+    # Tiny models.
+
+    def tiny_processor(self, tokenizer: Any) -> Any:
+        """The family's real processor around the tiny tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,112 +104,85 @@ class Family:
 
     Attributes:
         model_type: transformers' name of the configuration.
-        has_vision: images are accepted.
         positions: (model, prompt) -> [A, S] int64 positions of the prompt's tokens.
-        projectors: names, inside the vision tower, of the modules that map vision to text width.
+        vision: how images are seen; None = text alone.
         shares_prompt: completions may share a row and a cache with their prompt; else each has a copy of it.
+        placeholders: tokens that may never be sampled, as far as the tokenizer knows them.
+        leaf_modules: names of module classes that ZeRO-3 must gather whole (routed experts).
+        model_class, tiny_config: transformers' class, and (tokenizer, sizes of the text part) -> its configuration, of
+            which the family's tiny model is built; None = there is none.
     """
 
     model_type: str
-    has_vision: bool
     positions: Callable[[nn.Module, Prompt], Tensor]
-    projectors: tuple[str, ...] = ()
+    vision: Vision | None = None
     shares_prompt: bool = True
+    placeholders: tuple[str, ...] = VISION_TOKENS
+    leaf_modules: tuple[str, ...] = ()
+    model_class: str = ""
+    tiny_config: Callable[[Any, dict[str, Any]], Any] | None = None
+
+    @property
+    def has_vision(self) -> bool:
+        """Images are accepted."""
+        return self.vision is not None
+
+    @property
+    def auto_classes(self) -> tuple[Any, Any]:
+        """transformers' loaders of the model and of its processor (a tokenizer for text)."""
+        import transformers as hf
+
+        if self.vision:
+            return hf.AutoModelForImageTextToText, hf.AutoProcessor
+        return hf.AutoModelForCausalLM, hf.AutoTokenizer
+
+    def join(self, parts: Sequence[Media | None]) -> Media | None:
+        """Media of several prompts as those of one forward; None where no prompt has any."""
+        present = [part for part in parts if part is not None]
+        return self.vision.join(present) if self.vision and present else None
 
 
-def rope_index_positions(model: nn.Module, prompt: Prompt) -> Tensor:
-    """[3, S]: time, height and width positions, as the model's own get_rope_index defines them."""
-    if prompt.image_grid_thw is None:
-        return torch.arange(prompt.num_tokens).expand(3, -1)
-    positions, _ = model.model.get_rope_index(
-        prompt.input_ids_S[None], mm_token_type_ids=prompt.token_types_S[None], image_grid_thw=prompt.image_grid_thw
-    )
-    return positions[:, 0].to("cpu", torch.int64)
-
-
-def text_positions(model: nn.Module, prompt: Prompt) -> Tensor:
-    """[1, S]: 0, 1, 2, ..."""
-    return torch.arange(prompt.num_tokens)[None]
-
-
-FAMILIES = {
-    family.model_type: family
-    for family in (
-        Family("qwen2_vl", True, rope_index_positions, ("merger",)),
-        Family("qwen2_5_vl", True, rope_index_positions, ("merger",)),
-        Family("qwen3_vl", True, rope_index_positions, ("merger", "deepstack_merger_list")),
-        # Text families whose logits are lm_head(last hidden state) and nothing more; others would be silently wrong.
-        Family("qwen2", False, text_positions),
-        Family("qwen3", False, text_positions),
-        Family("llama", False, text_positions),
-    )
-}
-
-
-def family_for(config: Any) -> Family:
-    """The family of a transformers configuration.
-
-    A text model of another type is taken as it is, every completion with its own copy of the prompt; so is one of the
-    table whose layers look back only so far (sliding windows), since restarted positions would not.
-
-    Raises:
-        ModelError: another architecture with vision, or no causal language model.
-    """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    text = config.get_text_config()
-    if config.model_type not in FAMILIES and text is config and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return Family(config.model_type, False, text_positions, shares_prompt=False)
-    family = family_of(config.model_type)
-    slides = any(kind != "full_attention" for kind in getattr(text, "layer_types", None) or ())
-    return replace(family, shares_prompt=False) if slides else family
-
-
-def family_of(model_type: str) -> Family:
-    """The family of a configuration's model_type; ModelError names the supported ones."""
-    if model_type not in FAMILIES:
-        raise ModelError(f"models of type {model_type!r} are not supported; supported: {', '.join(FAMILIES)}")
-    return FAMILIES[model_type]
-
-
-def banned_tokens(tokenizer, vocabulary_size: int) -> Tensor:
-    """[V] bool, True for vision placeholders and for ids that the tokenizer does not know (padding of the matrix)."""
+def banned_tokens(tokenizer: Any, vocabulary_size: int, placeholders: Sequence[str] = VISION_TOKENS) -> Tensor:
+    """[V] bool, True for placeholders and for ids that the tokenizer does not know (padding of the matrix)."""
     banned_V = torch.zeros(vocabulary_size, dtype=torch.bool)
     banned_V[len(tokenizer) :] = True
     known = tokenizer.get_added_vocab()
-    banned_V[[known[token] for token in VISION_TOKENS if token in known]] = True
+    banned_V[[known[token] for token in placeholders if token in known]] = True
     return banned_V
 
 
-def vision_tower(model: nn.Module, family: Family) -> nn.Module | None:
-    """The vision encoder, projector included, or None."""
-    return model.model.visual if family.has_vision else None
+def vision_weights(model: nn.Module, family: Family) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Weights of the vision tower and of its projectors; none of a text model."""
+    if family.vision is None:
+        return [], []
+    projectors = [weight for module in family.vision.projectors(model) for weight in module.parameters()]
+    named = {id(weight) for weight in projectors}
+    return [weight for weight in family.vision.tower(model).parameters() if id(weight) not in named], projectors
+
+
+def tower_is_frozen(model: nn.Module, family: Family) -> bool:
+    """There is a vision tower, and no weight of it in front of the projectors can change."""
+    return family.has_vision and not any(weight.requires_grad for weight in vision_weights(model, family)[0])
 
 
 def freeze(model: nn.Module, family: Family, *, vision_tower_frozen: bool, projector_frozen: bool) -> None:
     """Set requires_grad of the vision encoder's and the projector's weights."""
-    tower = vision_tower(model, family)
-    if tower is None:
-        if vision_tower_frozen or projector_frozen:
-            raise ModelError(f"a {family.model_type} model has no vision tower: set model.freeze_* to false")
-        return
-    for name, parameter in tower.named_parameters():
-        is_projector = name.split(".", 1)[0] in family.projectors
-        parameter.requires_grad_(not (projector_frozen if is_projector else vision_tower_frozen))
+    if not family.has_vision and (vision_tower_frozen or projector_frozen):
+        raise ModelError(f"a {family.model_type} model has no vision tower: set model.freeze_* to false")
+    for weights, is_frozen in zip(vision_weights(model, family), (vision_tower_frozen, projector_frozen), strict=True):
+        for weight in weights:
+            weight.requires_grad_(not is_frozen)
 
 
 def parameter_table(model: nn.Module, family: Family) -> list[tuple[str, int, int]]:
     """(part, weights, trainable weights) of the vision tower, the projector and the language model."""
-    counts = {"vision tower": [0, 0], "projector": [0, 0], "language model": [0, 0]}
-    for name, parameter in model.named_parameters():
-        inside = name.removeprefix("model.visual.") if name.startswith("model.visual.") else None
-        part = (
-            "language model"
-            if inside is None
-            else ("projector" if inside.split(".", 1)[0] in family.projectors else "vision tower")
-        )
+    names = ("vision tower", "projector", "language model")
+    part_of = {id(w): name for name, some in zip(names, vision_weights(model, family), strict=False) for w in some}
+    counts = {name: [0, 0] for name in names}
+    for parameter in model.parameters():
+        count = counts[part_of.get(id(parameter), "language model")]
         # ZeRO-3 leaves empty tensors behind; ds_numel keeps the true size.
         size = getattr(parameter, "ds_numel", parameter.numel())
-        counts[part][0] += size
-        counts[part][1] += size if parameter.requires_grad else 0
+        count[0] += size
+        count[1] += size if parameter.requires_grad else 0
     return [(part, total, trainable) for part, (total, trainable) in counts.items() if total]

@@ -1,4 +1,4 @@
-"""Image features of a frozen vision tower: computed once a rollout batch, read by sampling and by every update.
+"""Image features of a frozen vision tower: computed once per rollout batch, read by sampling and by every update.
 
 What is kept is what the first module that may learn reads: the projectors' inputs, or the projectors' outputs when they
 are frozen too. The main features come first, then those of Qwen3-VL's deepstack.
@@ -15,47 +15,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm_mhpo.models.families.base import Family
 
-
-def projectors_of(model: nn.Module, family: Family) -> list[nn.Module]:
-    """The modules that map vision to text width, the main one first."""
-    parts = [getattr(model.model.visual, name) for name in family.projectors]
-    return [module for part in parts for module in (part if isinstance(part, nn.ModuleList) else [part])]
-
-
-def tower_is_frozen(model: nn.Module, family: Family) -> bool:
-    """No weight of the vision tower in front of the projectors can change."""
-    if not family.has_vision:
-        return False
-    learning = {name.split(".", 1)[0] for name, weight in model.model.visual.named_parameters() if weight.requires_grad}
-    return learning <= set(family.projectors)
-
-
-def encode_images(model: nn.Module, projectors: Sequence[nn.Module], pixel_values: Tensor, grid: Tensor) -> Tensor:
+def encode_images(tower: nn.Module, projectors: Sequence[nn.Module], *pixels: Tensor, **arguments: Any) -> Tensor:
     """[I, K, D] features of images, in the order of their tokens.
 
     Args:
-        model: the transformers model.
+        tower: called with `pixels` and `arguments`; gives transformers' output of a vision tower.
         projectors: those that may learn, whose inputs are wanted; empty when their outputs are.
-        pixel_values: [patches, patch_dim].
-        grid: [images, 3] int64.
     """
-    tower = model.model.visual
     # Each projector passes the patches of a token on as they are. The tower itself then puts the tokens in order
     # (Qwen2.5-VL works in windows and sorts behind the merger), so no family's ordering is repeated here.
-    hooks = [projector.register_forward_hook(patches_of_tokens) for projector in projectors]
+    hooks = [projector.register_forward_hook(_patches_of_tokens) for projector in projectors]
     try:
         with torch.no_grad():
-            output = tower(pixel_values.type(tower.dtype), grid_thw=grid, return_dict=True)
+            output = tower(*pixels, **arguments, return_dict=True)
     finally:
         for hook in hooks:
             hook.remove()
     return torch.stack([output.pooler_output, *getattr(output, "deepstack_features", ())], dim=1)
 
 
-def patches_of_tokens(projector: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """The input of a projector instead of its output: [patches, width] as one row a token."""
+def _patches_of_tokens(projector: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """The input of a projector instead of its output: [patches, width] as one row per token."""
     return inputs[0].reshape(output.shape[0], -1)
 
 

@@ -247,21 +247,12 @@ def pad_prompts(
         "attention_mask": mask_PS,
         "position_ids": positions_APS if num_axes > 1 else positions_APS[0],
     }
-    images = (
-        joined([prompt.pixel_values for prompt in prompts], device),
-        joined([prompt.image_grid_thw for prompt in prompts], device),
-        joined([prompt.image_features_IKD for prompt in prompts], device),
-    )
+    media = policy.family.join([prompt.media for prompt in prompts])
+    media = media.to(device) if media else None
     lengths_P = mask_PS.sum(dim=1)
     return PaddedPrompts(
-        inputs={name: value.to(device) for name, value in inputs.items()} | policy.image_inputs(*images),
+        inputs={name: value.to(device) for name, value in inputs.items()} | policy.media_inputs(media),
         last_P=(lengths_P - 1 if side == "right" else torch.full_like(lengths_P, width - 1)).to(device),
         next_position_P=torch.stack([position_AS.max() + 1 for position_AS in positions]).to(device),
         num_axes=num_axes,
     )
-
-
-def joined(parts: Sequence[Tensor | None], device: torch.device) -> Tensor | None:
-    """The tensors that are there, one behind the other on `device`; None without any."""
-    present = [part for part in parts if part is not None]
-    return torch.cat(present).to(device) if present else None

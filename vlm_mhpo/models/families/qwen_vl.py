@@ -1,0 +1,270 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: images as one list of patches with a grid, positions on three axes.
+
+Media hold the patches of all images, one behind the other, and how they lie: [images, 3] patches in time, height and
+width. Tokens merge squares of patches. Not covered: videos.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm_mhpo.errors import ModelError
+from vlm_mhpo.models.families.base import VISION_TOKENS, Family
+from vlm_mhpo.models.families.costs import Part, Stack, Work, matrices, num_weights
+from vlm_mhpo.models.families.frozen_tower import encode_images, encoder_output
+from vlm_mhpo.models.families.patch_embedding import embed_patches_by_product
+from vlm_mhpo.types import Media, Prompt
+
+# [patches, patch_dim] float32; [images, 3] int64; [I, K, D] of a frozen tower in the place of pixels.
+PIXELS, GRID, FEATURES = "pixel_values", "image_grid_thw", "image_features_IKD"
+
+
+def rope_index_positions(model: nn.Module, prompt: Prompt) -> Tensor:
+    """[3, S]: time, height and width positions, as the model's own get_rope_index defines them."""
+    if prompt.media is None or GRID not in prompt.media.tensors:
+        return torch.arange(prompt.num_tokens).expand(3, -1)
+    positions, _ = model.model.get_rope_index(
+        prompt.input_ids_S[None],
+        mm_token_type_ids=prompt.token_types_S[None],
+        image_grid_thw=prompt.media.tensors[GRID],
+    )
+    return positions[:, 0].to("cpu", torch.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class QwenVision:
+    """How these families see; methods as `base.Vision` describes them.
+
+    Attributes:
+        projector_names: of the projectors inside the tower.
+        processor_class, video_class, patch_size: of the tiny processor.
+    """
+
+    projector_names: tuple[str, ...]
+    processor_class: str
+    video_class: str = "Qwen2VLVideoProcessor"
+    patch_size: int = 14
+
+    def cut(self, inputs: Mapping[str, Tensor], num_images: Sequence[int]) -> list[Media]:
+        grids = inputs[GRID].split(list(num_images))
+        pixels = inputs[PIXELS].split([_num_patches(grid) for grid in grids])
+        return [Media({PIXELS: some.clone(), GRID: grid.clone()}) for some, grid in zip(pixels, grids, strict=True)]
+
+    def num_tokens(self, processor: Any, media: Media) -> int:
+        return _num_patches(media.tensors[GRID]) // processor.image_processor.merge_size**2
+
+    def join(self, parts: Sequence[Media]) -> Media:
+        names = dict.fromkeys(name for part in parts for name in part.tensors)
+        return Media({name: torch.cat([p.tensors[name] for p in parts if name in p.tensors]) for name in names})
+
+    def is_empty(self, media: Media) -> bool:
+        return FEATURES in media.tensors and not len(media.tensors[FEATURES])
+
+    def with_features(
+        self, model: nn.Module, parts: Sequence[Media | None], learning: Sequence[nn.Module]
+    ) -> list[Media]:
+        if all(part is not None and FEATURES in part.tensors for part in parts):
+            return list(parts)
+        has_pixels = [part is not None and PIXELS in part.tensors for part in parts]
+        shown = [part for part, seen in zip(parts, has_pixels, strict=True) if seen] or [self.blank(model, None)[1]]
+        tower, joined = self.tower(model), self.join(shown).to(model.lm_head.weight.device).tensors
+        features_IKD = encode_images(tower, learning, joined[PIXELS].type(tower.dtype), grid_thw=joined[GRID]).cpu()
+        grids = [part.tensors[GRID] for part in shown]
+        pieces = features_IKD.split([_num_patches(grid) // _patches_per_token(model.config) for grid in grids])
+        made = iter([Media({GRID: grid, FEATURES: piece}) for grid, piece in zip(grids, pieces, strict=True)])
+        nothing = Media({FEATURES: features_IKD[:0]})
+        return [next(made) if seen else part or nothing for part, seen in zip(parts, has_pixels, strict=True)]
+
+    def blank(self, model: nn.Module, media: Media | None) -> tuple[Tensor, Media]:
+        ids = torch.tensor([model.config.image_token_id])
+        if media is not None and FEATURES in media.tensors:
+            features_IKD = media.tensors[FEATURES]
+            return ids, Media({FEATURES: features_IKD.new_zeros(1, *features_IKD.shape[1:])})
+        vision = model.config.vision_config
+        merge = vision.spatial_merge_size
+        patch_dim = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        pixels = torch.zeros(merge * merge, patch_dim, dtype=next(model.parameters()).dtype)
+        return ids, Media({PIXELS: pixels, GRID: torch.tensor([[1, merge, merge]])})
+
+    def arguments(self, model: nn.Module, media: Media, learning: Sequence[nn.Module]) -> dict[str, Any]:
+        if FEATURES in media.tensors and not self.is_empty(media):
+            return encoder_output(media.tensors[FEATURES], learning, _patches_per_token(model.config))
+        return {name: media.tensors[name] for name in (PIXELS, GRID)} if PIXELS in media.tensors else {}
+
+    def tower(self, model: nn.Module) -> nn.Module:
+        return model.model.visual
+
+    def projectors(self, model: nn.Module) -> list[nn.Module]:
+        parts = [getattr(model.model.visual, name) for name in self.projector_names]
+        return [module for part in parts for module in (part if isinstance(part, nn.ModuleList) else [part])]
+
+    def adapt(self, model: nn.Module) -> None:
+        embed_patches_by_product(self.tower(model))
+
+    def set_pixel_limits(self, processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:
+        # Under `size`, in words that mean areas here.
+        images = processor.image_processor
+        size = dict(images.size)
+        if min_pixels:
+            size["shortest_edge"] = min_pixels
+        if max_pixels:
+            size["longest_edge"] = max_pixels
+        if size["shortest_edge"] > size["longest_edge"]:
+            raise ModelError(
+                f"the processor's pixel limits would be {size['shortest_edge']} to {size['longest_edge']}: "
+                "set both model.min_pixels and model.max_pixels"
+            )
+        images.size = type(images.size)(**size) if not isinstance(images.size, dict) else size
+
+    def pixels_per_token(self, processor: Any) -> int:
+        return (processor.image_processor.patch_size * processor.image_processor.merge_size) ** 2
+
+    def stack(self, config: Any) -> Stack:
+        vision = config.vision_config
+        # Qwen2-VL names its widths otherwise.
+        width = getattr(vision, "embed_dim", None) or vision.hidden_size
+        inner = getattr(vision, "intermediate_size", None) or int(width * vision.mlp_ratio)
+        per_token = _patches_per_token(config)
+        return Stack(vision.depth, width, inner, width, vision.num_heads, per_token * vision.patch_size**2, per_token)
+
+    def work(self, model: nn.Module, media: Media) -> Work:
+        return self.work_of_call(model, (), {"grid_thw": media.tensors[GRID]})
+
+    def work_of_call(self, model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> Work:
+        vision = model.config.vision_config
+        merge = vision.spatial_merge_size
+        window = getattr(vision, "window_size", 0) // (merge * vision.patch_size)
+        total = Work()
+        for frames, height, width in kwargs.get("grid_thw", args[-1] if args else None).tolist():
+            patches = height * width
+            # A window holds the patches of a block of merged tokens; blocks at the right and lower edge are smaller.
+            in_window = merge**4 * _sum_of_squares(height // merge, window) * _sum_of_squares(width // merge, window)
+            total += Work(
+                patches=frames * patches,
+                image_pairs=frames * patches**2,
+                window_pairs=frames * in_window,
+                merged=frames * patches // merge**2,
+            )
+        return total
+
+    def parts(self, model: nn.Module) -> list[Part]:
+        tower, projectors, config = self.tower(model), self.projectors(model), model.config.vision_config
+        in_projectors = {id(parameter) for module in projectors for parameter in module.parameters()}
+        trained = {id(parameter) for parameter in tower.parameters() if parameter.requires_grad}
+        tower_trained = bool(trained - in_projectors)
+        embedding = tower.patch_embed.proj
+        whole = set(getattr(config, "fullatt_block_indexes", range(len(tower.blocks))))
+        widths = [2 * block.attn.proj.in_features for block in tower.blocks]
+        attention = 2.0 if tower_trained else 0.0
+        return [
+            # Pixels need no gradient.
+            Part("patch embedding", num_weights(embedding), "patches", float(embedding.weight.requires_grad)),
+            matrices("vision blocks", [tower.blocks], "patches", passes=tower_trained),
+            Part("image attention", sum(w for i, w in enumerate(widths) if i in whole), "image_pairs", attention),
+            Part("window attention", sum(w for i, w in enumerate(widths) if i not in whole), "window_pairs", attention),
+            matrices("projector", projectors, "merged", passes=bool(trained)),
+        ]
+
+    def tiny_processor(self, tokenizer: Any) -> Any:
+        import transformers
+
+        side = 2 * self.patch_size
+        limits = {"shortest_edge": side * side, "longest_edge": side * side * 256}
+        # White paper becomes 0, so that a patch embedding starts from the ink and not from a large constant.
+        image_processor = transformers.Qwen2VLImageProcessor(
+            patch_size=self.patch_size, merge_size=2, size=limits, image_mean=[1.0, 1.0, 1.0], image_std=[0.3, 0.3, 0.3]
+        )
+        return getattr(transformers, self.processor_class)(
+            image_processor=image_processor,
+            tokenizer=tokenizer,
+            video_processor=getattr(transformers, self.video_class)(patch_size=self.patch_size, merge_size=2),
+            chat_template=tokenizer.chat_template,
+        )
+
+
+def _num_patches(grid: Tensor) -> int:
+    return int(grid.prod(dim=1).sum())
+
+
+def _patches_per_token(config: Any) -> int:
+    return config.vision_config.spatial_merge_size**2
+
+
+def _sum_of_squares(length: int, piece: int) -> int:
+    """Squares of the lengths when `length` is cut into pieces of `piece`, added up; 0 without pieces."""
+    return (length // piece) * piece**2 + (length % piece) ** 2 if piece else 0
+
+
+def qwen_config(config_class: str, tokenizer: Any, text: dict[str, Any], vision: dict[str, Any], **rest: Any) -> Any:
+    """A configuration with these sizes of text and vision and the ids of `tokenizer`; 2 x 2 x 2 patches per token."""
+    import transformers
+
+    names = {"image_token_id": 3, "video_token_id": 4, "vision_start_token_id": 0, "vision_end_token_id": 1}
+    ids = tokenizer.convert_tokens_to_ids(list(VISION_TOKENS))
+    return getattr(transformers, config_class)(
+        text_config=text,
+        vision_config=dict(patch_size=14, spatial_merge_size=2, temporal_patch_size=2) | vision,
+        **{name: ids[index] for name, index in names.items()},
+        **rest,
+    )
+
+
+_TINY_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
+
+
+def _tiny(config_class: str, tokenizer: Any, text: dict[str, Any], vision: dict[str, Any]) -> Any:
+    text = {"rope_parameters": _TINY_ROPE} | text
+    vision = dict(depth=2, num_heads=text["hidden_size"] // 32) | vision
+    return qwen_config(config_class, tokenizer, text, vision, tie_word_embeddings=False)
+
+
+def _tiny_qwen2_vl(tokenizer: Any, text: dict[str, Any]) -> Any:
+    width = text["hidden_size"]
+    return _tiny("Qwen2VLConfig", tokenizer, text, dict(embed_dim=width // 2, hidden_size=width, mlp_ratio=2))
+
+
+def _tiny_qwen2_5_vl(tokenizer: Any, text: dict[str, Any]) -> Any:
+    vision = _own_width(text) | dict(window_size=112, fullatt_block_indexes=[1])
+    return _tiny("Qwen2_5_VLConfig", tokenizer, text, vision)
+
+
+def _tiny_qwen3_vl(tokenizer: Any, text: dict[str, Any]) -> Any:
+    vision = _own_width(text) | dict(patch_size=16, num_position_embeddings=256, deepstack_visual_indexes=[0])
+    text = text | dict(head_dim=32, rope_parameters={**_TINY_ROPE, "mrope_interleaved": True})
+    return _tiny("Qwen3VLConfig", tokenizer, text, vision)
+
+
+def _own_width(text: dict[str, Any]) -> dict[str, Any]:
+    """A vision tower of half the text's width."""
+    width = text["hidden_size"]
+    return dict(hidden_size=width // 2, intermediate_size=width, out_hidden_size=width)
+
+
+QWEN_VL_FAMILIES = (
+    Family(
+        "qwen2_vl",
+        rope_index_positions,
+        QwenVision(("merger",), "Qwen2VLProcessor"),
+        model_class="Qwen2VLForConditionalGeneration",
+        tiny_config=_tiny_qwen2_vl,
+    ),
+    Family(
+        "qwen2_5_vl",
+        rope_index_positions,
+        QwenVision(("merger",), "Qwen2_5_VLProcessor"),
+        model_class="Qwen2_5_VLForConditionalGeneration",
+        tiny_config=_tiny_qwen2_5_vl,
+    ),
+    Family(
+        "qwen3_vl",
+        rope_index_positions,
+        QwenVision(("merger", "deepstack_merger_list"), "Qwen3VLProcessor", "Qwen3VLVideoProcessor", 16),
+        model_class="Qwen3VLForConditionalGeneration",
+        tiny_config=_tiny_qwen3_vl,
+    ),
+)
