@@ -4,6 +4,15 @@ Packed rows and shared prompts need few of the (query, key) pairs of a row. Wher
 rows in training) or `shared_prefix` (decoding), attention is computed from these alone, in plain products and SDPA
 calls without a mask of the whole row; everything else goes the usual way.
 
+A packed row of P prompt tokens and completions a, b. The mask of the whole row computes every square; the pieces
+compute the three that are not empty:
+
+                 keys   P          a       b       rest
+    queries  P        | causal   |       |       |       piece 0: queries[0] over keys[0], is_causal
+             a        | all      | causal|       |       piece 1: queries[1] over [keys[0], keys[1]], bias 1
+             b        | all      |       | causal|       piece 2: queries[2] over [keys[0], keys[2]], bias 2
+             rest     |          |       |       |       zeros; padding, and the columns of a blank image
+
 Shape suffixes: R rows, S row tokens, H heads, D head width.
 """
 
@@ -93,6 +102,9 @@ def causal_bias(num_prompt: int, num_own: int, like: Tensor) -> Tensor:
 
         # Flash attention knows this mask by name and skips what it hides.
         return causal_lower_right(num_own, num_prompt + num_own)
+    #   keys   p  p  p | c0 c1       a causal triangle in the lower right corner, everything to its left open:
+    #   c0     0  0  0 | 0  -inf     token c0 sees num_prompt + 1 keys,
+    #   c1     0  0  0 | 0  0        each later one sees one more
     hidden = torch.ones(num_own, num_prompt + num_own, dtype=torch.bool).triu(num_prompt + 1)
     return torch.zeros(hidden.shape, dtype=like.dtype).masked_fill(hidden, -torch.inf)
 

@@ -5,6 +5,18 @@ gradient of the head's weight is added up over the chunks in place; in lower pre
 there backward goes over blocks of the vocabulary instead, each with all tokens, and writes every entry once. Either way
 the extra memory is that buffer, whatever the number of tokens; over words also the states' gradient in float32.
 
+    by tokens (forward, and backward in float32)     by words (backward in lower precision)
+
+         +----- V -----+                                  +----- V -----+
+         |#############|  `chunk_size` tokens,            |####.........|  all tokens, as many words as fill
+       N |.............|  all words                     N |####.........|  the same buffer
+         |.............|                                  |####.........|
+         +-------------+                                  +-------------+
+    a block adds to the gradient of the weight [V, H]    a block adds to the gradient of the states [N, H] and
+    and writes its rows of that of the states [N, H]     writes its rows of that of the weight [V, H]
+
+State n is the last hidden state at `PackedRows.predictor_N[n]` and target n the token after it in its completion.
+
 Shape suffixes: N tokens, H hidden, V vocabulary.
 """
 

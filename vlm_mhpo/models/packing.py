@@ -1,7 +1,17 @@
 """Packed rows: one prompt followed by several of its completions, exact and without repeating the prompt.
 
 A row is [prompt, completion 1, ..., completion k]. A completion sees the prompt and itself, and its positions start
-again after the prompt, so its log-probs are those of the separate row [prompt, completion].
+again after the prompt, so its log-probs are those of the separate row [prompt, completion]. A prompt of four tokens, of
+which two stand for an image, with completions of two and three tokens, beside padding:
+
+    place       0   1   2   3 | 4   5 | 6   7   8 | 9
+    input_ids   p0  im  im  p3| a0  a1| b0  b1  b2| pad
+    segments    0   0   0   0 | 1   1 | 2   2   2 | -1
+    positions   0   1   1   3 | 4   5 | 4   5   6 | 0       time axis, the image 1 x 2 tokens; its columns count 1 2
+    time                      | 0   1 | 0   1   2 |         place of a token in its completion
+    predictor                 | 3   4 | 3   6   7 |         the state before it; of a first token the prompt's last one
+
+Only what stands under `predictor` goes through the head, one value per completion token: the N of the suffixes.
 
 Shape suffixes: R rows, S row tokens, B completions, T completion tokens, N valid completion tokens, A position axes.
 """
@@ -155,6 +165,13 @@ def pack_rows(
 
 def segment_mask(segments_RS: Tensor) -> Tensor:
     """[R, 1, S, S] bool: causal, and a token sees segment 0 (the prompt) and its own segment; -1 is padding."""
+    #              key   p  p  a  a  b  pad
+    #   query   p        x  .  .  .  .  .       x: may look
+    #           p        x  x  .  .  .  .
+    #           a        x  x  x  .  .  .       completion a: the prompt, and itself up to its own place
+    #           a        x  x  x  x  .  .
+    #           b        x  x  .  .  x  .       completion b: not its neighbour a, although a stands before it
+    #           pad      x  x  .  .  .  x       read by nobody
     query_RS1, key_R1S = segments_RS[:, :, None], segments_RS[:, None, :]
     width, device = segments_RS.shape[1], segments_RS.device
     causal_SS = torch.ones(width, width, dtype=torch.bool, device=device).tril()
@@ -193,7 +210,9 @@ def _one_row(
         ),
         prompt_length=prompt_length,
         completion_lengths=tuple(lengths.tolist()),
-        # The first token of every completion is predicted by the last prompt token, the others by the one before.
+        # place         P-1  | P    P+1 | P+2  P+3        with P = prompt_length
+        # token         p    | a0   a1  | b0   b1
+        # predictor          | P-1  P   | P-1  P+2        first tokens look over what lies between, back to the prompt
         predictors=torch.where(times == 0, prompt_length - 1, own - 1),
         completions=torch.tensor(item.completion_indices).repeat_interleave(lengths),
         times=times,

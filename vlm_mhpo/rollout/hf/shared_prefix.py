@@ -1,7 +1,18 @@
 """Decoding attention: a prompt's keys and values are held and read once for all its completions.
 
 A new token attends to its prompt and to its own completion. Scores against the prompt are one product for all
-completions of the prompt, scores against the own tokens one product a completion; one softmax runs over both.
+completions of the prompt, scores against the own tokens one product per completion; one softmax runs over both.
+
+Two prompts with three completions each, of which some have ended: rows, and the places that they take for the product
+with their prompt's keys.
+
+    prompt    0  0  0 | 1  1         rows B, those of a prompt together (`_prompt_B`)
+    place     0  1  2 | 3  4  (5)    slots of P x 3; 5 is empty: zeros go in, and what comes out is not read
+
+    scores of a row   [ against S prompt keys, held once per prompt | against its own T keys ]
+                      [ x  x  -inf (padding of a shorter prompt)    | y  y  y                ]   one softmax over all
+
+The padding side does not matter: positions are given, and padded keys get the bias -inf.
 
 Shape suffixes: P prompts, B rows (completions that go on, those of a prompt together), H key-value heads, Q query heads
 a key-value head, S prompt tokens, T own tokens, D head width.
@@ -67,6 +78,7 @@ class SharedPrefixCache:
             self._bias_P11S = None if self._bias_P11S is None else self._bias_P11S[alive_P]
         self._num_slots = int(counts_P.max())
         num_rows = len(self._prompt_B)
+        # prompt_B  0 0 0 1 1  ->  first_P  0 3  ->  slot_B  0 1 2 0 1  ->  place_B  0 1 2 3 4   (3 slots per prompt)
         if num_rows == len(alive_P) * self._num_slots:
             self._place_B = None
         else:
@@ -100,6 +112,7 @@ class SharedPrefixCache:
 
     def _by_prompt(self, rows_BHQX: Tensor) -> Tensor:
         """[P, H, slots * Q, X]: the rows of each prompt one below the other, zeros where a slot is empty."""
+        # [B, H, Q, X]  ->  [P, slots, H, Q, X]  ->  [P, H, slots x Q, X]: all queries of a prompt meet its keys at once
         num_heads, num_queries, width = rows_BHQX.shape[1:]
         if self._place_B is not None:
             places = rows_BHQX.new_zeros((self._num_prompts * self._num_slots, *rows_BHQX.shape[1:]))
@@ -116,7 +129,10 @@ class SharedPrefixCache:
 
 
 class OwnTokens:
-    """Keys and values that the completions have added to one layer, in buffers with room for more."""
+    """Keys and values that the completions have added to one layer, in buffers with room for more.
+
+    buffer  | t0  t1  t2  .  .  .  .  . |    `_length` = 3 of 8 places; all rows have decoded equally far
+    """
 
     def __init__(self) -> None:
         self._buffers: list[Tensor] = []
