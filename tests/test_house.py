@@ -110,6 +110,19 @@ def test_a_room_imports_from_lower_floors_only():
     assert wrong == []
 
 
+def test_only_families_know_what_images_are_as_tensors():
+    words = ("image_grid_thw", "pixel_values", "image_features_IKD", "merge_size", "model.visual", "image_pad")
+    families = ROOT / "vlm_mhpo" / "models" / "families"
+    found = [
+        f"{path.relative_to(ROOT)}: {word}"
+        for path in sources(*ALLOWED, "scripts", "measurements")
+        if not path.is_relative_to(families)
+        for word in words
+        if word in path.read_text()
+    ]
+    assert found == []
+
+
 def test_rewards_import_no_tensor_library():
     found = {module.split(".")[0] for path in sources("rewards") for module in imported(path)}
     assert found & TENSOR_LIBRARIES == set()

@@ -130,12 +130,10 @@ def build_processor(family: str, tokenizer: Any) -> Any:
 
 def build_model(family: str, tokenizer: Any, *, seed: int = 0, hidden_size: int = 128) -> nn.Module:
     """A float32 model whose weights are drawn so that a narrow network can learn to see."""
-    import transformers
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model_class = getattr(transformers, family_of(family).model_class)
-        model = model_class(model_config(family, tokenizer, hidden_size)).float()
+        config = model_config(family, tokenizer, hidden_size)
+        model = family_of(family).auto_classes[0].from_config(config, dtype=torch.float32)
         draw_weights(model)
     model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
     model.generation_config.pad_token_id = tokenizer.convert_tokens_to_ids("<|endoftext|>")

@@ -121,29 +121,25 @@ class PromptBuilder:
         prompts = []
         for index, (row, text) in enumerate(zip(rows, texts, strict=True)):
             length = int(inputs["attention_mask"][index].sum())
-            prompts.append(
-                Prompt(
-                    row=row,
-                    text=text,
-                    input_ids_S=inputs["input_ids"][index, :length].clone(),
-                    token_types_S=inputs["mm_token_type_ids"][index, :length].to(torch.int64, copy=True),
-                    media=media[index],
-                )
+            prompt = Prompt(
+                row=row,
+                text=text,
+                input_ids_S=inputs["input_ids"][index, :length].clone(),
+                token_types_S=inputs["mm_token_type_ids"][index, :length].to(torch.int64, copy=True),
+                media=media[index],
             )
-            self._check_image_tokens(prompts[-1])
+            expected = self.family.vision.num_tokens(self.codec.processor, prompt.media)
+            if prompt.num_image_tokens != expected:
+                raise PromptError(
+                    f"row {row.id}: {prompt.num_image_tokens} image tokens for images of {expected} tokens; the chat "
+                    "template does not place one image token per image"
+                )
+            prompts.append(prompt)
         return prompts
 
     def _render(self, messages: list[dict]) -> str:
         renderer = self.codec.processor if self.family.has_vision else self.codec.tokenizer
         return renderer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
-    def _check_image_tokens(self, prompt: Prompt) -> None:
-        expected = self.family.vision.num_tokens(self.codec.processor, prompt.media)
-        if prompt.num_image_tokens != expected:
-            raise PromptError(
-                f"row {prompt.id}: {prompt.num_image_tokens} image tokens for images of {expected} tokens; the chat "
-                "template does not place one image token per image"
-            )
 
 
 class OverlongPrompt(PromptError):

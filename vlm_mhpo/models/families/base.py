@@ -109,8 +109,7 @@ class Family:
         shares_prompt: completions may share a row and a cache with their prompt; else each has a copy of it.
         placeholders: tokens that may never be sampled, as far as the tokenizer knows them.
         leaf_modules: names of module classes that ZeRO-3 must gather whole (routed experts).
-        model_class, tiny_config: transformers' class, and (tokenizer, sizes of the text part) -> its configuration, of
-            which the family's tiny model is built; None = there is none.
+        tiny_config: (tokenizer, sizes of the text part) -> configuration of the family's tiny model, if any.
     """
 
     model_type: str
@@ -119,7 +118,6 @@ class Family:
     shares_prompt: bool = True
     placeholders: tuple[str, ...] = VISION_TOKENS
     leaf_modules: tuple[str, ...] = ()
-    model_class: str = ""
     tiny_config: Callable[[Any, dict[str, Any]], Any] | None = None
 
     @property

@@ -250,21 +250,18 @@ QWEN_VL_FAMILIES = (
         "qwen2_vl",
         rope_index_positions,
         QwenVision(("merger",), "Qwen2VLProcessor"),
-        model_class="Qwen2VLForConditionalGeneration",
         tiny_config=_tiny_qwen2_vl,
     ),
     Family(
         "qwen2_5_vl",
         rope_index_positions,
         QwenVision(("merger",), "Qwen2_5_VLProcessor"),
-        model_class="Qwen2_5_VLForConditionalGeneration",
         tiny_config=_tiny_qwen2_5_vl,
     ),
     Family(
         "qwen3_vl",
         rope_index_positions,
         QwenVision(("merger", "deepstack_merger_list"), "Qwen3VLProcessor", "Qwen3VLVideoProcessor", 16),
-        model_class="Qwen3VLForConditionalGeneration",
         tiny_config=_tiny_qwen3_vl,
     ),
 )

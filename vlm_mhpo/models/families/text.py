@@ -25,7 +25,7 @@ def _tiny_qwen2(tokenizer: Any, text: dict[str, Any]) -> Any:
 
 # Their logits are lm_head(last hidden state) and nothing more; others would be silently wrong.
 TEXT_FAMILIES = (
-    Family("qwen2", text_positions, model_class="Qwen2ForCausalLM", tiny_config=_tiny_qwen2),
+    Family("qwen2", text_positions, tiny_config=_tiny_qwen2),
     Family("qwen3", text_positions),
     Family("llama", text_positions),
 )
