@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from itertools import product
 
 from vlm_mhpo.commands.doctor.check import GIB, Check, in_gib
-from vlm_mhpo.commands.doctor.shapes import LayerShapes, Shapes
+from vlm_mhpo.commands.doctor.shapes import Shapes
 from vlm_mhpo.config import Config
 from vlm_mhpo.engine.settings import adds_in_float32
+from vlm_mhpo.models.families.costs import Stack
 
 BYTES = {"float32": 4, "bfloat16": 2}
 FLOAT32 = 4
@@ -115,7 +116,7 @@ def model_states(
     return ModelStates(weights, gradients + stepping, optimizer, gathered, host)
 
 
-def activation_bytes(layers: LayerShapes, num_tokens: int, *, dtype: str, checkpointing: bool) -> float:
+def activation_bytes(layers: Stack, num_tokens: int, *, dtype: str, checkpointing: bool) -> float:
     """What a stack of layers keeps for backward: every layer's operations, or its inputs and one layer's operations."""
     width = BYTES[dtype]
     # RMSNorm keeps its input in float32, the normalised states and its output; two a layer.
