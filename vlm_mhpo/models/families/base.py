@@ -100,7 +100,7 @@ class Vision(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One row of the table of supported architectures.
+    """One row of the table of supported architectures, whose logits are lm_head(last hidden state) and nothing more.
 
     Attributes:
         model_type: transformers' name of the configuration.

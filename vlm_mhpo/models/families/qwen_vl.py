@@ -6,8 +6,9 @@ width. Tokens merge squares of patches. Not covered: videos.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -214,54 +215,42 @@ def qwen_config(config_class: str, tokenizer: Any, text: dict[str, Any], vision:
     )
 
 
-_TINY_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
 
 
-def _tiny(config_class: str, tokenizer: Any, text: dict[str, Any], vision: dict[str, Any]) -> Any:
-    text = {"rope_parameters": _TINY_ROPE} | text
-    vision = dict(depth=2, num_heads=text["hidden_size"] // 32) | vision
-    return qwen_config(config_class, tokenizer, text, vision, tie_word_embeddings=False)
-
-
-def _tiny_qwen2_vl(tokenizer: Any, text: dict[str, Any]) -> Any:
+def _tiny(
+    config_class: str, vision_of: Callable[[int], dict[str, Any]], tokenizer: Any, text: dict[str, Any], **more: Any
+) -> Any:
+    """A tiny configuration: `vision_of` the text's width, and `more` of the text."""
     width = text["hidden_size"]
-    return _tiny("Qwen2VLConfig", tokenizer, text, dict(embed_dim=width // 2, hidden_size=width, mlp_ratio=2))
+    vision = dict(depth=2, num_heads=width // 32) | vision_of(width)
+    return qwen_config(
+        config_class, tokenizer, text | dict(rope_parameters=_ROPE) | more, vision, tie_word_embeddings=False
+    )
 
 
-def _tiny_qwen2_5_vl(tokenizer: Any, text: dict[str, Any]) -> Any:
-    vision = _own_width(text) | dict(window_size=112, fullatt_block_indexes=[1])
-    return _tiny("Qwen2_5_VLConfig", tokenizer, text, vision)
-
-
-def _tiny_qwen3_vl(tokenizer: Any, text: dict[str, Any]) -> Any:
-    vision = _own_width(text) | dict(patch_size=16, num_position_embeddings=256, deepstack_visual_indexes=[0])
-    text = text | dict(head_dim=32, rope_parameters={**_TINY_ROPE, "mrope_interleaved": True})
-    return _tiny("Qwen3VLConfig", tokenizer, text, vision)
-
-
-def _own_width(text: dict[str, Any]) -> dict[str, Any]:
+def _half(width: int, **more: Any) -> dict[str, Any]:
     """A vision tower of half the text's width."""
-    width = text["hidden_size"]
-    return dict(hidden_size=width // 2, intermediate_size=width, out_hidden_size=width)
+    return dict(hidden_size=width // 2, intermediate_size=width, out_hidden_size=width, **more)
 
 
+_TINY_QWEN2 = partial(_tiny, "Qwen2VLConfig", lambda w: dict(embed_dim=w // 2, hidden_size=w, mlp_ratio=2))
+_TINY_QWEN2_5 = partial(_tiny, "Qwen2_5_VLConfig", partial(_half, window_size=112, fullatt_block_indexes=[1]))
+_TINY_QWEN3 = partial(
+    _tiny,
+    "Qwen3VLConfig",
+    partial(_half, patch_size=16, num_position_embeddings=256, deepstack_visual_indexes=[0]),
+    head_dim=32,
+    rope_parameters=_ROPE | {"mrope_interleaved": True},
+)
+_MERGER = ("merger",)
 QWEN_VL_FAMILIES = (
-    Family(
-        "qwen2_vl",
-        rope_index_positions,
-        QwenVision(("merger",), "Qwen2VLProcessor"),
-        tiny_config=_tiny_qwen2_vl,
-    ),
-    Family(
-        "qwen2_5_vl",
-        rope_index_positions,
-        QwenVision(("merger",), "Qwen2_5_VLProcessor"),
-        tiny_config=_tiny_qwen2_5_vl,
-    ),
+    Family("qwen2_vl", rope_index_positions, QwenVision(_MERGER, "Qwen2VLProcessor"), tiny_config=_TINY_QWEN2),
+    Family("qwen2_5_vl", rope_index_positions, QwenVision(_MERGER, "Qwen2_5_VLProcessor"), tiny_config=_TINY_QWEN2_5),
     Family(
         "qwen3_vl",
         rope_index_positions,
-        QwenVision(("merger", "deepstack_merger_list"), "Qwen3VLProcessor", "Qwen3VLVideoProcessor", 16),
-        tiny_config=_tiny_qwen3_vl,
+        QwenVision((*_MERGER, "deepstack_merger_list"), "Qwen3VLProcessor", "Qwen3VLVideoProcessor", 16),
+        tiny_config=_TINY_QWEN3,
     ),
 )

@@ -23,7 +23,6 @@ def _tiny_qwen2(tokenizer: Any, text: dict[str, Any]) -> Any:
     return Qwen2Config(**text, tie_word_embeddings=False)
 
 
-# Their logits are lm_head(last hidden state) and nothing more; others would be silently wrong.
 TEXT_FAMILIES = (
     Family("qwen2", text_positions, tiny_config=_tiny_qwen2),
     Family("qwen3", text_positions),
