@@ -279,7 +279,7 @@ def test_sampled_log_probs_are_those_of_separate_stock_rows(bags, stock, side):
         for each in group.completions:
             with torch.no_grad():
                 expected = plain_log_probs(stock, prompt, each.token_ids, temperature=0.7).tolist()
-            assert list(each.log_probs) == pytest.approx(expected, abs=1e-4)
+            assert each.log_probs.tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_dump_brings_its_media_back(bags, stock, tmp_path):
