@@ -27,8 +27,6 @@ from tests.builders import (
     relative_gap,
     tensors_of,
 )
-from tests.vlm_mhpo.config_cases import minimal
-from vlm_mhpo.config import parse_config
 from vlm_mhpo.faults.dump import read_dump, unscored, write_dump
 from vlm_mhpo.models.families import FAMILIES
 from vlm_mhpo.models.families.base import Family
@@ -286,7 +284,7 @@ def test_a_dump_brings_its_media_back(bags, stock, tmp_path):
     ours, _ = prompts_for(bags, stock)
     sampler = HfSampler(bags.policy, bags.codec, max_batch_tokens=10_000)
     groups = sampler.sample(ours, SamplingParams(num_samples=2, max_tokens=3, temperature=1.0), (0,))
-    write_dump(tmp_path, 1, unscored(groups), parse_config(minimal()), "because")
+    write_dump(tmp_path, 1, unscored(groups), {}, "because")
     (dump,) = read_dump(tmp_path / "dumps" / "step_1")
     for found, kept in zip(dump.batch.groups, groups, strict=True):
         one, other = tensors_of(found.group.prompt), tensors_of(kept.prompt)

@@ -59,7 +59,7 @@ def test_a_dump_comes_back_as_it_was(model, tmp_path):
 
 
 def test_a_dump_of_another_format_is_refused(model, tmp_path):
-    folder = write_dump(tmp_path, 3, batch_of(model), config_of(model), "because")
+    folder = write_dump(tmp_path, 3, batch_of(model), config_of(model).model_dump(), "because")
     file = folder / "rank_0.json"
     record = json.loads(file.read_text())
     # Of the first format the images would be lost without a word.
