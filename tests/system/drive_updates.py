@@ -58,7 +58,7 @@ def run(job: dict[str, Any], out: Path) -> dict[str, Any]:
         groups = sampler.sample([group.group.prompt for group in mine], params, (0, "test"))
         result["completions"] = [completion.token_ids for group in groups for completion in group.completions]
     if job.get("log_probs"):
-        result["log_probs"] = log_probs_of(engine, engine.policy, mine, update)
+        result["log_probs"] = [row.tolist() for row in log_probs_of(engine, engine.policy, mine, update)]
     if job.get("nan"):
         inject_nan(engine, job["nan"])
     advantages_PG = advantages_of(mine, config.train.scale_rewards)
