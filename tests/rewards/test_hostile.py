@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rewards import Item, Verdict, Verifier, VerifierError, verify
-from rewards.workers.worker import WorkerDied, WorkerTimeout
+from rewards.workers.pool import WorkerDied, WorkerTimeout
 
 HANGS = Path(__file__).resolve().parents[1] / "data" / "labelled" / "hangs.jsonl"
 # Inputs that our grammar does not decide: each costs its worker, which is killed.
@@ -61,7 +61,7 @@ def test_two_hundred_honest_answers_survive_two_hundred_hostile_ones_and_the_dea
 def test_an_answer_that_kills_workers_is_lost_and_named_and_workers_that_never_work_stop_the_run(monkeypatch):
     item = Item("<answer>\\sum_{i=1}^{3} i</answer>", "6")
     with Verifier(num_workers=1) as verifier:
-        ask, asked = verifier._ask, []
+        ask, asked = verifier.pool.ask, []
 
         def dies_on_sums(gold, answer, timeout_s, fresh):
             asked.append(answer)
@@ -69,14 +69,14 @@ def test_an_answer_that_kills_workers_is_lost_and_named_and_workers_that_never_w
                 raise WorkerDied("killed")
             return ask(gold, answer, timeout_s, fresh)
 
-        monkeypatch.setattr(verifier, "_ask", dies_on_sums)
+        monkeypatch.setattr(verifier.pool, "ask", dies_on_sums)
         assert verifier.score([item])[0].verdict == Verdict.worker_lost
         assert sum("sum" in answer for answer in asked) == 2
 
         def always_dies(*_args, **_options):
             raise WorkerDied("killed")
 
-        monkeypatch.setattr(verifier, "_ask", always_dies)
+        monkeypatch.setattr(verifier.pool, "ask", always_dies)
         with pytest.raises(VerifierError, match="even on a simple comparison"):
             verifier.score([item])
 
@@ -128,7 +128,7 @@ def test_forty_injections_touch_neither_file_nor_socket(tmp_path):
         for payload in payloads:
             for form in (payload, f"${payload}$", f"\\boxed{{{payload}}}"):
                 with contextlib.suppress(WorkerTimeout):
-                    assert verifier._ask("$7$", form, 2.0, False) != "same", payload
+                    assert verifier.pool.ask("$7$", form, 2.0, False) != "same", payload
         with pytest.raises(BlockingIOError):
             server.accept()
     assert not canary.exists()
