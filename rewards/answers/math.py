@@ -192,13 +192,13 @@ def _same_relation(gold: Relation, answer: Relation) -> bool:
         if left is None or right is None:
             raise Undecided("a relation between functions")
         sides.append(exact.add(left, exact.negate(right)))
-    factor = exact.proportional(*sides)
+    factor = exact.proportional(sides[0].num, sides[1].num)
     if factor is None:
         return False
     # The denominators count too where an inequality's direction may turn on them.
     if gold.op in ("=", "!="):
         return True
-    denominators = exact.proportional(exact.Ratio(sides[0].den, {}), exact.Ratio(sides[1].den, {}))
+    denominators = exact.proportional(sides[0].den, sides[1].den)
     return denominators is not None and factor / denominators > 0
 
 
