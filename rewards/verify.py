@@ -16,7 +16,7 @@ from rewards.answers.math import Comparison, read, suits_the_engine, worth_a_wor
 from rewards.answers.notation import clean
 from rewards.answers.number import Quantity
 from rewards.answers.text import normal_text, same_text
-from rewards.answers.units import Unit, parse_unit
+from rewards.answers.units import parse_unit
 from rewards.answers.values import Chain, Named, Value
 from rewards.response.response import extract
 from rewards.types import KINDS, Item, Sample, Score, Verdict, VerifierError
@@ -73,7 +73,7 @@ def read_gold(
             return read_in if isinstance(read_in, str) else Gold(text, "choice", choices=read_in)
         if kind == "text":
             return Gold(text, "text") if normal_text(text) else "the gold is empty"
-        return _read_math_gold(text, kind, Comparison(precision, _read_unit(unit)))
+        return _read_math_gold(text, kind, Comparison(precision, parse_unit(clean(unit)) if unit else None))
     except (TooLarge, RecursionError) as error:
         return f"the gold is too large: {error}"
 
@@ -91,14 +91,7 @@ def _read_math_gold(text: str, kind: str, comparison: Comparison) -> Gold | str:
 
 def _unboxed(gold: str) -> str:
     """A gold may come as a whole response: cut its answer out by the same rules."""
-    if "\\boxed" in gold or "<answer>" in gold:
-        found = extract(gold, "auto")
-        return found.answer or ""
-    return gold
-
-
-def _read_unit(unit: str | None) -> Unit | None:
-    return parse_unit(clean(unit)) if unit else None
+    return extract(gold, "auto").answer or "" if "\\boxed" in gold or "<answer>" in gold else gold
 
 
 def _judge(gold: Gold, answer: str) -> Score | Pending:
@@ -190,11 +183,6 @@ class Verifier:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @property
-    def worker_pids(self) -> list[int]:
-        """Process ids of the workers that run now."""
-        return [worker.pid for worker in self.pool.workers]
 
     def start(self) -> None:
         """Begin to load the workers' engine without waiting for it; VerifierError if no process can be started."""

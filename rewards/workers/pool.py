@@ -65,7 +65,7 @@ class Nursery:
             return
         try:
             ready = receive(self.channel)
-        except (OSError, WorkerDied) as error:
+        except OSError as error:
             self.close()
             raise VerifierError(f"the verifier's worker process ended while starting: {error}") from error
         if ready != "ready":
@@ -89,9 +89,6 @@ class Nursery:
         except OSError as error:
             ours.close()
             raise WorkerDied(f"the nursery is gone: {error}") from error
-        except WorkerDied:
-            ours.close()
-            raise
         finally:
             theirs.close()
         return Worker(ours, int(pid))
@@ -99,7 +96,7 @@ class Nursery:
     def kill(self, worker: Worker) -> None:
         """End a worker for good. Its parent, the nursery, does it, so a reused pid can never be hit."""
         worker.channel.close()
-        with contextlib.suppress(OSError, WorkerDied):
+        with contextlib.suppress(OSError):
             send(self.channel, ["kill", worker.pid])
             receive(self.channel)
 
@@ -181,7 +178,7 @@ class Pool:
         self._adopt()
         with self._lock:
             if self.nursery is None:
-                self.nursery = Nursery(self.memory_limit_bytes)
+                self._renew()
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Call a function that asks workers in one of `num_workers` threads."""
@@ -215,19 +212,20 @@ class Pool:
 
     def _spawn(self) -> Worker:
         with self._lock:
-            if self.nursery is not None and self.nursery.process.poll() is not None:
-                self.nursery.close()
-                self.nursery = None
-            if self.nursery is None:
-                self.nursery = Nursery(self.memory_limit_bytes)
+            if self.nursery is None or self.nursery.process.poll() is not None:
+                self._renew()
             try:
                 worker = self.nursery.spawn()
             except WorkerDied:  # it was killed a moment ago
-                self.nursery.close()
-                self.nursery = Nursery(self.memory_limit_bytes)
+                self._renew()
                 worker = self.nursery.spawn()
             self.workers.add(worker)
             return worker
+
+    def _renew(self) -> None:
+        if self.nursery:
+            self.nursery.close()
+        self.nursery = Nursery(self.memory_limit_bytes)
 
     def _discard(self, worker: Worker) -> None:
         with self._lock:

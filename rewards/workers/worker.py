@@ -32,8 +32,8 @@ _LATER_USES = (
 )
 
 
-class WorkerDied(RuntimeError):
-    """The worker's socket closed before it answered."""
+class WorkerDied(ConnectionError):
+    """The socket closed before the other side had answered."""
 
 
 def send(channel: socket.socket, message: object) -> None:
@@ -91,7 +91,7 @@ def run_nursery(descriptor: int) -> None:
                     children.discard(value)
                     _end(value)
                 send(channel, "ended")
-    except (WorkerDied, OSError):
+    except OSError:
         pass  # the parent is gone
     finally:
         for child in children:
@@ -146,8 +146,6 @@ def _guarded_compare(gold: str, answer: str) -> str:
         return _compare(gold, answer)
     except MemoryError:
         return "memory"
-    except RecursionError:
-        return "no_parse"
     except Exception:  # an untrusted boundary: sympy and antlr raise anything; the caller counts it as a verdict
         return "no_parse"
 

@@ -51,7 +51,7 @@ def test_two_hundred_honest_answers_survive_two_hundred_hostile_ones_and_the_dea
             wrong += [score for score in scores[1::2] if score.correct]
             expected = [right for _, right in honest[start : start + 20]]
             wrong += [s for s, right in zip(scores[::2], expected, strict=True) if s.correct != right]
-            for pid in verifier.worker_pids:
+            for pid in [worker.pid for worker in verifier.pool.workers]:
                 os.kill(pid, signal.SIGKILL)
                 killed.add(pid)
     assert wrong == []
@@ -155,7 +155,7 @@ def test_ten_thousand_hostile_answers_grow_neither_the_parent_nor_the_number_of_
             verifier.score([Item(f"{number} {text}", "7"), Item(f"<answer>{number}{padding}!</answer>", "7")])
         assert _resident_bytes() - before <= 50 * 2**20
         assert _children() == children
-        assert len(verifier.worker_pids) <= 2
+        assert len(verifier.pool.workers) <= 2
         assert verifier.score([_honest(21)[0][0]])[0].correct
 
 

@@ -50,8 +50,8 @@ def test_a_killed_worker_loses_no_honest_answer():
     with Verifier(num_workers=2, timeout_s=5.0) as verifier:
         assert verifier.score([HONEST])[0].correct
         for number in range(4, 12):
-            for pid in verifier.worker_pids:
-                os.kill(pid, signal.SIGKILL)
+            for worker in verifier.pool.workers:
+                os.kill(worker.pid, signal.SIGKILL)
             answers = [
                 Item(f"<answer>\\sum_{{i=1}}^{{{number}}} i</answer>", str(number * (number + 1) // 2 + k))
                 for k in (0, 1)
@@ -77,7 +77,7 @@ def test_an_answer_that_hangs_is_a_timeout_and_one_that_eats_memory_is_too_large
 def test_workers_end_with_the_verifier():
     verifier = Verifier(num_workers=2)
     assert verifier.score([HONEST])[0].correct
-    pids = [*verifier.worker_pids, verifier.pool.nursery.process.pid]
+    pids = [*(worker.pid for worker in verifier.pool.workers), verifier.pool.nursery.process.pid]
     verifier.close()
     for pid in pids:
         with pytest.raises(ProcessLookupError):

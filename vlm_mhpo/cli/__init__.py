@@ -26,8 +26,8 @@ for command in (
 def main() -> None:
     """Entry point: known errors become one sentence; anything else keeps its traceback."""
     from data_prep import DataError
-    from rewards import RewardError, VerifierError
     from vlm_mhpo.errors import Stopped, VlmMhpoError
+    from vlm_mhpo.scoring import RewardError, VerifierError
 
     try:
         app()
