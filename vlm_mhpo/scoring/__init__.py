@@ -1,5 +1,5 @@
-"""From groups to rewards and advantages; the errors of the rewards package, for those who do not see it."""
+"""From groups to rewards and advantages; what other rooms name of the rewards package, which they do not see."""
 
-from rewards import RewardError, VerifierError
+from rewards import RewardError, Verdict, Verifier, VerifierError
 
-__all__ = ["RewardError", "VerifierError"]
+__all__ = ["RewardError", "Verdict", "Verifier", "VerifierError"]
