@@ -48,7 +48,3 @@ def _fail(error: Exception, code: int, label: str = "error") -> None:
 
         ranks.end(code)
     sys.exit(code)
-
-
-if __name__ == "__main__":
-    main()
