@@ -23,7 +23,7 @@ from math_verify import parse, verify
 from trl.rewards.accuracy_rewards import accuracy_reward
 
 from rewards import Item, Verifier
-from rewards.response.response import extract
+from rewards.response import extract
 
 START_LIMIT_S = 120.0
 # For the machine's sake; Math-Verify was seen to take 0.8 GB.

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import atexit
 import os
-import queue
 import re
-import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,13 +16,14 @@ from rewards.answers.math import Comparison, read, suits_the_engine, worth_a_wor
 from rewards.answers.notation import clean
 from rewards.answers.number import Quantity
 from rewards.answers.text import normal_text, same_text
-from rewards.answers.units import Unit, parse_unit
+from rewards.answers.units import parse_unit
 from rewards.answers.values import Chain, Named, Value
 from rewards.response.response import extract
 from rewards.types import KINDS, Item, Sample, Score, Verdict, VerifierError
 from rewards.workers import limits
 from rewards.workers.limits import TooLarge
-from rewards.workers.worker import Nursery, Worker, WorkerDied, WorkerTimeout
+from rewards.workers.pool import Pool, WorkerTimeout
+from rewards.workers.worker import WorkerDied
 
 _INTEGER = re.compile(r"[+-]?\d{1,15}", re.ASCII)
 _CACHED_CHARS = 200
@@ -74,7 +73,7 @@ def read_gold(
             return read_in if isinstance(read_in, str) else Gold(text, "choice", choices=read_in)
         if kind == "text":
             return Gold(text, "text") if normal_text(text) else "the gold is empty"
-        return _read_math_gold(text, kind, Comparison(precision, _read_unit(unit)))
+        return _read_math_gold(text, kind, Comparison(precision, parse_unit(clean(unit)) if unit else None))
     except (TooLarge, RecursionError) as error:
         return f"the gold is too large: {error}"
 
@@ -92,14 +91,7 @@ def _read_math_gold(text: str, kind: str, comparison: Comparison) -> Gold | str:
 
 def _unboxed(gold: str) -> str:
     """A gold may come as a whole response: cut its answer out by the same rules."""
-    if "\\boxed" in gold or "<answer>" in gold:
-        found = extract(gold, "auto")
-        return found.answer or ""
-    return gold
-
-
-def _read_unit(unit: str | None) -> Unit | None:
-    return parse_unit(clean(unit)) if unit else None
+    return extract(gold, "auto").answer or "" if "\\boxed" in gold or "<answer>" in gold else gold
 
 
 def _judge(gold: Gold, answer: str) -> Score | Pending:
@@ -174,7 +166,6 @@ class Verifier:
     """Verifies completions with a pool of killable workers; safe to use from several threads.
 
     Workers start at the first answer that needs one; `with` and `start` load their engine in the background before.
-    A process forked from the owner starts its own.
     """
 
     def __init__(self, num_workers: int = 2, timeout_s: float = 1.0, memory_limit_bytes: int = 2**30) -> None:
@@ -183,21 +174,8 @@ class Verifier:
                 f"Verifier needs num_workers >= 1, timeout_s > 0 and memory_limit_bytes >= 2**28, "
                 f"got {num_workers}, {timeout_s}, {memory_limit_bytes}"
             )
-        self.num_workers = num_workers
         self.timeout_s = timeout_s
-        self.memory_limit_bytes = memory_limit_bytes
-        self._reset()
-
-    def _reset(self) -> None:
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._nursery: Nursery | None = None
-        self._free: queue.LifoQueue[Worker | None] = queue.LifoQueue()
-        for _ in range(self.num_workers):
-            self._free.put(None)
-        self._workers: set[Worker] = set()
-        self._threads: ThreadPoolExecutor | None = None
-        self._closed = False
+        self.pool = Pool(num_workers, memory_limit_bytes)
 
     def __enter__(self) -> Verifier:
         self.start()
@@ -206,21 +184,13 @@ class Verifier:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def worker_pids(self) -> list[int]:
-        """Process ids of the workers that run now."""
-        return [worker.pid for worker in self._workers]
-
     def start(self) -> None:
-        """Begin to load the workers' engine without waiting for it.
+        """Begin to load the workers' engine without waiting for it; VerifierError if no process can be started."""
+        self.pool.start()
 
-        Raises:
-            VerifierError: a process cannot be started.
-        """
-        self._adopt()
-        with self._lock:
-            if self._nursery is None:
-                self._nursery = Nursery(self.memory_limit_bytes)
+    def close(self) -> None:
+        """End all workers; the verifier cannot be used for symbolic answers afterwards."""
+        self.pool.close()
 
     def score(self, items: Sequence[Item | Sample]) -> list[Score]:
         """Verdicts in the order of `items`.
@@ -233,7 +203,7 @@ class Verifier:
         waiting: dict[Pending, Future[Score]] = {}
         for outcome in judged:
             if isinstance(outcome, Pending) and outcome not in waiting:
-                waiting[outcome] = self._submit(outcome)
+                waiting[outcome] = self.pool.submit(self.compare, outcome)
         return [waiting[o].result() if isinstance(o, Pending) else o for o in judged]
 
     def score_one(self, item: Item) -> Score:
@@ -241,49 +211,14 @@ class Verifier:
         outcome = judge_item(item)
         return self.compare(outcome) if isinstance(outcome, Pending) else outcome
 
-    def close(self) -> None:
-        """End all workers; the verifier cannot be used for symbolic answers afterwards."""
-        if self._pid != os.getpid():
-            return
-        self._closed = True
-        if self._threads:
-            self._threads.shutdown(wait=True)
-        with self._lock:
-            for worker in self._workers:
-                worker.channel.close()
-            self._workers.clear()
-            if self._nursery:
-                self._nursery.close()
-                self._nursery = None
-
-    def _submit(self, pending: Pending) -> Future[Score]:
-        self._adopt()
-        with self._lock:
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(self.num_workers, thread_name_prefix="verifier")
-        return self._threads.submit(self.compare, pending)
-
-    def _adopt(self) -> None:
-        """In a forked process: leave the parent's workers alone and start afresh."""
-        if self._pid != os.getpid():
-            nursery, workers = self._nursery, self._workers
-            for worker in workers:
-                worker.channel.close()
-            if nursery:
-                nursery.abandon()
-            self._reset()
-        if self._closed:
-            raise VerifierError("this Verifier is closed")
-
     def compare(self, pending: Pending) -> Score:
         """Let a worker decide; a dead worker is replaced once, then other answers are tried."""
-        self._adopt()
         timeout_s = self.timeout_s * pending.time_share
         answer = pending.answer[1:-1]
         # The first worker may have been killed while idle, so the second try always gets a fresh one.
         for fresh in (False, True):
             try:
-                reply = self._ask(pending.gold, pending.answer, timeout_s, fresh)
+                reply = self.pool.ask(pending.gold, pending.answer, timeout_s, fresh)
                 return _worker_score(reply, answer, pending.gold_is_read)
             except WorkerTimeout:
                 return Score(Verdict.timeout, False, answer, f"no decision in {timeout_s:g} s")
@@ -295,49 +230,11 @@ class Verifier:
     def _probe(self) -> None:
         """Tell an answer that kills workers from workers that never work."""
         try:
-            reply = self._ask(*_PROBE, self.timeout_s + 5, fresh=True)
+            reply = self.pool.ask(*_PROBE, self.timeout_s + 5, fresh=True)
         except (WorkerDied, WorkerTimeout) as error:
             raise VerifierError(f"verifier workers die even on a simple comparison: {error}") from error
         if reply != "same":
             raise VerifierError(f"verifier workers answer {reply!r} to a simple comparison; is math-verify intact?")
-
-    def _ask(self, gold: str, answer: str, timeout_s: float, fresh: bool) -> str:
-        worker = self._free.get()
-        keep: Worker | None = None
-        try:
-            if fresh and worker is not None:
-                self._discard(worker)
-                worker = None
-            worker = worker or self._spawn()
-            reply = worker.ask(gold, answer, timeout_s)
-            keep = worker
-            return reply
-        finally:
-            if keep is None and worker is not None:
-                self._discard(worker)
-            self._free.put(keep)
-
-    def _spawn(self) -> Worker:
-        with self._lock:
-            if self._nursery is not None and self._nursery.process.poll() is not None:
-                self._nursery.close()
-                self._nursery = None
-            if self._nursery is None:
-                self._nursery = Nursery(self.memory_limit_bytes)
-            try:
-                worker = self._nursery.spawn()
-            except WorkerDied:  # it was killed a moment ago
-                self._nursery.close()
-                self._nursery = Nursery(self.memory_limit_bytes)
-                worker = self._nursery.spawn()
-            self._workers.add(worker)
-            return worker
-
-    def _discard(self, worker: Worker) -> None:
-        with self._lock:
-            self._workers.discard(worker)
-            if self._nursery:
-                self._nursery.kill(worker)
 
 
 def _worker_score(reply: str, answer: str, gold_is_read: bool) -> Score:

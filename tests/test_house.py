@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,6 +32,13 @@ FLOORS = (
     ("commands",),
     ("cli",),
 )
+# Outside of it the rewards package is seen only here, and only through its doors: what their `__all__` names.
+REWARD_DOORS = ("rewards", "rewards.answers", "rewards.response")
+SEES_REWARDS = {"scoring", "evaluation"}
+# One word for one idea: the names that were given up.
+OLD_WORDS = {"Batch", "Chosen", "Examiner", "Finding", "Tools", "batches_of", "build_batches"}
+# Still to be renamed; it can only shrink.
+PENDING_WORDS = {"Chosen", "Examiner"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
 TENSOR_LIBRARIES = {"torch", "transformers", "deepspeed", "numpy"}
 FORBIDDEN_CALLS = {
@@ -121,6 +129,80 @@ def test_only_families_know_what_images_are_as_tensors():
         if word in path.read_text()
     ]
     assert found == []
+
+
+def test_the_rewards_package_is_entered_through_its_doors():
+    open_names = {f"{door}.{name}" for door in REWARD_DOORS for name in importlib.import_module(door).__all__}
+    used = {
+        f"{path.relative_to(ROOT)} imports {module}": module
+        for path in sources("vlm_mhpo", "data_prep", "measurements")
+        for module in imported(path)
+        if module.split(".")[0] == "rewards"
+    }
+    assert [line for line, module in used.items() if module not in open_names | {"rewards"}] == []
+    assert {"rewards.Verifier", "rewards.answers.parse_expression", "rewards.response.extract"} <= set(used.values())
+
+
+def test_only_rooms_that_judge_answers_see_the_rewards_package():
+    seeing = {
+        path.relative_to(ROOT / "vlm_mhpo").parts[0]
+        for path in sources("vlm_mhpo")
+        if any(module.split(".")[0] == "rewards" for module in imported(path))
+    }
+    assert seeing == SEES_REWARDS
+
+
+def test_no_room_uses_the_private_names_of_another():
+    wrong = []
+    for path in sources(*ALLOWED):
+        own = path.relative_to(ROOT).with_suffix("").parts[:2]
+        for module in imported(path):
+            names = tuple(module.split("."))
+            private = any(name.startswith("_") and not name.startswith("__") for name in names)
+            if names[0] in ALLOWED and private and names[:2] != own:
+                wrong.append(f"{path.relative_to(ROOT)} imports {module}")
+        modules = set(module_names(path))
+        wrong += [
+            f"{path.relative_to(ROOT)}:{node.lineno} uses {ast.unparse(node)}"
+            for node in ast.walk(tree_of(path))
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in modules
+            and node.attr.startswith("_")
+            and not node.attr.startswith("__")
+        ]
+    assert wrong == []
+
+
+def module_names(path: Path) -> Iterator[str]:
+    """The names under which a file holds modules of other rooms."""
+    own = path.relative_to(ROOT).with_suffix("").parts[:2]
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                place = (ROOT / Path(*node.module.split(".")) / alias.name).resolve()
+                is_module = place.is_dir() or place.with_suffix(".py").is_file()
+                if is_module and tuple([*node.module.split("."), alias.name][:2]) != own:
+                    yield alias.asname or alias.name
+
+
+def test_one_word_stands_for_one_idea():
+    found = {word for _, node in nodes(*ALLOWED, "measurements") for word in words_of(node)} & OLD_WORDS
+    assert found <= PENDING_WORDS
+
+
+def words_of(node: ast.AST) -> Iterator[str]:
+    """The identifiers that a node writes: a definition's name, a variable, an attribute, an argument, an import."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        yield node.name
+    elif isinstance(node, ast.Name):
+        yield node.id
+    elif isinstance(node, ast.Attribute):
+        yield node.attr
+    elif isinstance(node, ast.arg):
+        yield node.arg
+    elif isinstance(node, ast.alias):
+        yield from (node.name.rpartition(".")[2], node.asname or "")
 
 
 def test_rewards_import_no_tensor_library():

@@ -56,7 +56,7 @@ def _of_answer(answer: str, solution: Any) -> tuple[str, Any]:
 
 
 def _of_solution(solution: str, bare: bool) -> tuple[str, str | None]:
-    from rewards.response.response import extract
+    from rewards.response import extract
 
     if not any(mark in solution for mark in _MARKS):
         if _FINAL_LINE.search(solution):
@@ -72,7 +72,7 @@ def _of_solution(solution: str, bare: bool) -> tuple[str, str | None]:
 
 def _is_wrapped(solution: str) -> bool:
     """Whether there is no reasoning around the tags or boxes."""
-    from rewards.response.response import find_boxes
+    from rewards.response import find_boxes
 
     if solution.startswith("<answer>"):
         return True

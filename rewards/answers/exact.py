@@ -141,11 +141,11 @@ def equal(a: Ratio, b: Ratio) -> bool:
     return _mul(a.num, b.den) == _mul(b.num, a.den)
 
 
-def proportional(a: Ratio, b: Ratio) -> Fraction | None:
-    """The non-zero rational c with a.num = c * b.num, where there is one (a and b as sides of equations)."""
-    if not a.num or a.num.keys() != b.num.keys():
+def proportional(a: Poly, b: Poly) -> Fraction | None:
+    """The non-zero rational c with a = c * b, where there is one."""
+    if not a or a.keys() != b.keys():
         return None
-    factors = {a.num[key] / b.num[key] for key in a.num}
+    factors = {a[key] / b[key] for key in a}
     return factors.pop() if len(factors) == 1 else None
 
 

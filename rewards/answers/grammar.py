@@ -8,6 +8,7 @@ Not covered: relations, lists, intervals, matrices (structure.py); sums, integra
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from fractions import Fraction
 
 from rewards.workers.limits import MAX_DEPTH, MAX_TOKENS, TooLarge
@@ -39,12 +40,18 @@ _BASE_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7,
 # v^2_0 is the square of v_0.
 _RAISED_INDEX = re.compile(r"(?<![A-Za-z])(\\?[A-Za-z]+)\s*\^\s*(\{[^{}]*\}|\w)\s*(_\s*(?:\{[^{}]*\}|\w))")
 _GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+_SIGNS = (("op", "+"), ("op", "-"))
 _OPENERS = {"(": ")", "{": "}", "[": "]"}
 _MAX_NUMBER_CHARS = 400
 
 
 class NotAnExpression(ValueError):
     """The text is not an expression of this grammar (it may still be one for a symbolic engine)."""
+
+
+def without_thousands_commas(text: str) -> str:
+    """The text with 1,000 as 1000; commas that are placed otherwise stay."""
+    return _GROUPED.sub(lambda match: match.group().replace(",", ""), text) if "," in text else text
 
 
 def parse_expression(text: str) -> Node:
@@ -54,7 +61,7 @@ def parse_expression(text: str) -> Node:
         NotAnExpression: some part is outside the grammar.
         TooLarge: too many tokens, too deep, or a number literal that is too long.
     """
-    text = _GROUPED.sub(lambda m: m.group().replace(",", ""), text)
+    text = without_thousands_commas(text)
     if "_" in text or "base" in text:
         text = _BASED.sub(_in_decimal, _RAISED_INDEX.sub(r"\1\3^\2", text))
     parser = _Parser(_tokens(text))
@@ -132,32 +139,28 @@ class _Parser:
         return False
 
     def sum(self, depth: int, stop: str = "") -> Node:
-        if depth > MAX_DEPTH:
-            raise TooLarge(f"the answer is nested more than {MAX_DEPTH} deep")
-        sign = self.signs()
-        node = self.product(depth, stop)
-        node = ("neg", node) if sign < 0 else node
-        while self.peek()[1] in ("+", "-") and self.peek()[0] == "op":
-            sign = self.signs()
-            term = self.product(depth, stop)
-            node = ("add", node, ("neg", term) if sign < 0 else term)
+        node = self.signed(self.product, depth, stop)
+        while self.peek() in _SIGNS:
+            node = ("add", node, self.signed(self.product, depth, stop))
         return node
 
-    def signs(self) -> int:
-        sign = 1
-        while self.peek()[0] == "op" and self.peek()[1] in ("+", "-"):
-            sign = -sign if self.peek()[1] == "-" else sign
+    def signed(self, part: Callable[[int, str], Node], depth: int, stop: str) -> Node:
+        """A part behind any number of signs."""
+        is_negative = False
+        while (token := self.peek()) in _SIGNS:
+            is_negative ^= token[1] == "-"
             self.at += 1
-        return sign
+        node = part(depth, stop)
+        return ("neg", node) if is_negative else node
 
     def product(self, depth: int, stop: str) -> Node:
         node = self.power(depth, stop)
         while True:
             kind = self.peek()[0]
             if self.take("*"):
-                node = ("mul", node, self.signed_power(depth, stop))
+                node = ("mul", node, self.signed(self.power, depth, stop))
             elif self.take("/"):
-                node = ("div", node, self.signed_power(depth, stop))
+                node = ("div", node, self.signed(self.power, depth, stop))
             elif self.starts_factor(stop):
                 mixed = self.mixed_number(node, depth)
                 if mixed is None and kind == "num":
@@ -165,11 +168,6 @@ class _Parser:
                 node = mixed or ("mul", node, self.power(depth, stop))
             else:
                 return node
-
-    def signed_power(self, depth: int, stop: str) -> Node:
-        sign = self.signs()
-        node = self.power(depth, stop)
-        return ("neg", node) if sign < 0 else node
 
     def starts_factor(self, stop: str) -> bool:
         kind, text = self.peek()
@@ -195,13 +193,9 @@ class _Parser:
         return None
 
     def power(self, depth: int, stop: str) -> Node:
-        if depth > MAX_DEPTH:
-            raise TooLarge(f"the answer is nested more than {MAX_DEPTH} deep")
         node = self.postfix(self.primary(depth + 1, stop))
         if self.take("^") or self.take("**"):
-            sign = self.signs()
-            exponent = self.power(depth + 1, stop)
-            node = ("pow", node, ("neg", exponent) if sign < 0 else exponent)
+            node = ("pow", node, self.signed(self.power, depth + 1, stop))
         return node
 
     def postfix(self, node: Node) -> Node:
@@ -266,10 +260,8 @@ class _Parser:
         return ("sym", name)
 
     def command(self, name: str, depth: int, stop: str) -> Node:
-        if name == "frac":
-            return ("div", self.group_or_token(depth), self.group_or_token(depth))
-        if name == "binom":
-            return ("binom", self.group_or_token(depth), self.group_or_token(depth))
+        if name in ("frac", "binom"):
+            return ("div" if name == "frac" else name, self.group_or_token(depth), self.group_or_token(depth))
         if name == "sqrt":
             return self.square_root(depth)
         if name in ("pi", "infty"):

@@ -81,9 +81,9 @@ class Comparison:
         return self.same(gold, answer.value)
 
     def _many(self, gold: Many, answer: Many) -> bool:
-        if {gold.kind, answer.kind} & {"union"}:
-            return self._regions(gold, answer)
         kinds = {gold.kind, answer.kind}
+        if "union" in kinds:
+            return self._regions(gold, answer)
         if kinds == {"ratio"}:
             return self._ratios(gold, answer)
         if kinds == {"clock"}:
@@ -93,7 +93,7 @@ class Comparison:
         if len(gold.items) != len(answer.items) or kinds & {"ratio", "clock"}:
             return False
         if kinds <= {"list", "set"}:
-            return self._unordered(gold.items, answer.items, self.same)
+            return self._unordered(gold.items, answer.items)
         if "set" in kinds or (kinds == {"tuple"} and len(gold.items) == 2 and gold.ends != answer.ends):
             return False
         return self._ordered(gold, answer)
@@ -123,19 +123,18 @@ class Comparison:
     def _ordered(self, gold: Many, answer: Many) -> bool:
         return len(gold.items) == len(answer.items) and all(map(self.same, gold.items, answer.items))
 
-    def _unordered(self, gold, answer, same) -> bool:
+    def _unordered(self, gold: Sequence[Value], answer: Sequence[Value]) -> bool:
         left = list(answer)
         for value in gold:
-            match = next((index for index, other in enumerate(left) if same(value, other)), None)
+            match = next((index for index, other in enumerate(left) if self.same(value, other)), None)
             if match is None:
                 return False
             del left[match]
         return not left
 
     def _interval(self, gold: Interval, answer: Interval) -> bool:
-        if (gold.low_closed, gold.high_closed) != (answer.low_closed, answer.high_closed):
-            return False
-        return self._end(gold.low, answer.low) and self._end(gold.high, answer.high)
+        closed = (gold.low_closed, gold.high_closed) == (answer.low_closed, answer.high_closed)
+        return closed and self._end(gold.low, answer.low) and self._end(gold.high, answer.high)
 
     def _end(self, gold: Quantity | str, answer: Quantity | str) -> bool:
         if isinstance(gold, str) or isinstance(answer, str):
@@ -151,12 +150,9 @@ def _single(value: Value) -> Value:
 
 
 def _is_ratio(value: Value) -> bool:
-    return (
-        isinstance(value, Many)
-        and value.kind == "ratio"
-        and len(value.items) == 2
-        and all(isinstance(item, Quantity) for item in value.items)
-    )
+    """Whether this is a ratio of two quantities."""
+    is_pair = isinstance(value, Many) and value.kind == "ratio" and len(value.items) == 2
+    return is_pair and all(isinstance(item, Quantity) for item in value.items)
 
 
 def _quotient(parts: Sequence[Value]) -> Quantity:
@@ -170,10 +166,10 @@ def _quotient(parts: Sequence[Value]) -> Quantity:
 
 def _is_time(ratio: Value) -> bool:
     """Whether 4:30 is a time of day: a ratio would be in lowest terms."""
-    if not (isinstance(ratio, Many) and ratio.kind == "ratio" and len(ratio.items) == 2):
+    if not _is_ratio(ratio):
         return False
-    numbers = [item.node[1] if isinstance(item, Quantity) and item.node[0] == "num" else None for item in ratio.items]
-    if any(number is None or number.denominator != 1 for number in numbers):
+    numbers = [item.node[1] for item in ratio.items if item.node[0] == "num" and item.node[1].denominator == 1]
+    if len(numbers) < 2:
         return False
     hour, minute = (number.numerator for number in numbers)
     return hour <= 24 and 10 <= minute < 60 and gcd(hour, minute) > 1
@@ -192,13 +188,13 @@ def _same_relation(gold: Relation, answer: Relation) -> bool:
         if left is None or right is None:
             raise Undecided("a relation between functions")
         sides.append(exact.add(left, exact.negate(right)))
-    factor = exact.proportional(*sides)
+    factor = exact.proportional(sides[0].num, sides[1].num)
     if factor is None:
         return False
     # The denominators count too where an inequality's direction may turn on them.
     if gold.op in ("=", "!="):
         return True
-    denominators = exact.proportional(exact.Ratio(sides[0].den, {}), exact.Ratio(sides[1].den, {}))
+    denominators = exact.proportional(sides[0].den, sides[1].den)
     return denominators is not None and factor / denominators > 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -47,18 +48,14 @@ def parse_quantity(text: str) -> Quantity:
     if percent:
         text = _PERCENT.sub("", text)
     value, unit = (text, None) if percent or len(text) > _MAX_UNIT_CHARS else split_unit(text)
-    if unit is not None and _TRIGONOMETRIC.search(value):
-        value, unit = text, None
-    if unit is not None:
-        try:
+    node = None
+    if unit is not None and not _TRIGONOMETRIC.search(value):
+        with suppress(NotAnExpression):
             node = parse_expression(value)
-        except NotAnExpression:
-            value, unit, node = text, None, parse_expression(text)
-        else:
-            if symbols(node):
-                value, unit, node = text, None, parse_expression(text)
-    else:
-        node = parse_expression(value)
+    # What looks like a unit behind a variable or a function belongs to the expression.
+    if unit is not None and (node is None or symbols(node)):
+        value, unit, node = text, None, None
+    node = node or parse_expression(value)
     quantum, digits = _written(value.strip())
     return Quantity(node, unit, percent, quantum, digits)
 

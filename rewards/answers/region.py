@@ -65,26 +65,20 @@ def intersection(a: Region, b: Region) -> Region:
     shared = []
     for left in a:
         for right in b:
-            low = _later(left, right)
-            high = _earlier(left, right)
-            order = compare_ends(low[0], high[0])
-            if order < 0 or (order == 0 and low[1] and high[1]):
-                shared.append(Interval(low[0], high[0], low[1], high[1]))
+            low, low_closed = _tighter((left.low, left.low_closed), (right.low, right.low_closed), 1)
+            high, high_closed = _tighter((left.high, left.high_closed), (right.high, right.high_closed), -1)
+            order = compare_ends(low, high)
+            if order < 0 or (order == 0 and low_closed and high_closed):
+                shared.append(Interval(low, high, low_closed, high_closed))
     return tuple(shared)
 
 
-def _later(a: Interval, b: Interval) -> tuple[Quantity | str, bool]:
-    order = compare_ends(a.low, b.low)
+def _tighter(a: tuple[Quantity | str, bool], b: tuple[Quantity | str, bool], sign: int) -> tuple[Quantity | str, bool]:
+    """Of two ends (value, is closed) the larger one (`sign` 1) or the smaller one (-1)."""
+    order = sign * compare_ends(a[0], b[0])
     if order == 0:
-        return a.low, a.low_closed and b.low_closed
-    return (a.low, a.low_closed) if order > 0 else (b.low, b.low_closed)
-
-
-def _earlier(a: Interval, b: Interval) -> tuple[Quantity | str, bool]:
-    order = compare_ends(a.high, b.high)
-    if order == 0:
-        return a.high, a.high_closed and b.high_closed
-    return (a.high, a.high_closed) if order < 0 else (b.high, b.high_closed)
+        return a[0], a[1] and b[1]
+    return a if order > 0 else b
 
 
 def merged(region: Region) -> Region:

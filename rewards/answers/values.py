@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from rewards.answers.brackets import bracketed, split_top, without_brackets
 from rewards.answers.equality import Undecided, symbols
-from rewards.answers.grammar import NotAnExpression
+from rewards.answers.grammar import NotAnExpression, without_thousands_commas
 from rewards.answers.matrix import read_matrix
 from rewards.answers.number import Quantity, parse_quantity
 from rewards.answers.region import REALS, Interval, Region, intersection, without_points
@@ -27,7 +27,6 @@ _HEDGE = re.compile(
     r"n't\b|\b(?:not|never|either|neither|or|less|more|least|most|than|between|might|may|could|maybe|perhaps|cannot)\b",
     re.IGNORECASE,
 )
-_GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 _RELATION = re.compile(r"\\(?:le|ge|ne|approx|in|to|rightarrow)(?![A-Za-z])|<=|>=|!=|[=<>]")
 _SEPARATOR = re.compile(r"[,;]|\b(?:and|or)\b|&(?!\s*\w+;)")
 # Each blank belongs to exactly one part, so that a text that is no name fails in linear time.
@@ -254,15 +253,11 @@ def _ungroup(text: str) -> str:
     parts, level, start = [], 0, 0
     for match in re.finditer(r"[(\[{)\]}]", text):
         piece = text[start : match.start()]
-        parts += [_plain_groups(piece) if level == 0 else piece, match.group()]
+        parts += [without_thousands_commas(piece) if level == 0 else piece, match.group()]
         level += 1 if match.group() in "([{" else -1
         start = match.end()
-    parts.append(_plain_groups(text[start:]) if level == 0 else text[start:])
+    parts.append(without_thousands_commas(text[start:]) if level == 0 else text[start:])
     return "".join(parts)
-
-
-def _plain_groups(piece: str) -> str:
-    return _GROUPED.sub(lambda m: m.group().replace(",", ""), piece)
 
 
 def _listed(pieces: list[str], separators: list[str], depth: int) -> Value:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from numbers import Real
 from typing import Any
 
@@ -22,28 +22,21 @@ def adapt(function: Callable[..., Any], label: str) -> Callable[..., list[float 
     anything else: TRL's form, called with keyword arguments. Each may be async.
     """
     names = inspect.signature(function).parameters
-    if "reward_inputs" in names:
-        call = _call_easyr1
-    elif {"solution_str", "ground_truth"} <= names.keys():
-        call = _call_verl
-    else:
-        call = _call_trl
+    is_verl = {"solution_str", "ground_truth"} <= names.keys()
+    call = _call_easyr1 if "reward_inputs" in names else _call_verl if is_verl else _call_trl
 
     def reward(samples: Sequence[Sample], scores: Sequence[Score], kwargs: Mapping[str, Any]) -> list[float | None]:
-        values = call(function, samples, kwargs, label)
-        return _checked(values, samples, label)
+        return _checked(call(function, samples, kwargs, label), samples, label)
 
     return reward
 
 
 def _call_trl(function: Callable[..., Any], samples: Sequence[Sample], kwargs: Mapping[str, Any], label: str) -> Any:
-    arguments: dict[str, Any] = {}
-    for name in sorted({name for sample in samples for name in sample.columns}):
-        arguments[name] = [sample.columns.get(name) for sample in samples]
-    for name in _ROW_FIELDS:
-        arguments[name] = [getattr(sample, name) for sample in samples]
     golds = [sample.gold for sample in samples]
-    arguments |= {
+    columns = sorted({name for sample in samples for name in sample.columns})
+    arguments = {
+        **{name: [sample.columns.get(name) for sample in samples] for name in columns},
+        **{name: [getattr(sample, name) for sample in samples] for name in _ROW_FIELDS},
         "solution": golds,
         "answer": golds,
         "prompts": [sample.prompt for sample in samples],
@@ -51,10 +44,16 @@ def _call_trl(function: Callable[..., Any], samples: Sequence[Sample], kwargs: M
         "completion_ids": [list(sample.completion_ids) for sample in samples],
         **kwargs,
     }
+    given = _accepted(function, arguments)
+    return _run(lambda: function(**given), label, f"a batch of {len(samples)}, first {_shown(samples[0], 0)}")
+
+
+def _accepted(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that a function has parameters for; all if it takes any."""
     parameters = inspect.signature(function).parameters
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        arguments = {name: value for name, value in arguments.items() if name in parameters}
-    return _run(lambda: function(**arguments), label, f"a batch of {len(samples)}, first {_shown(samples[0], 0)}")
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return arguments
+    return {name: value for name, value in arguments.items() if name in parameters}
 
 
 def _call_easyr1(function: Callable[..., Any], samples: Sequence[Sample], kwargs: Mapping[str, Any], label: str) -> Any:
@@ -67,19 +66,15 @@ def _call_easyr1(function: Callable[..., Any], samples: Sequence[Sample], kwargs
 def _call_verl(function: Callable[..., Any], samples: Sequence[Sample], kwargs: Mapping[str, Any], label: str) -> Any:
     values = []
     for index, sample in enumerate(samples):
-        source = sample.columns.get("data_source", sample.columns.get("source", "unknown"))
-        extra = sample.columns.get("extra_info", dict(sample.columns))
         arguments = {
-            "data_source": source,
+            "data_source": sample.columns.get("data_source", sample.columns.get("source", "unknown")),
             "solution_str": sample.completion,
             "ground_truth": sample.gold,
-            "extra_info": extra,
+            "extra_info": sample.columns.get("extra_info", dict(sample.columns)),
             **kwargs,
         }
-        parameters = inspect.signature(function).parameters
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-            arguments = {name: value for name, value in arguments.items() if name in parameters}
-        value = _run(lambda given=arguments: function(**given), label, _shown(sample, index))
+        given = _accepted(function, arguments)
+        value = _run(lambda given=given: function(**given), label, _shown(sample, index))
         values.append(_part(value, "score", label))
     return values
 
@@ -109,20 +104,8 @@ def _wait_for(awaitable: Any) -> Any:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(finish())
-    outcome: dict[str, Any] = {}
-
-    def target() -> None:
-        try:
-            outcome["value"] = asyncio.run(finish())
-        except Exception as error:  # carried over to the calling thread
-            outcome["error"] = error
-
-    thread = threading.Thread(target=target)
-    thread.start()
-    thread.join()
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome["value"]
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, finish()).result()
 
 
 def _checked(values: Any, samples: Sequence[Sample], label: str) -> list[float | None]:

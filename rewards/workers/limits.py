@@ -13,6 +13,7 @@ MAX_TERMS = 300
 MAX_FACTORIAL = 400
 MAX_POWER = 20_000
 
+_BRACKET = re.compile(r"[(){}\[\]]")
 _DIGIT_RUN = re.compile(r"\d{40}")
 _EXPLOSIVE = re.compile(
     r"\^\s*\{?\s*\(?-?\d{4}|\*\*\s*\(?-?\d{4}|\)\s*\^\s*\{?\s*\d{2}|\^[^+\-=,]{0,40}\^|\*\*[^+\-=,]{0,40}\*\*"
@@ -34,12 +35,13 @@ class TooLarge(ValueError):
 def nesting(text: str) -> int:
     """Deepest nesting of brackets and braces, whatever their kind."""
     depth = deepest = 0
-    for char in text:
-        if char in "({[":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif char in ")}]":
+    for bracket in _BRACKET.findall(text):
+        if bracket in ")}]":
             depth -= 1
+        else:
+            depth += 1
+            if depth > deepest:
+                deepest = depth
     return deepest
 
 

@@ -1,10 +1,7 @@
-"""Killable worker processes that run math-verify behind sockets.
+"""The child's side of a comparison: the nursery, which imports math-verify once and forks, and the workers it forks.
 
-One nursery process per pool imports math-verify once and forks workers on request, so that replacing a killed
-worker takes milliseconds. It is a plain child process (no multiprocessing): it works from threads, from daemonic
-processes and without a main guard, and touches neither the caller's signal handlers nor its timers. Time is limited
-by the parent, which kills; memory by RLIMIT_AS in the worker. Workers end when their socket or the nursery ends, and
-the nursery kills its workers and ends when the parent does. Not a security sandbox: no system calls are filtered.
+Workers end when their socket or the nursery ends, and the nursery kills its workers and ends when the parent does.
+Memory is limited by RLIMIT_AS, time by the parent, which kills. Not a security sandbox: no system calls are filtered.
 """
 
 from __future__ import annotations
@@ -16,20 +13,10 @@ import select
 import signal
 import socket
 import struct
-import subprocess
 import sys
-from pathlib import Path
 
-from rewards.types import VerifierError
-
-START_TIMEOUT_S = 60.0
 _HEADER = struct.Struct("!I")
 _MAX_MESSAGE = 1 << 20
-# -P keeps the current folder off the path; our own root goes last, so it can shadow nothing.
-_BOOT = (
-    "import sys; sys.path.append(sys.argv[2]); "
-    "from rewards.workers.worker import run_nursery; run_nursery(int(sys.argv[1]))"
-)
 # The first use of each of these loads parts of sympy for up to half a second; forked later, a worker has them.
 _FIRST_USES = (
     ("$\\frac{1}{2}$", "$0.5$"),
@@ -45,20 +32,18 @@ _LATER_USES = (
 )
 
 
-class WorkerDied(RuntimeError):
-    """The worker's socket closed before it answered."""
+class WorkerDied(ConnectionError):
+    """The socket closed before the other side had answered."""
 
 
-class WorkerTimeout(RuntimeError):
-    """The worker did not answer in time."""
-
-
-def _send(channel: socket.socket, message: object) -> None:
+def send(channel: socket.socket, message: object) -> None:
+    """One JSON message behind its length."""
     data = json.dumps(message).encode()
     channel.sendall(_HEADER.pack(len(data)) + data)
 
 
-def _receive(channel: socket.socket) -> object:
+def receive(channel: socket.socket) -> object:
+    """The next message; raises WorkerDied when the other side is gone."""
     (size,) = _HEADER.unpack(_read_exactly(channel, _HEADER.size))
     if size > _MAX_MESSAGE:
         raise WorkerDied("a worker sent an oversized message")
@@ -75,124 +60,15 @@ def _read_exactly(channel: socket.socket, size: int) -> bytes:
     return data
 
 
-class Nursery:
-    """Parent's side of the process that forks workers; it loads math-verify while its parent goes on."""
-
-    def __init__(self, memory_limit_bytes: int) -> None:
-        self.channel, theirs = socket.socketpair()
-        self.memory_limit_bytes = memory_limit_bytes
-        root = str(Path(__file__).resolve().parents[2])
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": ""}
-        try:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _BOOT, str(theirs.fileno()), root],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-                env=environment,
-            )
-        except OSError as error:
-            self.channel.close()
-            raise VerifierError(f"cannot start the verifier's worker process: {error}") from error
-        finally:
-            theirs.close()
-        self.channel.settimeout(START_TIMEOUT_S)
-        self.ready = False
-
-    def _await_ready(self) -> None:
-        if self.ready:
-            return
-        try:
-            ready = _receive(self.channel)
-        except (OSError, WorkerDied) as error:
-            self.close()
-            raise VerifierError(f"the verifier's worker process ended while starting: {error}") from error
-        if ready != "ready":
-            self.close()
-            raise VerifierError(f"the verifier's worker process cannot import math-verify: {ready}")
-        self.ready = True
-
-    def spawn(self) -> Worker:
-        """Fork a fresh worker.
-
-        Raises:
-            WorkerDied: the nursery is gone.
-            VerifierError: it never came up.
-        """
-        self._await_ready()
-        ours, theirs = socket.socketpair()
-        try:
-            _send(self.channel, ["spawn", self.memory_limit_bytes])
-            socket.send_fds(self.channel, [b"F"], [theirs.fileno()])
-            pid = _receive(self.channel)
-        except OSError as error:
-            ours.close()
-            raise WorkerDied(f"the nursery is gone: {error}") from error
-        except WorkerDied:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        return Worker(ours, int(pid))
-
-    def kill(self, worker: Worker) -> None:
-        """End a worker for good. Its parent, the nursery, does it, so a reused pid can never be hit."""
-        worker.channel.close()
-        with contextlib.suppress(OSError, WorkerDied):
-            _send(self.channel, ["kill", worker.pid])
-            _receive(self.channel)
-
-    def close(self) -> None:
-        """End the nursery and with it all its workers."""
-        self.channel.close()
-        if not self.ready:  # still loading: it has no workers to end
-            self.process.kill()
-        try:
-            self.process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-    def abandon(self) -> None:
-        """Drop handles inherited by a fork: the processes belong to the parent."""
-        self.channel.close()
-        self.process.returncode = 0  # not our child: keeps Popen from waiting for it
-
-
-class Worker:
-    """Parent's side of one worker: its socket and its pid."""
-
-    def __init__(self, channel: socket.socket, pid: int) -> None:
-        self.channel = channel
-        self.pid = pid
-
-    def ask(self, gold: str, answer: str, timeout_s: float) -> str:
-        """One comparison: "same", "different", "bad_gold", "no_parse" or "memory".
-
-        Raises:
-            WorkerTimeout, WorkerDied: the worker must be replaced.
-        """
-        self.channel.settimeout(timeout_s)
-        try:
-            _send(self.channel, [gold, answer])
-            return str(_receive(self.channel))
-        except TimeoutError as error:
-            raise WorkerTimeout(f"no answer in {timeout_s:g} s") from error
-        except OSError as error:
-            raise WorkerDied(str(error)) from error
-
-
 def run_nursery(descriptor: int) -> None:
     """Main loop of the nursery process: fork and kill workers until the parent is gone; warm up while idle."""
     channel = socket.socket(fileno=descriptor)
     try:
         _prepare_engine()
     except ImportError as error:
-        _send(channel, str(error))
+        send(channel, str(error))
         return
-    _send(channel, "ready")
+    send(channel, "ready")
     children: set[int] = set()
     warm_ups = list(_LATER_USES)
     try:
@@ -200,7 +76,7 @@ def run_nursery(descriptor: int) -> None:
             if warm_ups and not select.select([channel], [], [], 0)[0]:
                 _guarded_compare(*warm_ups.pop(0))
                 continue
-            action, value = _receive(channel)
+            action, value = receive(channel)
             if action == "spawn":
                 _, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
                 child = os.fork()
@@ -209,13 +85,13 @@ def run_nursery(descriptor: int) -> None:
                     _run_worker(descriptors[0], value)
                 os.close(descriptors[0])
                 children.add(child)
-                _send(channel, child)
+                send(channel, child)
             else:
                 if value in children:
                     children.discard(value)
                     _end(value)
-                _send(channel, "ended")
-    except (WorkerDied, OSError):
+                send(channel, "ended")
+    except OSError:
         pass  # the parent is gone
     finally:
         for child in children:
@@ -250,8 +126,8 @@ def _run_worker(descriptor: int, memory_limit_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         channel = socket.socket(fileno=descriptor)
         while True:
-            gold, answer = _receive(channel)
-            _send(channel, _guarded_compare(gold, answer))
+            gold, answer = receive(channel)
+            send(channel, _guarded_compare(gold, answer))
     finally:
         os._exit(0)
 
@@ -270,8 +146,6 @@ def _guarded_compare(gold: str, answer: str) -> str:
         return _compare(gold, answer)
     except MemoryError:
         return "memory"
-    except RecursionError:
-        return "no_parse"
     except Exception:  # an untrusted boundary: sympy and antlr raise anything; the caller counts it as a verdict
         return "no_parse"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rewards import Item, Verdict, Verifier, VerifierError, verify
-from rewards.workers.worker import WorkerDied, WorkerTimeout
+from rewards.workers.pool import WorkerDied, WorkerTimeout
 
 HANGS = Path(__file__).resolve().parents[1] / "data" / "labelled" / "hangs.jsonl"
 # Inputs that our grammar does not decide: each costs its worker, which is killed.
@@ -51,7 +51,7 @@ def test_two_hundred_honest_answers_survive_two_hundred_hostile_ones_and_the_dea
             wrong += [score for score in scores[1::2] if score.correct]
             expected = [right for _, right in honest[start : start + 20]]
             wrong += [s for s, right in zip(scores[::2], expected, strict=True) if s.correct != right]
-            for pid in verifier.worker_pids:
+            for pid in [worker.pid for worker in verifier.pool.workers]:
                 os.kill(pid, signal.SIGKILL)
                 killed.add(pid)
     assert wrong == []
@@ -61,7 +61,7 @@ def test_two_hundred_honest_answers_survive_two_hundred_hostile_ones_and_the_dea
 def test_an_answer_that_kills_workers_is_lost_and_named_and_workers_that_never_work_stop_the_run(monkeypatch):
     item = Item("<answer>\\sum_{i=1}^{3} i</answer>", "6")
     with Verifier(num_workers=1) as verifier:
-        ask, asked = verifier._ask, []
+        ask, asked = verifier.pool.ask, []
 
         def dies_on_sums(gold, answer, timeout_s, fresh):
             asked.append(answer)
@@ -69,14 +69,14 @@ def test_an_answer_that_kills_workers_is_lost_and_named_and_workers_that_never_w
                 raise WorkerDied("killed")
             return ask(gold, answer, timeout_s, fresh)
 
-        monkeypatch.setattr(verifier, "_ask", dies_on_sums)
+        monkeypatch.setattr(verifier.pool, "ask", dies_on_sums)
         assert verifier.score([item])[0].verdict == Verdict.worker_lost
         assert sum("sum" in answer for answer in asked) == 2
 
         def always_dies(*_args, **_options):
             raise WorkerDied("killed")
 
-        monkeypatch.setattr(verifier, "_ask", always_dies)
+        monkeypatch.setattr(verifier.pool, "ask", always_dies)
         with pytest.raises(VerifierError, match="even on a simple comparison"):
             verifier.score([item])
 
@@ -128,7 +128,7 @@ def test_forty_injections_touch_neither_file_nor_socket(tmp_path):
         for payload in payloads:
             for form in (payload, f"${payload}$", f"\\boxed{{{payload}}}"):
                 with contextlib.suppress(WorkerTimeout):
-                    assert verifier._ask("$7$", form, 2.0, False) != "same", payload
+                    assert verifier.pool.ask("$7$", form, 2.0, False) != "same", payload
         with pytest.raises(BlockingIOError):
             server.accept()
     assert not canary.exists()
@@ -155,7 +155,7 @@ def test_ten_thousand_hostile_answers_grow_neither_the_parent_nor_the_number_of_
             verifier.score([Item(f"{number} {text}", "7"), Item(f"<answer>{number}{padding}!</answer>", "7")])
         assert _resident_bytes() - before <= 50 * 2**20
         assert _children() == children
-        assert len(verifier.worker_pids) <= 2
+        assert len(verifier.pool.workers) <= 2
         assert verifier.score([_honest(21)[0][0]])[0].correct
 
 

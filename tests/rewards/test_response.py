@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards import format_score, verify
-from rewards.response.response import find_boxes
+from rewards.response import find_boxes
 
 PIECES = [
     "<think>",

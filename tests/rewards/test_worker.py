@@ -10,7 +10,7 @@ import pytest
 
 from rewards import Item, Verdict, Verifier, verify
 from rewards.verify import Pending
-from rewards.workers.worker import Nursery
+from rewards.workers.pool import Nursery
 
 # Needs math-verify: our own grammar knows no sums.
 HONEST = Item("<answer>\\sum_{i=1}^{3} i</answer>", "6")
@@ -50,8 +50,8 @@ def test_a_killed_worker_loses_no_honest_answer():
     with Verifier(num_workers=2, timeout_s=5.0) as verifier:
         assert verifier.score([HONEST])[0].correct
         for number in range(4, 12):
-            for pid in verifier.worker_pids:
-                os.kill(pid, signal.SIGKILL)
+            for worker in verifier.pool.workers:
+                os.kill(worker.pid, signal.SIGKILL)
             answers = [
                 Item(f"<answer>\\sum_{{i=1}}^{{{number}}} i</answer>", str(number * (number + 1) // 2 + k))
                 for k in (0, 1)
@@ -62,8 +62,8 @@ def test_a_killed_worker_loses_no_honest_answer():
 def test_a_killed_nursery_is_replaced():
     with Verifier(num_workers=1) as verifier:
         assert verifier.score([HONEST])[0].correct
-        os.kill(verifier._nursery.process.pid, signal.SIGKILL)
-        verifier._nursery.process.wait()
+        os.kill(verifier.pool.nursery.process.pid, signal.SIGKILL)
+        verifier.pool.nursery.process.wait()
         assert verifier.score([Item("<answer>\\sum_{i=1}^{5} i</answer>", "15")])[0].correct
 
 
@@ -77,7 +77,7 @@ def test_an_answer_that_hangs_is_a_timeout_and_one_that_eats_memory_is_too_large
 def test_workers_end_with_the_verifier():
     verifier = Verifier(num_workers=2)
     assert verifier.score([HONEST])[0].correct
-    pids = [*verifier.worker_pids, verifier._nursery.process.pid]
+    pids = [*(worker.pid for worker in verifier.pool.workers), verifier.pool.nursery.process.pid]
     verifier.close()
     for pid in pids:
         with pytest.raises(ProcessLookupError):

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 from PIL import Image
 
-from rewards import Score
-from rewards.types import Verdict
+from rewards import Score, Verdict
 from tests.builders import mixed_rows, picture, problem_row
 from vlm_mhpo.evaluation.held_out import JudgedCompletion, JudgedItem, evaluate, interval, summarise, write_evaluation
 from vlm_mhpo.rollout.base import SamplingParams

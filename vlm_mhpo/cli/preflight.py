@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlm_mhpo.cli.arguments import ConfigPath, Overrides, say
+from vlm_mhpo.cli.arguments import ConfigPath, Overrides, load, say
 
 if TYPE_CHECKING:
     from vlm_mhpo.commands.doctor import Check
+    from vlm_mhpo.config import Config
 
 Family = Annotated[
     str | None, typer.Option(help="Tiny model: qwen2_vl, qwen2_5_vl, qwen3_vl or qwen2; default: as model.path.")
@@ -35,17 +35,14 @@ def doctor(
     ] = None,
 ) -> None:
     """Examine configuration, machine, rows, prompts, memory and disk; no weights are loaded without --parity."""
-    from vlm_mhpo.commands.doctor import Options, examine, print_checks
-    from vlm_mhpo.config import load_config
+    from vlm_mhpo.commands.doctor import Options, examine
 
-    name_accelerator()
-    parsed = load_config(config, overrides or [])
+    parsed = _load(config, overrides)
     if plot:
         from vlm_mhpo.objectives.plot import plot_multipliers
 
         say(f"gradient multiplier: {plot_multipliers(parsed, plot)}")
-    if not print_checks(examine(parsed, Options(quick, rows, ranks, gpu_memory, parity))):
-        raise typer.Exit(1)
+    _conclude(examine(parsed, Options(quick, rows, ranks, gpu_memory, parity)))
 
 
 def check_resume(
@@ -57,14 +54,11 @@ def check_resume(
     keep: Keep = None,
 ) -> None:
     """Prove with a tiny model that a stopped and resumed run of CONFIG is the undisturbed one, to the last bit."""
-    from vlm_mhpo.config import load_config
-
-    name_accelerator()
-    parsed = load_config(config, overrides or [])
+    parsed = _load(config, overrides)
     from vlm_mhpo.commands.proofs.resume import check_resume as check
 
-    with folder_for(keep) as folder:
-        conclude(check(parsed, folder, num_ranks=ranks, num_steps=steps, family=family))
+    with _folder_for(keep) as folder:
+        _conclude(check(parsed, folder, num_ranks=ranks, num_steps=steps, family=family))
 
 
 def check_invariance(
@@ -75,26 +69,23 @@ def check_invariance(
     keep: Keep = None,
 ) -> None:
     """Prove with a tiny model that CONFIG's gradient does not depend on micro-batches, packing, chunks, ranks, ZeRO."""
-    from vlm_mhpo.config import load_config
-
-    name_accelerator()
-    parsed = load_config(config, overrides or [])
+    parsed = _load(config, overrides)
     from vlm_mhpo.commands.proofs.invariance import check_invariance as check
 
-    with folder_for(keep) as folder:
-        conclude(check(parsed, folder, num_ranks=ranks, family=family))
+    with _folder_for(keep) as folder:
+        _conclude(check(parsed, folder, num_ranks=ranks, family=family))
 
 
-def name_accelerator() -> None:
-    """Without a GPU DeepSpeed would search for accelerators and warn that it found none."""
-    import torch
+def _load(config: Path, overrides: list[str] | None) -> Config:
+    """The configuration, in a process that has named its accelerator."""
+    from vlm_mhpo.runtime import ranks
 
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    ranks.name_accelerator()
+    return load(config, overrides)
 
 
 @contextmanager
-def folder_for(keep: Path | None) -> Iterator[Path]:
+def _folder_for(keep: Path | None) -> Iterator[Path]:
     """The new folder that the user named, or one that is removed at the end."""
     from vlm_mhpo.errors import ConfigError
 
@@ -109,12 +100,9 @@ def folder_for(keep: Path | None) -> Iterator[Path]:
     yield keep
 
 
-def conclude(findings: list[Check]) -> None:
+def _conclude(checks: list[Check]) -> None:
     """Print the table; exit with 1 if there is an error in it."""
     from vlm_mhpo.commands.doctor import print_checks
 
-    if not print_checks(findings):
+    if not print_checks(checks):
         raise typer.Exit(1)
-
-
-COMMANDS = (doctor, check_resume, check_invariance)

@@ -1,4 +1,4 @@
-"""Commands that judge models and compare what they left: evaluate, report."""
+"""Commands that judge models and show what they left: evaluate, report, monitor."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vlm_mhpo.cli.arguments import Overrides, names, say
+from vlm_mhpo.cli.arguments import Overrides, ProtocolDifference, load, names, say, split_config
 
 
 def evaluate(
@@ -35,18 +35,15 @@ def evaluate(
         str | None, typer.Option(help="Training rows that must not be among the benchmarks' rows.")
     ] = None,
     baseline: Annotated[Path | None, typer.Option(help="Report to compare with, row by row.")] = None,
-    allow_protocol_difference: Annotated[
-        bool, typer.Option("--allow-protocol-difference", help="Compare although protocols differ.")
-    ] = False,
+    allow_protocol_difference: ProtocolDifference = False,
 ) -> None:
     """Accuracy on data.eval, greedy or Avg@k (eval.num_samples=k eval.temperature=1), or on --benchmarks.
 
     Run the same command again to continue after an interruption.
     """
-    if config is not None and "=" in str(config):
-        config, overrides = None, [str(config), *(overrides or [])]
+    config, overrides = split_config(config, overrides)
     if benchmarks is None:
-        evaluate_heldout(config or config_file, overrides or [], model, out, name)
+        _evaluate_heldout(config or config_file, overrides, model, out, name)
         return
     if model is None or out is None:
         raise typer.BadParameter("--benchmarks needs --model and --out")
@@ -57,7 +54,7 @@ def evaluate(
         benchmarks=names(benchmarks),
         out=out,
         config=config_file or config,
-        overrides=overrides or [],
+        overrides=overrides,
         data=data or [],
         limit=limit,
         probes=names(probes or ""),
@@ -68,13 +65,13 @@ def evaluate(
     say(f"{text}\n{out}")
 
 
-def evaluate_heldout(config: Path | None, overrides: list[str], model: str | None, out: Path | None, name: str) -> None:
+def _evaluate_heldout(
+    config: Path | None, overrides: list[str], model: str | None, out: Path | None, name: str
+) -> None:
     """Evaluate on data.eval and print the accuracy."""
-    from vlm_mhpo.config import load_config
-
     if config is None:
         raise typer.BadParameter("give a CONFIG whose data.eval is evaluated, or --benchmarks")
-    parsed = load_config(config, overrides)
+    parsed = load(config, overrides)
     from vlm_mhpo.evaluation.standalone import evaluate_model
 
     record, files = evaluate_model(parsed, model=model, out=out, name=name)
@@ -95,9 +92,7 @@ def report(
     baseline: Annotated[
         str | None, typer.Option(help="Method or report that differences are taken against; default: the first.")
     ] = None,
-    allow_protocol_difference: Annotated[
-        bool, typer.Option("--allow-protocol-difference", help="Compare although protocols differ.")
-    ] = False,
+    allow_protocol_difference: ProtocolDifference = False,
 ) -> None:
     """The page of a run, or evaluation reports against each other; those of one METHOD are its seeds."""
     from vlm_mhpo.evaluation.command import is_report, report_command
@@ -112,4 +107,13 @@ def report(
     typer.echo(write_report(Path(places[0]), out))
 
 
-COMMANDS = (evaluate, report)
+def monitor(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a run, also one that is training.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs --token-file.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
+    token_file: Annotated[Path | None, typer.Option(help="Secret of >= 32 bytes in a file of mode 0600.")] = None,
+) -> None:
+    """Serve the report of a run in a browser, live and read-only, until interrupted."""
+    from vlm_mhpo.commands.monitor import serve
+
+    serve(run_dir, host=host, port=port, token_file=token_file, say=typer.echo)

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rewards import RewardError, VerifierError
 from vlm_mhpo.checkpoint.opening import open_policy
 from vlm_mhpo.checkpoint.policy_folder import find_policy
 from vlm_mhpo.config import Config, parse_config
@@ -24,6 +23,7 @@ from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.objectives import Objective, build_objective
 from vlm_mhpo.objectives.common import kl_penalty
 from vlm_mhpo.runtime import ranks
+from vlm_mhpo.scoring import RewardError, VerifierError
 from vlm_mhpo.scoring.scorer import score_groups, start_scorer
 from vlm_mhpo.training.micro_batches import micro_batches
 from vlm_mhpo.types import ScoredGroup

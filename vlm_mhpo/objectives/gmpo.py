@@ -35,12 +35,7 @@ def gmpo_loss(
         advantages_B1 > 0, torch.minimum(log_ratio_BT, bounded_BT), torch.maximum(log_ratio_BT, bounded_BT)
     )
     weight_B1 = ratio(row_means(clipped_BT, mask))
-    loss = -aggregate(
-        (weight_B1 * advantages_B1).expand_as(log_ratio_BT),
-        mask,
-        num_completions=num_completions,
-        num_tokens=num_tokens,
-    )
-    return loss, {
-        "sum/clip_ratio/region_mean": ((clipped_BT != log_ratio_BT) & (advantages_B1 != 0) & mask).sum().float()
-    }
+    surrogate_BT = (weight_B1 * advantages_B1).expand_as(log_ratio_BT)
+    loss = -aggregate(surrogate_BT, mask, num_completions=num_completions, num_tokens=num_tokens)
+    is_clipped_BT = (clipped_BT != log_ratio_BT) & (advantages_B1 != 0) & mask
+    return loss, {"sum/clip_ratio/region_mean": is_clipped_BT.sum().float()}

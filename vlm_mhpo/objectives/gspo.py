@@ -32,10 +32,7 @@ def gspo_loss(
     log_ratio_BT = log_ratios(log_probs, old_log_probs, mask)
     ratio_B1 = ratio(row_means(log_ratio_BT, mask))
     advantages_B1 = column(advantages, ratio_B1)
-    surrogate_B1 = torch.minimum(
-        ratio_B1 * advantages_B1, ratio_B1.clamp(1.0 - epsilon_low, 1.0 + epsilon_high) * advantages_B1
-    )
-    loss = -aggregate(
-        surrogate_B1.expand_as(log_ratio_BT), mask, num_completions=num_completions, num_tokens=num_tokens
-    )
+    clipped_B1 = ratio_B1.clamp(1.0 - epsilon_low, 1.0 + epsilon_high)
+    surrogate_BT = torch.minimum(ratio_B1 * advantages_B1, clipped_B1 * advantages_B1).expand_as(log_ratio_BT)
+    loss = -aggregate(surrogate_BT, mask, num_completions=num_completions, num_tokens=num_tokens)
     return loss, clip_metrics(ratio_B1, advantages_B1, mask, epsilon_low, epsilon_high)

@@ -161,11 +161,8 @@ def mhpo_metrics(
         **masked_stats("mhpo/zeta", zeta_BT, mask_BT),
         **masked_stats("mhpo/multiplier", multiplier_BT, mask_BT),
     }
-    for suffix, chosen_BT in (
-        ("", mask_BT),
-        ("_positive", mask_BT & (advantages_B1 > 0)),
-        ("_negative", mask_BT & (advantages_B1 < 0)),
-    ):
+    signs = {"": mask_BT, "_positive": mask_BT & (advantages_B1 > 0), "_negative": mask_BT & (advantages_B1 < 0)}
+    for suffix, chosen_BT in signs.items():
         name = f"mhpo/dead_zone_fraction{suffix}"
         metrics[f"part/{name}"] = torch.where(chosen_BT & dead_BT, stake_BT, 0.0).sum().float()
         metrics[f"whole/{name}"] = torch.where(chosen_BT, stake_BT, 0.0).sum().float()

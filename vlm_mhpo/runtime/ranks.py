@@ -20,15 +20,19 @@ from vlm_mhpo.runtime.clock import span
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
+def name_accelerator() -> None:
+    """Without a GPU DeepSpeed would search for accelerators and warn that it found none."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def start(num_threads: int) -> None:
     """Join the process group that torchrun or deepspeed described; alone, make a group of one.
 
     Args:
         num_threads: CPU threads of this process; 0 = cores divided by the ranks on this host.
     """
-    if not torch.cuda.is_available():
-        # Without it DeepSpeed searches for accelerators and says that it found none.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    name_accelerator()
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(num_threads or max(1, (os.cpu_count() or 1) // local_world))
     if dist.is_initialized():

@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from rewards import RewardError, VerifierError
 from vlm_mhpo.errors import Stopped, TrainingError, UnreadableError
 from vlm_mhpo.faults.dump import POLICY_FOLDER, dump_folder, unscored, whole_step, write_dump
 from vlm_mhpo.faults.guard import Guard
@@ -21,6 +20,7 @@ from vlm_mhpo.faults.stopping import Interrupted
 from vlm_mhpo.faults.watchdog import PHASES
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.runtime.clock import Clock, span
+from vlm_mhpo.scoring import RewardError, VerifierError
 from vlm_mhpo.training.saving import Checkpoints
 from vlm_mhpo.types import Group, Minibatch, ScoredGroup
 

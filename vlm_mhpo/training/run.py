@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rewards import Verifier
 from vlm_mhpo.checkpoint.opening import open_policy
 from vlm_mhpo.checkpoint.policy_folder import save_policy
 from vlm_mhpo.config import Config, LoggingConfig, check_world_size
@@ -30,6 +29,7 @@ from vlm_mhpo.rollout.base import Rollout, Watched
 from vlm_mhpo.rollout.build import held_out_params, rollout_params
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.runtime.clock import Clock
+from vlm_mhpo.scoring import Verifier
 from vlm_mhpo.scoring.scorer import Scoring, start_scorer, start_verifier
 from vlm_mhpo.training.assembly import Parts, build_parts, check_context, print_start, record_run
 from vlm_mhpo.training.guarded import Dumps, Watch

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
-from rewards import Score
-from rewards.types import Verdict
+from rewards import Score, Verdict
 from tests.builders import picture
 from tests.vlm_mhpo.test_evaluation.cases import BENCHMARK, row
 from vlm_mhpo.errors import EvaluationError, PromptError

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlm_mhpo.commands.doctor.check import Check, print_checks
+from vlm_mhpo.commands.doctor.check import Check, has_error, print_checks
+from vlm_mhpo.commands.doctor.environment import examine_environment
 from vlm_mhpo.commands.doctor.settings import examine_settings
 from vlm_mhpo.config import Config
 from vlm_mhpo.errors import VlmMhpoError
@@ -35,33 +36,24 @@ class Options:
 
 
 def examine(config: Config, options: Options | None = None) -> list[Check]:
-    """All findings: of settings and machine, then, unless `quick`, of rows, and of log-probs if asked for."""
+    """All checks: of machine and settings, then, unless `quick`, of rows, and of log-probs if asked for."""
     options = options or Options()
-    findings = [*examine_machine(config), *examine_settings(config), *examine_size(config, options)]
-    can_go_on = all(finding.state != "error" for finding in findings)
-    if (not options.quick or options.parity) and not can_go_on:
-        findings.append(Check("warning", "rows", "not examined: first mend what is red above"))
-        return findings
+    checks = [*examine_environment(config), *examine_settings(config), *examine_size(config, options)]
+    if (not options.quick or options.parity) and has_error(checks):
+        return [*checks, Check("warning", "rows", "not examined: first mend what is red above")]
     if not options.quick:
         from vlm_mhpo.commands.doctor.rows import examine_rows
 
-        findings += examine_rows(config, num_rows=options.num_rows)
+        checks += examine_rows(config, num_rows=options.num_rows)
     if options.parity:
         from vlm_mhpo.commands.doctor.parity import examine_parity
 
         try:
             with tempfile.TemporaryDirectory() as scratch:
-                findings += examine_parity(config, Path(scratch))
+                checks += examine_parity(config, Path(scratch))
         except VlmMhpoError as error:
-            findings.append(Check("error", "log-prob parity", str(error)))
-    return findings
-
-
-def examine_machine(config: Config) -> Iterator[Check]:
-    """Versions, devices, threads."""
-    from vlm_mhpo.commands.doctor.environment import examine_environment
-
-    yield from examine_environment(config)
+            checks.append(Check("error", "log-prob parity", str(error)))
+    return checks
 
 
 def examine_size(config: Config, options: Options) -> Iterator[Check]:
@@ -86,12 +78,8 @@ def examine_size(config: Config, options: Options) -> Iterator[Check]:
         return
     needed = config.data.max_prompt_length + config.rollout.max_completion_length
     if needed > shapes.max_positions:
-        yield Check(
-            "error",
-            "positions",
-            f"data.max_prompt_length + rollout.max_completion_length = {needed} tokens, and the model has "
-            f"{shapes.max_positions} positions: lower one of them",
-        )
+        text = f"data.max_prompt_length + rollout.max_completion_length = {needed} tokens, and the model has "
+        yield Check("error", "positions", f"{text}{shapes.max_positions} positions: lower one of them")
     stage = settings["zero_optimization"]["stage"]
     memory = device_memory(options.gpu_memory_gb)
     yield from examine_memory(config, shapes, stage=stage, num_ranks=options.num_ranks, device_bytes=memory)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 STYLES = {"ok": "green", "warning": "yellow", "error": "red"}
 GIB = 2**30
@@ -22,17 +23,21 @@ class Check:
     text: str
 
 
-def print_checks(findings: Sequence[Check]) -> bool:
+def has_error(checks: Sequence[Check]) -> bool:
+    """Whether one of them is an error."""
+    return any(check.state == "error" for check in checks)
+
+
+def print_checks(checks: Sequence[Check]) -> bool:
     """Print a table; True when there is no error."""
     table = Table()
     for column in ("", "what", "finding"):
         table.add_column(column, overflow="fold")
-    for finding in findings:
-        # A row's id or a library's message may hold square brackets, which rich would read as styles.
-        text = finding.text.replace("[", "\\[")
-        table.add_row(f"[{STYLES[finding.state]}]{finding.state}[/]", finding.subject, text)
+    for check in checks:
+        # As plain text: a row's id or a library's message may hold what rich would read as styles.
+        table.add_row(Text(check.state, STYLES[check.state]), check.subject, Text(check.text))
     Console().print(table)
-    return all(finding.state != "error" for finding in findings)
+    return not has_error(checks)
 
 
 def in_gib(num_bytes: float) -> str:

@@ -30,8 +30,7 @@ def examine_disk(config: Config, shapes: Shapes, *, stage: int) -> Iterator[Chec
     one, kept = checkpoint_bytes(config, shapes, stage), config.checkpoint.save_total_limit
     needed = one * (kept + 1)
     text = f"a checkpoint has {in_gib(one)}; {kept} kept and one being written need {in_gib(needed)}, {place} has "
+    text += in_gib(free)
     if needed > free:
-        cure = "lower checkpoint.save_total_limit, or set output_dir to a larger disk"
-        yield Check("error", "disk", f"{text}{in_gib(free)}: {cure}")
-    else:
-        yield Check("ok", "disk", text + in_gib(free))
+        text += ": lower checkpoint.save_total_limit, or set output_dir to a larger disk"
+    yield Check("error" if needed > free else "ok", "disk", text)

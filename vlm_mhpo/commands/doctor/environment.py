@@ -62,16 +62,12 @@ def examine_versions(
         if version is None:
             yield Check("error", each.name, f"not installed: pip install '{each}'")
         elif not each.specifier.contains(version, prereleases=True):
-            yield Check(
-                "warning", each.name, f"{version} is outside the tested bounds {each.specifier}: pip install '{each}'"
-            )
+            text = f"{version} is outside the tested bounds {each.specifier}: pip install '{each}'"
+            yield Check("warning", each.name, text)
     for name in NAMED:
         if name in installed and name in tested and minor(installed[name]) != minor(tested[name]):
-            yield Check(
-                "warning",
-                name,
-                f"{installed[name]}; the tests ran with {tested[name]}: pip install -c constraints.txt {name}",
-            )
+            text = f"{installed[name]}; the tests ran with {tested[name]}: pip install -c constraints.txt {name}"
+            yield Check("warning", name, text)
 
 
 def minor(version: str) -> tuple[int, ...]:
@@ -91,11 +87,8 @@ def examine_devices(config: Config) -> Iterator[Check]:
     else:
         yield Check("ok", "devices", f"no GPU; torch is built for CUDA {torch.version.cuda or 'no version'}")
         if config.model.dtype == "bfloat16":
-            yield Check(
-                "warning",
-                "devices",
-                "model.dtype=bfloat16 is slow without a GPU: set float32 for a run on this machine",
-            )
+            cure = "model.dtype=bfloat16 is slow without a GPU: set float32 for a run on this machine"
+            yield Check("warning", "devices", cure)
     threads = config.num_threads
     if threads > cores:
         yield Check("warning", "threads", f"num_threads={threads} on {cores} cores: lower it, or set 0")

@@ -61,14 +61,37 @@ class Estimate:
     cache: float
 
     @property
-    def update(self) -> float:
+    def update_parts(self) -> dict[str, float]:
         """In backward of the largest micro-batch."""
-        return self.states.device + self.reference + self.bucket + self.activations + self.logits
+        return {
+            "weights": self.states.weights + self.states.gathered,
+            "gradients": self.states.gradients,
+            "optimizer": self.states.optimizer,
+            "reference policy": self.reference,
+            "communication bucket": self.bucket,
+            "activations": self.activations,
+            "logits": self.logits,
+        }
+
+    @property
+    def rollout_parts(self) -> dict[str, float]:
+        """At the end of decoding; there are no gradients, and ZeRO-3 has gathered the weights."""
+        return {
+            "weights": self.states.weights + self.whole_weights,
+            "optimizer": self.states.optimizer,
+            "reference policy": self.reference,
+            "attention cache": self.cache,
+        }
+
+    @property
+    def update(self) -> float:
+        """Sum of the parts."""
+        return sum(self.update_parts.values())
 
     @property
     def rollout(self) -> float:
-        """At the end of decoding; there are no gradients, and ZeRO-3 has gathered the weights."""
-        return self.states.weights + self.states.optimizer + self.reference + self.whole_weights + self.cache
+        """Sum of the parts."""
+        return sum(self.rollout_parts.values())
 
     @property
     def peak(self) -> float:
@@ -211,11 +234,8 @@ def examine_memory(
         device_bytes: memory of a device; None = unknown, nothing is judged.
     """
     chosen = (stage, (config.deepspeed.offload_optimizer, config.deepspeed.offload_param))
-    yield Check(
-        "ok",
-        "parameters",
-        f"{shapes.num_parameters:,} in {shapes.model_type}, {shapes.num_trained:,} of them trained",
-    )
+    counted = f"{shapes.num_parameters:,} in {shapes.model_type}, {shapes.num_trained:,} of them trained"
+    yield Check("ok", "parameters", counted)
     mine = estimate(config, shapes, stage=chosen[0], num_ranks=num_ranks, offload=chosen[1])
     yield from judge(config, mine, name_of(*chosen), num_ranks, device_bytes)
     for other in settings():
@@ -223,11 +243,8 @@ def examine_memory(
             found = estimate(config, shapes, stage=other[0], num_ranks=num_ranks, offload=other[1])
             fits = "" if device_bytes is None else (", fits" if fits_in(found, device_bytes) else ", does not fit")
             host = f", {in_gib(found.states.host)} of host memory" if found.states.host else ""
-            yield Check(
-                "ok",
-                f"instead: {name_of(*other)}",
-                f"update {in_gib(found.update)}, rollout {in_gib(found.rollout)}{host}{fits}",
-            )
+            peaks = f"update {in_gib(found.update)}, rollout {in_gib(found.rollout)}"
+            yield Check("ok", f"instead: {name_of(*other)}", f"{peaks}{host}{fits}")
 
 
 def settings() -> list[tuple[int, tuple[bool, bool]]]:
@@ -252,31 +269,8 @@ def fits_in(found: Estimate, device_bytes: float) -> bool:
 
 def judge(config: Config, found: Estimate, name: str, num_ranks: int, device_bytes: float | None) -> Iterator[Check]:
     """The peaks of update and rollout with their parts; an error when more than the device has."""
-    states = found.states
-    parts = {
-        "update": (
-            found.update,
-            {
-                "weights": states.weights + states.gathered,
-                "gradients": states.gradients,
-                "optimizer": states.optimizer,
-                "reference policy": found.reference,
-                "communication bucket": found.bucket,
-                "activations": found.activations,
-                "logits": found.logits,
-            },
-        ),
-        "rollout": (
-            found.rollout,
-            {
-                "weights": states.weights + found.whole_weights,
-                "optimizer": states.optimizer,
-                "reference policy": found.reference,
-                "attention cache": found.cache,
-            },
-        ),
-    }
-    for phase, (total, pieces) in parts.items():
+    for phase, pieces in (("update", found.update_parts), ("rollout", found.rollout_parts)):
+        total = sum(pieces.values())
         listed = ", ".join(f"{piece} {in_gib(size)}" for piece, size in pieces.items() if size)
         text = f"{name} on {num_ranks} rank(s): {in_gib(total)} a rank ({listed})"
         state = "ok"
@@ -284,8 +278,8 @@ def judge(config: Config, found: Estimate, name: str, num_ranks: int, device_byt
             state = "error" if total > device_bytes else "warning"
             text += f", and a device has {in_gib(device_bytes)}: {advice(config, phase, pieces)}"
         yield Check(state, f"memory of {phase}", text)
-    if states.host:
-        yield Check("ok", "host memory", f"{in_gib(states.host)} a rank, {in_gib(num_ranks * states.host)} in all")
+    if host := found.states.host:
+        yield Check("ok", "host memory", f"{in_gib(host)} a rank, {in_gib(num_ranks * host)} in all")
 
 
 def advice(config: Config, phase: str, pieces: dict[str, float]) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from tqdm import tqdm
 
 from data_prep import DataError, Row
-from rewards import Item, Verifier
 from vlm_mhpo.commands.doctor.check import Check
 from vlm_mhpo.commands.doctor.shapes import family_on_this_machine
 from vlm_mhpo.config import Config, DataConfig
@@ -16,6 +15,7 @@ from vlm_mhpo.models.loading import NO_LIMIT, counting_codec, first_line
 from vlm_mhpo.models.tiny import build_processor, build_tokenizer, tiny_family
 from vlm_mhpo.prompts.builder import PromptBuilder, prompt_builder
 from vlm_mhpo.prompts.rows import read_rows
+from vlm_mhpo.scoring.golds import gold_scores
 from vlm_mhpo.types import Prompt
 
 NUM_NAMED = 3
@@ -43,9 +43,8 @@ def examine_rows(config: Config, *, num_rows: int) -> Iterator[Check]:
         if builder:
             prompts, problems = build_prompts(sample, builder, what)
             if problems:
-                yield Check(
-                    "error", f"{what} prompts", f"{len(problems)} of {len(sample)} cannot be built: {problems[0]}"
-                )
+                text = f"{len(problems)} of {len(sample)} cannot be built: {problems[0]}"
+                yield Check("error", f"{what} prompts", text)
             if prompts:
                 overlong = data.overlong_prompts if what == "training" else "error"
                 yield examine_lengths(prompts, builder, data, overlong, what)
@@ -60,14 +59,8 @@ def spread(rows: Sequence[Row], number: int) -> Sequence[Row]:
 
 def examine_golds(sample: Sequence[Row], num_all: int, what: str, config: Config) -> Check:
     """Share of golds that our verifier accepts as their own answers."""
-    items = [
-        Item(f"<think>gold</think><answer>{row.answer}</answer>", row.answer, "think_answer", row.kind, *extras(row))
-        for row in sample
-    ]
-    limits = config.rewards
-    with Verifier(limits.num_workers, limits.timeout_s, limits.memory_limit_mib * 2**20) as verifier:
-        shown = tqdm(items, desc=f"verifying {what} golds", unit="row", leave=False)
-        scores = [verifier.score_one(item) for item in shown]
+    shown = tqdm(sample, desc=f"verifying {what} golds", unit="row", leave=False)
+    scores = gold_scores(shown, config.rewards)
     bad = [(row, score) for row, score in zip(sample, scores, strict=True) if not score.correct]
     seen = f"{len(sample) - len(bad)} of {len(sample)} golds verify ({num_all} rows in all)"
     if not bad:
@@ -76,11 +69,6 @@ def examine_golds(sample: Sequence[Row], num_all: int, what: str, config: Config
     state = "error" if len(bad) == len(sample) else "warning"
     cure = "no completion of these can be rewarded: mend them, or leave them out with `vlm-mhpo prepare`"
     return Check(state, f"{what} golds", f"{seen}; {named}; {cure}")
-
-
-def extras(row: Row) -> tuple[tuple[str, ...] | None, int | None, str | None]:
-    """What describes a gold beside its kind."""
-    return row.choices, row.precision, row.unit
 
 
 def unlimited_builder(config: Config) -> PromptBuilder:
@@ -136,9 +124,8 @@ def examine_lengths(
         cure += f", or set model.max_pixels={pixels}"
     stops = "stops the run" if overlong == "error" else "leaves them out"
     text += f"; {len(too_long)} are too long, which {stops}: {cure}"
-    return Check(
-        "error" if overlong == "error" or len(too_long) == len(prompts) else "warning", f"{what} prompts", text
-    )
+    state = "error" if overlong == "error" or len(too_long) == len(prompts) else "warning"
+    return Check(state, f"{what} prompts", text)
 
 
 def fitting_pixels(too_long: Sequence[Prompt], limit: int, builder: PromptBuilder) -> int | None:

@@ -13,15 +13,9 @@ HUB_NAME_PARTS = 2
 
 
 def examine_settings(config: Config) -> list[Check]:
-    """All findings, in the order of the configuration's sections."""
-    return [
-        *examine_model(config),
-        *examine_data(config),
-        *examine_batches(config),
-        *examine_objective(config),
-        *examine_rewards(config),
-        *examine_packages(config),
-    ]
+    """All checks, in the order of the configuration's sections."""
+    parts = (examine_model, examine_data, examine_batches, examine_objective, examine_rewards, examine_packages)
+    return [check for examine in parts for check in examine(config)]
 
 
 def examine_model(config: Config) -> Iterator[Check]:
@@ -60,33 +54,23 @@ def examine_batches(config: Config) -> Iterator[Check]:
     """Batch arithmetic."""
     train, rollout = config.train, config.rollout
     per_update = train.num_prompts_per_step // train.num_minibatches
-    yield Check(
-        "ok",
-        "batch",
-        f"{train.num_prompts_per_step} prompts x {rollout.num_generations} completions a rollout batch, "
-        f"{config.updates_per_step} updates of {per_update * rollout.num_generations} completions each",
-    )
+    batch = f"{train.num_prompts_per_step} prompts x {rollout.num_generations} completions a rollout batch"
+    updates = f"{config.updates_per_step} updates of {per_update * rollout.num_generations} completions each"
+    yield Check("ok", "batch", f"{batch}, {updates}")
     worlds = ", ".join(str(n) for n in range(1, per_update + 1) if per_update % n == 0)
     yield Check("ok", "ranks", f"runs on {worlds} ranks (divisors of {per_update} prompts a minibatch)")
     longest = config.data.max_prompt_length + rollout.num_generations * rollout.max_completion_length
     if longest > train.max_tokens_per_micro_batch:
-        yield Check(
-            "warning",
-            "micro-batch",
-            f"a full group may have {longest} tokens and train.max_tokens_per_micro_batch is "
-            f"{train.max_tokens_per_micro_batch}: such a group is split and its prompt computed more than once",
-        )
+        sizes = f"{longest} tokens and train.max_tokens_per_micro_batch is {train.max_tokens_per_micro_batch}"
+        text = f"a full group may have {sizes}: such a group is split and its prompt computed more than once"
+        yield Check("warning", "micro-batch", text)
 
 
 def examine_objective(config: Config) -> Iterator[Check]:
     """Can the ratio leave 1, and what does the weight at ratio 1 do?"""
     if config.updates_per_step == 1:
-        yield Check(
-            "warning",
-            "ratio",
-            "one update a rollout batch keeps every ratio at 1: modulator, hazard and clipping never act; "
-            "set train.num_minibatches to 4 or more",
-        )
+        still = "one update a rollout batch keeps every ratio at 1: modulator, hazard and clipping never act"
+        yield Check("warning", "ratio", f"{still}; set train.num_minibatches to 4 or more")
     else:
         yield Check("ok", "ratio", f"moves from 1 over the {config.updates_per_step} updates of a rollout batch")
     from vlm_mhpo.objectives import build_objective
@@ -94,17 +78,14 @@ def examine_objective(config: Config) -> Iterator[Check]:
 
     weight = on_policy_multiplier(build_objective(config.objective, config.rollout.max_completion_length))
     if weight < 0.99:
-        yield Check(
-            "ok",
-            "on-policy weight",
-            f"{weight:.4f}: beside GRPO a KL term counts {1 / weight:.1f} times more and max_grad_norm clips "
-            f"{1 / weight:.1f} times later",
-        )
+        times = f"{1 / weight:.1f} times"
+        text = f"{weight:.4f}: beside GRPO a KL term counts {times} more and max_grad_norm clips {times} later"
+        yield Check("ok", "on-policy weight", text)
 
 
 def examine_rewards(config: Config) -> Iterator[Check]:
     """Can every reward be found?"""
-    from rewards import RewardError
+    from vlm_mhpo.scoring import RewardError
     from vlm_mhpo.scoring.scorer import start_scorer
 
     try:

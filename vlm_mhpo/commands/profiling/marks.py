@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from rewards import Verdict
 from vlm_mhpo.commands.profiling.flops import parts_of, sampling_work, training_work
 from vlm_mhpo.models.families.costs import Part, Work
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.runtime.clock import Clock
+from vlm_mhpo.scoring import Verdict
 from vlm_mhpo.scoring.scorer import Scoring
 from vlm_mhpo.training.loop import Loop
 from vlm_mhpo.types import Group, Minibatch, ScoredGroup

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from data_prep import Row
-from rewards.response.response import extract
+from rewards.response import extract
 from vlm_mhpo.evaluation.benchmarks.shared import bare, gold, pictured, verdict
 from vlm_mhpo.evaluation.benchmarks.types import ALL, Benchmark, Judged, Official
 from vlm_mhpo.evaluation.benchmarks.values import plain_float

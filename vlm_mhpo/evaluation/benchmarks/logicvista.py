@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from data_prep import Row
-from rewards.response.response import extract
+from rewards.response import extract
 from vlm_mhpo.evaluation.benchmarks.shared import LETTERS, bare, choices, gold, pictured
 from vlm_mhpo.evaluation.benchmarks.types import Benchmark, Official
 

@@ -9,7 +9,7 @@ import re
 from itertools import chain
 
 from data_prep import Row
-from rewards.workers.limits import MAX_ANSWER_CHARS
+from rewards.answers import MAX_ANSWER_CHARS
 from vlm_mhpo.evaluation.benchmarks.shared import LETTERS, axes, choices, gold, lettered, pictured, question, verdict
 from vlm_mhpo.evaluation.benchmarks.types import Benchmark, Official
 from vlm_mhpo.evaluation.benchmarks.values import constant, plain_float

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from data_prep import Row
-from rewards.response.response import extract
+from rewards.response import extract
 from vlm_mhpo.evaluation.benchmarks.shared import (
     LETTERS,
     axes,

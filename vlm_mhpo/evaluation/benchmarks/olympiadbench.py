@@ -12,11 +12,8 @@ from collections.abc import Sequence
 
 from data_prep import Row
 from rewards import verify
-from rewards.answers import exact
-from rewards.answers.equality import Undecided, same_value, symbols, to_number, to_ratio
-from rewards.answers.grammar import Node
-from rewards.response.response import find_boxes
-from rewards.workers.limits import TooLarge
+from rewards.answers import Node, TooLarge, Undecided, proportional, same_value, symbols, to_number, to_ratio
+from rewards.response import find_boxes
 from vlm_mhpo.evaluation.benchmarks.olympiad_question import is_chinese, prompt
 from vlm_mhpo.evaluation.benchmarks.shared import verdict
 from vlm_mhpo.evaluation.benchmarks.types import Benchmark, Official
@@ -199,11 +196,10 @@ def _same_equation(right: str, answer: str, error: float) -> bool:
     if left is None or other is None:
         return _same_for_worker(right, answer)
     try:
-        ratios = to_ratio(left), to_ratio(other)
-        if None in ratios:
+        mine, theirs = to_ratio(left), to_ratio(other)
+        if mine is None or theirs is None:
             return same_value(left, other) or same_value(left, ("neg", other))
-        above = exact.proportional(*ratios)
-        below = exact.proportional(*(exact.Ratio(ratio.den, {}) for ratio in ratios))
+        above, below = proportional(mine.num, theirs.num), proportional(mine.den, theirs.den)
     except (Undecided, TooLarge, ZeroDivisionError):
         return False
     return None not in (above, below) and 1 in (abs((above / below).numerator), (above / below).denominator)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from data_prep import Row
-from rewards.response.response import extract
+from rewards.response import extract
 from vlm_mhpo.evaluation.benchmarks.shared import BOXED, axes, by_verifier
 from vlm_mhpo.evaluation.benchmarks.types import Benchmark, Official
 from vlm_mhpo.evaluation.benchmarks.values import numbers, plain_float

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import re
 
-from rewards.answers.equality import Undecided
-from rewards.answers.grammar import Node, NotAnExpression, parse_expression
-from rewards.answers.notation import clean
-from rewards.answers.number import constant_value
-from rewards.workers import limits
-from rewards.workers.limits import TooLarge
+from rewards.answers import (
+    Node,
+    NotAnExpression,
+    TooLarge,
+    Undecided,
+    check_size,
+    clean,
+    constant_value,
+    parse_expression,
+)
 
 _NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[+-]?\.\d+")
 
@@ -18,7 +22,7 @@ _NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[+-]?\.\d
 def tree(text: str) -> Node | None:
     """The expression that a short text is, or None."""
     try:
-        limits.check_size(text)
+        check_size(text)
         return parse_expression(clean(text))
     except (NotAnExpression, TooLarge, RecursionError):
         return None
