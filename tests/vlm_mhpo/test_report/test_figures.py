@@ -71,7 +71,7 @@ def test_another_objective_shows_its_own_ratio_and_clipping(tmp_path):
 
 def test_a_ratio_without_its_log_is_drawn_on_a_log_axis(tmp_path):
     parts = {"mean": 1.0, "min": 0.5, "max": 2.0, "p05": 0.9, "p95": 1.1}
-    metrics = {f"mhpo/ratio_{part}": Series((1, 2), (value, value)) for part, value in parts.items()}
+    metrics = {f"ratio_{part}": Series((1, 2), (value, value)) for part, value in parts.items()}
     (chart,) = draw_charts(run_of(tmp_path, **metrics))[0]
     assert "(0.5 to 2 over the run). Darker band" in chart.caption
 
