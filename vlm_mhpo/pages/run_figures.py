@@ -22,7 +22,6 @@ from vlm_mhpo.pages.plotting import (
     label_ends,
     log_axis,
     new_figure,
-    percentile,
     share_axis,
     smooth,
     thin,
@@ -30,6 +29,7 @@ from vlm_mhpo.pages.plotting import (
 )
 from vlm_mhpo.pages.run_inside import draw_inside
 from vlm_mhpo.records import metric_table as table
+from vlm_mhpo.records.norms import percentile
 from vlm_mhpo.records.nouns import Run, Series
 
 CORRECT = "correct"
@@ -240,10 +240,11 @@ def _ratio(run: Run) -> Drawing:
     if mean is None:
         return None
     figure, (ax,) = new_figure()
-    outer, inner = band(ax, low, high), False
     if not is_log:
         log_axis(ax)
-        inner = band(ax, *(positive(run.series(table.RATIO_QUANTILE, quantile=share)) for share in ("p05", "p95")))
+    outer = band(ax, low, high)
+    middle = (positive(run.series(table.RATIO_QUANTILE, quantile=share)) for share in ("p05", "p95"))
+    inner = not is_log and band(ax, *middle)
     line = thin(mean)
     ax.plot(line.steps, line.values, color=ACCENT)
     label_ends(ax, [Label(line.values[-1], "mean", ACCENT)])

@@ -141,17 +141,14 @@ UPDATES = Group("update", "Updates")
 _TESTED, _REFILLED, _ENDED = "an evaluation is due", "`rollout.dynamic_sampling`", "some completion did"
 _UPDATED, _STAKE = "an update was applied", "some token has an advantage"
 
-# One line for the name, one for the sentence, as a table has it.
+# As a table has it: a line for what is short and one for the sentence, where one line does not hold both.
 # fmt: off
-REWARD = Metric("reward", GATHERED, "", REWARDS,
-                "Mean reward of the sampled completions.")
-REWARD_STD = Metric("reward_std", GATHERED, "", REWARDS,
-                    "Mean over groups of the standard deviation inside a group.")
+REWARD = Metric("reward", GATHERED, "", REWARDS, "Mean reward of the sampled completions.")
+REWARD_STD = Metric("reward_std", GATHERED, "", REWARDS, "Mean over groups of the standard deviation inside a group.")
 REWARD_PART = Metric("rewards/{name}/{moment}", GATHERED, "", REWARDS,
                      "Mean and standard deviation of one reward function's values, without its weight.",
                      "the function gave some value")
-EVAL_ACCURACY = Metric("eval/accuracy", GATHERED, "share", HELD_OUT,
-                       "Accuracy on `data.eval`.", _TESTED)
+EVAL_ACCURACY = Metric("eval/accuracy", GATHERED, "share", HELD_OUT, "Accuracy on `data.eval`.", _TESTED)
 EVAL_LENGTH = Metric("eval/mean_length", GATHERED, "tokens", HELD_OUT,
                      "Mean length of the completions on `data.eval`.", _TESTED)
 EVAL_PART = Metric("eval/{name}/accuracy", GATHERED, "share", HELD_OUT,
@@ -182,14 +179,12 @@ REFILL_FLAT = Metric("dynamic_sampling/still_flat", GATHERED, "share", SIGNAL,
                      "Groups of the final batch whose rewards are still all equal.", _REFILLED)
 GRAD_NORM = Metric("grad_norm", PLAIN, "", GRADIENT,
                    "Global L2 norm of the gradient before clipping, mean over the updates of the step.", _UPDATED)
-GRAD_NORM_MAX = Metric("grad_norm/max", PLAIN, "", GRADIENT,
-                       "The largest of them.", _UPDATED)
+GRAD_NORM_MAX = Metric("grad_norm/max", PLAIN, "", GRADIENT, "The largest of them.", _UPDATED)
 GRAD_NORM_PERCENTILE = Metric("grad_norm/{percentile}", PLAIN, "", GRADIENT,
                               "Percentiles 50 and 99 of the last 200 updates.", "some update of the run was applied")
 GRAD_SPIKES = Metric("grad_norm/num_spikes", PLAIN, "updates", GRADIENT,
                      "Updates of the run so far whose norm was above 5 times the median of the 50 before.")
-RATIO = Metric("ratio_{extent}", STATISTICS, "", RATIOS,
-               "Ratio r of current to sampling policy over tokens.", _UPDATED)
+RATIO = Metric("ratio_{extent}", STATISTICS, "", RATIOS, "Ratio r of current to sampling policy over tokens.", _UPDATED)
 LOG_RATIO = Metric("{objective}/log_ratio_{extent}", STATISTICS, "nats", RATIOS,
                    "Its logarithm.", "objective `mhpo`, or `grpo` with its variants")
 SAMPLE_SIZE = Metric("ratio_effective_sample_size", PLAIN, "share", RATIOS,
@@ -208,16 +203,13 @@ CLIPPED = Metric("clip_ratio/{side}_mean", SUM, "share", DAMPING,
                  "objectives that clip; `gmpo` has `region` alone")
 CLIPPED_CISPO = Metric("cispo_clip_ratio", SUM, "share", DAMPING,
                        "Tokens with A > 0 whose importance weight is clipped.", "objective `cispo`")
-SAPO_GATE = Metric("sapo/gate_mean", SUM, "", DAMPING,
-                   "Gate of SAPO.", "objective `sapo`")
+SAPO_GATE = Metric("sapo/gate_mean", SUM, "", DAMPING, "Gate of SAPO.", "objective `sapo`")
 RATIO_QUANTILE = Metric("ratio_{quantile}", PLAIN, "", INSIDE,
                         "Percentiles 1, 5, 50, 95 and 99 of the ratio over tokens with an advantage.", _STAKE)
-MULTIPLIER_QUANTILE = Metric("multiplier_{quantile}", PLAIN, "", INSIDE,
-                             "The same of the gradient multiplier.", _STAKE)
+MULTIPLIER_QUANTILE = Metric("multiplier_{quantile}", PLAIN, "", INSIDE, "The same of the gradient multiplier.", _STAKE)
 MHPO_QUANTILE = Metric("mhpo/{inside}_{quantile}", PLAIN, "", INSIDE,
                        "The same of psi and zeta.", f"objective `mhpo`, {_STAKE}")
-ENTROPY = Metric("entropy", SUM, "nats per token", DIVERGENCE,
-                 "Entropy of the policy where it sampled.", _UPDATED)
+ENTROPY = Metric("entropy", SUM, "nats per token", DIVERGENCE, "Entropy of the policy where it sampled.", _UPDATED)
 KL = Metric("kl", SUM, "nats per token", DIVERGENCE,
             "KL divergence from the reference policy, estimated by k3.", "`objective.beta` > 0")
 KL_TO_SAMPLER = Metric("kl_to_sampler", SUM, "nats per token", DIVERGENCE,
@@ -226,18 +218,15 @@ KL_LAST_MINIBATCH = Metric("kl_to_sampler/last_minibatch", SUM, "nats per token"
                            "The same in the last update of the step, where it is largest.", _UPDATED)
 SAMPLING_GAP = Metric("sampling/sampling_logp_difference/{size}", GATHERED, "nats", DIVERGENCE,
                       "Mean and largest distance of the log-probs of sampler and trainer at equal weights.", _UPDATED)
-STEP_TIME = Metric("step_time", PLAIN, "s", TIMES,
-                   "Time of the step on the wall clock.")
+STEP_TIME = Metric("step_time", PLAIN, "s", TIMES, "Time of the step on the wall clock.")
 STAGE_TIME = Metric("time/{stage}", PLAIN, "s", TIMES,
-                    "Of it: `prompts`, `sample`, `verify`, `log_probs`, `update`, `evaluate`.")
+                    "Its part in one stage: `prompts`, `sample`, `verify`, `log_probs`, `update`, `evaluate`.")
 POLICY_LOSS = Metric("policy_loss", ADD, "", UPDATES,
                      "Loss without the KL term, mean over the updates of the step.", _UPDATED)
-LEARNING_RATE = Metric("learning_rate", PLAIN, "", UPDATES,
-                       "Learning rate of the updates.")
+LEARNING_RATE = Metric("learning_rate", PLAIN, "", UPDATES, "Learning rate of the updates.")
 SKIPPED = Metric("num_skipped_updates", PLAIN, "updates", UPDATES,
-                 "Updates of the step that a loss or gradient which was not finite kept from being applied.")
-SFT_LOSS = Metric("loss", ADD, "nats per token", UPDATES,
-                  "Minus the mean log-prob of the target tokens.", "warm start")
+                 "Updates of the step that were not applied because a loss or gradient was not finite.")
+SFT_LOSS = Metric("loss", ADD, "nats per token", UPDATES, "Minus the mean log-prob of the target tokens.", "warm start")
 # fmt: on
 METRICS = tuple(value for value in globals().values() if isinstance(value, Metric))
 
