@@ -94,6 +94,11 @@ def test_a_default_of_the_configuration_that_names_a_metric_names_one_of_the_tab
     assert metric_of(EarlyStopConfig.model_fields["metric"].default) == table.EVAL_ACCURACY
 
 
+def test_a_source_with_a_slash_in_its_name_is_one_of_the_family():
+    assert table.EVAL_PART.words("eval/synthetic/shapes/accuracy") == {"name": "synthetic/shapes"}
+    assert metric_of("eval/synthetic/shapes/our_accuracy") == table.EVAL_OURS
+
+
 def test_what_only_a_users_own_loss_knows_has_no_entry():
     assert metric_of("mine") is metric_of("time/a/b") is metric_of("completions/other_length") is None
 

@@ -32,6 +32,7 @@ PLACEHOLDERS = {
     "extent": "mean|min|max",
     "inside": "psi|zeta",
     "moment": "mean|std",
+    "name": ".+",  # as in synthetic/shapes
     "objective": "mhpo|grpo",
     "part": "psi|zeta|multiplier",
     "percentile": "p50|p99",
@@ -89,7 +90,7 @@ class Metric:
         parts = re.split(r"\{(\w+)\}", self.name)
         parts[::2] = map(re.escape, parts[::2])
         parts[1::2] = (f"(?P<{word}>{PLACEHOLDERS.get(word, '[^/]+')})" for word in parts[1::2])
-        return re.compile("".join(parts))
+        return re.compile("".join(parts), re.DOTALL)
 
     def of(self, **words: str) -> str:
         """The name of one member of the family."""
@@ -120,8 +121,8 @@ def markdown() -> str:
 
 def _choices(word: re.Match[str]) -> str:
     """What the page prints for a {word}."""
-    values = PLACEHOLDERS.get(word[1])
-    return f"<{word[1]}>" if values is None else "{" + values.replace("|", ",") + "}"
+    values = PLACEHOLDERS.get(word[1], "")
+    return "{" + values.replace("|", ",") + "}" if "|" in values else f"<{word[1]}>"
 
 
 REWARDS = Group("reward", "Reward")
