@@ -168,7 +168,9 @@ def test_every_metric_of_a_run_is_in_the_table_and_every_entry_is_written(alone,
     assert [name for name, metric in written.items() if metric is None] == []
     # No run here has these; all but the last are written in tests/vlm_mhpo/test_metric_table.py.
     elsewhere = {table.CLIPPED_CISPO, table.SAPO_GATE, table.REFILL_YIELD, table.REFILL_TRIES, table.REFILL_FLAT}
-    assert set(written.values()) == set(table.METRICS) - elsewhere - {table.EVAL_OURS}
+    # A tiny model may well reach the budget with every completion.
+    elsewhere |= {table.LENGTH_ENDED, table.EVAL_OURS}
+    assert set(written.values()) | elsewhere == set(table.METRICS)
     for row in (row for row in rows if table.REWARD.name in row):
         found = {written[name] for name in row if name != "step"}
         assert [metric.name for metric in table.METRICS if not metric.when and metric not in found] == []
