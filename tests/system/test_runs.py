@@ -11,6 +11,8 @@ import pytest
 
 from tests.system.ranks import REPOSITORY, Ended, run_ranks
 from tests.system.resume_cases import SMALL, assert_same_checkpoint, rows_of
+from vlm_mhpo.records import metric_table as table
+from vlm_mhpo.records.metric_table import metric_of
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(180)]
 
@@ -157,6 +159,21 @@ def assert_same_row(second: dict[str, float], first: dict[str, float]) -> None:
     for name in first:
         rel, margin = (1e-6, 0.0) if name in counted else (1e-4, 1e-5)
         assert second[name] == pytest.approx(first[name], rel=rel, abs=margin), name
+
+
+def test_every_metric_of_a_run_is_in_the_table_and_every_entry_is_written(alone, together):
+    files = [file for folder in (alone, together) for file in folder.glob("*/metrics.jsonl")]
+    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    written = {name: metric_of(name) for row in rows for name in row if name != "step"}
+    assert [name for name, metric in written.items() if metric is None] == []
+    # No run here has these; all but the last are written in tests/vlm_mhpo/test_metric_table.py.
+    elsewhere = {table.CLIPPED_CISPO, table.SAPO_GATE, table.REFILL_YIELD, table.REFILL_TRIES, table.REFILL_FLAT}
+    # A tiny model may well reach the budget with every completion.
+    elsewhere |= {table.LENGTH_ENDED, table.EVAL_OURS}
+    assert set(written.values()) | elsewhere == set(table.METRICS)
+    for row in (row for row in rows if table.REWARD.name in row):
+        found = {written[name] for name in row if name != "step"}
+        assert [metric.name for metric in table.METRICS if not metric.when and metric not in found] == []
 
 
 def test_the_clipped_surrogate_and_a_second_pass_train(alone):

@@ -10,6 +10,7 @@ from vlm_mhpo.config import FaultsConfig, RewardsConfig, RolloutConfig
 from vlm_mhpo.faults.health import Alarm, Vitals, alarms, idle_steps, vitals_of
 from vlm_mhpo.faults.stopping import StopRequest
 from vlm_mhpo.faults.watchdog import Watchdog
+from vlm_mhpo.records.metric_table import REWARD
 from vlm_mhpo.runtime import ranks
 
 
@@ -56,4 +57,4 @@ def read_history(metrics_file: Path, last_step: int) -> list[Vitals]:
     """Vitals of the training steps in a metrics.jsonl, up to `last_step`."""
     lines = metrics_file.read_text().splitlines() if metrics_file.is_file() else []
     rows = [json.loads(line) for line in lines]
-    return [vitals_of(row) for row in rows if "reward" in row and row["step"] <= last_step]
+    return [vitals_of(row) for row in rows if REWARD.name in row and row["step"] <= last_step]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from vlm_mhpo.config import FaultsConfig, RewardsConfig, RolloutConfig
+from vlm_mhpo.records.metric_table import FLAT_GROUPS, LENGTH_CUT, VERDICT
 
 # A share of fewer verifications than this is an accident; smaller batches are judged together with those before.
 MIN_VERIFIED = 64
@@ -40,12 +41,13 @@ class Alarm:
 
 def vitals_of(metrics: Mapping[str, float]) -> Vitals:
     """The vitals in a row of metrics.jsonl that a training step wrote."""
-    verified = any(name.startswith("verdicts/") and name != "verdicts/not_verified" for name in metrics)
+    shares = {found["verdict"]: metrics[name] for name in metrics if (found := VERDICT.words(name))}
+    verified = shares.keys() - {"not_verified"}
     return Vitals(
-        idle=metrics["frac_reward_zero_std"] == 1.0,
-        truncated=metrics["completions/clipped_ratio"] == 1.0,
-        timeouts=metrics.get("verdicts/timeout", 0.0) if verified else None,
-        accuracy=metrics.get("verdicts/correct", 0.0) if verified else None,
+        idle=metrics[FLAT_GROUPS.name] == 1.0,
+        truncated=metrics[LENGTH_CUT.name] == 1.0,
+        timeouts=shares.get("timeout", 0.0) if verified else None,
+        accuracy=shares.get("correct", 0.0) if verified else None,
     )
 
 

@@ -77,7 +77,7 @@ def kl_penalty(log_probs_BT: Tensor, reference_log_probs_BT: Tensor, mask_BT: Te
 
 
 def masked_stats(prefix: str, values_BT: Tensor, mask_BT: Tensor) -> dict[str, Tensor]:
-    """Detached sum, min and max of the unmasked values, keyed for `distributed.reduce_metrics`.
+    """Detached sum, min and max of the unmasked values, keyed for `records.metrics`.
 
     The mean needs the global token count, which the reducer has under the name "tokens".
     """

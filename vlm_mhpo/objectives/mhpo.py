@@ -148,7 +148,7 @@ def mhpo_loss(
 def mhpo_metrics(
     log_ratio_BT: Tensor, psi_BT: Tensor, zeta_BT: Tensor, advantages_B1: Tensor, mask_BT: Tensor, constants: dict
 ) -> dict[str, Tensor]:
-    """Token statistics of the ratio, the modulator, the hazard and the dead zone, for `distributed.reduce_metrics`."""
+    """Token statistics of the ratio, the modulator, the hazard and the dead zone, for `records.metrics`."""
     # sech^2 from the psi at hand; the multiplier's own function would evaluate the hazard a second time.
     slope_BT = 1.0 - (psi_BT / constants["c"]) ** 2 if constants["use_modulator"] else 1.0
     multiplier_BT = torch.exp(psi_BT - zeta_BT) * slope_BT

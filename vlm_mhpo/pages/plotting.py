@@ -137,15 +137,6 @@ def ends(series: Series) -> tuple[float, float, int]:
     return sum(series.values[:count]) / count, sum(series.values[-count:]) / count, count
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` (0..1) of the values lie, linearly interpolated (numpy's default rule)."""
-    ordered = sorted(values)
-    position = share * (len(ordered) - 1)
-    low = math.floor(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
-
-
 def label_ends(ax: Axes, labels: Sequence[Label], gap: float = 0.115) -> None:
     """Write labels right of the axes at their heights, pushed apart to at least `gap` (share of the axes' height)."""
     to_share = ax.transData + ax.transAxes.inverted()

@@ -22,13 +22,14 @@ from vlm_mhpo.pages.plotting import (
     label_ends,
     log_axis,
     new_figure,
-    percentile,
     share_axis,
     smooth,
     thin,
     to_svg,
 )
 from vlm_mhpo.pages.run_inside import draw_inside
+from vlm_mhpo.records import metric_table as table
+from vlm_mhpo.records.norms import percentile
 from vlm_mhpo.records.nouns import Run, Series
 
 CORRECT = "correct"
@@ -57,32 +58,32 @@ Drawing = tuple[Figure, str] | None
 def draw_charts(run: Run) -> tuple[tuple[Chart, ...], tuple[str, ...]]:
     """All charts that the run's metrics allow, and the titles of those that they do not allow."""
     drawers = {
-        ("reward", "Reward"): _reward,
-        ("accuracy", "Held-out accuracy"): _accuracy,
-        ("verdicts", "Verdicts of sampled completions"): _verdicts,
-        ("length", "Completion length"): _length,
-        ("signal", "Groups without a signal"): _signal,
-        ("gradient", "Gradient norm"): _gradient,
-        ("ratio", "Distance from the sampling policy"): _ratio,
-        ("damping", "What the objective damps"): _damping,
-        ("inside", "Inside the ratio"): draw_inside,
-        ("entropy", "Entropy and divergence"): _entropy,
-        ("time", "Seconds a step"): _time,
+        table.REWARDS: _reward,
+        table.HELD_OUT: _accuracy,
+        table.VERDICTS: _verdicts,
+        table.LENGTHS: _length,
+        table.SIGNAL: _signal,
+        table.GRADIENT: _gradient,
+        table.RATIOS: _ratio,
+        table.DAMPING: _damping,
+        table.INSIDE: draw_inside,
+        table.DIVERGENCE: _entropy,
+        table.TIMES: _time,
     }
     charts, missing = [], []
-    for (key, title), draw in drawers.items():
+    for group, draw in drawers.items():
         with chart_style():
             drawing = draw(run)
         if drawing is None:
-            missing.append(title)
+            missing.append(group.title)
         else:
-            charts.append(Chart(key, title, drawing[1], to_svg(drawing[0], key)))
+            charts.append(Chart(group.key, group.title, drawing[1], to_svg(drawing[0], group.key)))
     return tuple(charts), tuple(missing)
 
 
 def draw_reward_curve(ax: Axes, run: Run) -> Change | None:
     """Draw the mean reward of the sampled completions, each step thin and smoothed bold; None without it."""
-    reward = run.series("reward")
+    reward = run.series(table.REWARD)
     if reward is None:
         return None
     bold_over_thin(ax, reward)
@@ -109,7 +110,7 @@ def draw_accuracy_points(ax: Axes, run: Run) -> Change | None:
 
 def _accuracy_points(run: Run) -> tuple[dict[int, float], dict[int, tuple[float, float]]]:
     """Accuracy and interval by step: from metrics.jsonl, and from evaluations that decode as most of them do."""
-    series = run.series("eval/accuracy")
+    series = run.series(table.EVAL_ACCURACY)
     points = dict(zip(series.steps, series.values, strict=True)) if series else {}
     bars: dict[int, tuple[float, float]] = {}
     greedy = [e for e in run.evaluations if e.accuracy is not None and not e.temperature]
@@ -126,9 +127,9 @@ def _reward(run: Run) -> Drawing:
     change = draw_reward_curve(ax, run)
     if change is None:
         return None
-    parts = run.family("rewards/", "/mean")
+    parts = run.family(table.REWARD_PART, moment="mean")
     parts = parts if len(parts) > 1 else {}  # the only part is the reward itself
-    labels = [Label(smooth(run.metrics["reward"]).values[-1], "reward", ACCENT)]
+    labels = [Label(smooth(run.metrics[table.REWARD.name]).values[-1], "reward", ACCENT)]
     labels += lines_of(ax, parts)
     label_ends(ax, labels)
     return figure, change.caption + " Thin: each step. Bold: moving average." + (" Grey: parts." if parts else "")
@@ -137,7 +138,7 @@ def _reward(run: Run) -> Drawing:
 def _accuracy(run: Run) -> Drawing:
     """Held-out accuracy, with each source's accuracy in grey."""
     figure, (ax,) = new_figure()
-    by_source = run.family("eval/", "/accuracy")
+    by_source = run.family(table.EVAL_PART)
     labels = lines_of(ax, by_source) if len(by_source) > 1 else []
     change = draw_accuracy_points(ax, run)
     if change is None:
@@ -149,7 +150,7 @@ def _accuracy(run: Run) -> Drawing:
 
 def _verdicts(run: Run) -> Drawing:
     """Share of each verdict over the steps, stacked: correct at the bottom, then by how often it came."""
-    shares = run.family("verdicts/")
+    shares = run.family(table.VERDICT)
     if not shares:
         return None
     figure, (ax,) = new_figure()
@@ -167,11 +168,11 @@ def _verdicts(run: Run) -> Drawing:
 
 def _length(run: Run) -> Drawing:
     """Mean completion length with its range, and the share that the token budget cut."""
-    mean, clipped = run.series("completions/mean_length"), run.series("completions/clipped_ratio")
+    mean, low, high = (run.series(table.LENGTH, extent=extent) for extent in ("mean", "min", "max"))
+    clipped = run.series(table.LENGTH_CUT)
     if mean is None:
         return None
     figure, axes = new_figure(1 + (clipped is not None), panel_height=2.05 if clipped is None else 1.35)
-    low, high = run.series("completions/min_length"), run.series("completions/max_length")
     has_band = band(axes[0], low, high)
     bold_over_thin(axes[0], mean)
     axes[0].set_title("tokens")
@@ -189,7 +190,7 @@ def _length(run: Run) -> Drawing:
 
 def _signal(run: Run) -> Drawing:
     """Share of groups whose rewards are all equal: their advantages are 0 and they teach nothing."""
-    flat = run.series("frac_reward_zero_std")
+    flat = run.series(table.FLAT_GROUPS)
     if flat is None:
         return None
     figure, (ax,) = new_figure()
@@ -206,7 +207,7 @@ def _signal(run: Run) -> Drawing:
 
 def _gradient(run: Run) -> Drawing:
     """Gradient norm before clipping on a log axis, with its median and 99th percentile."""
-    norm, largest = run.series("grad_norm"), run.series("grad_norm/max")
+    norm, largest = run.series(table.GRAD_NORM), run.series(table.GRAD_NORM_MAX)
     drawn = positive(norm)
     if norm is None or drawn is None:
         return None
@@ -230,23 +231,20 @@ def _gradient(run: Run) -> Drawing:
 
 def _ratio(run: Run) -> Drawing:
     """Ratio of current to sampling policy with its range: its log in nats if that was recorded, else on a log axis."""
-    stems = [
-        name.removesuffix("_mean")
-        for kind in ("/log_ratio_mean", "ratio_mean")
-        for name in sorted(run.metrics)
-        if name.endswith(kind)
-    ]
-    if not stems:
-        return None
-    is_log = stems[0].endswith("/log_ratio")
-    read = run.series if is_log else (lambda name: positive(run.series(name)))
-    mean, low, high, low_5, high_95 = (read(f"{stems[0]}_{part}") for part in ("mean", "min", "max", "p05", "p95"))
+    extents = ("mean", "min", "max")
+    is_log = bool(objectives := [*run.family(table.LOG_RATIO, extent="mean")])
+    if is_log:
+        mean, low, high = (run.series(table.LOG_RATIO, objective=objectives[0], extent=extent) for extent in extents)
+    else:
+        mean, low, high = (positive(run.series(table.RATIO, extent=extent)) for extent in extents)
     if mean is None:
         return None
     figure, (ax,) = new_figure()
     if not is_log:
         log_axis(ax)
-    outer, inner = band(ax, low, high), band(ax, low_5, high_95)
+    outer = band(ax, low, high)
+    middle = (positive(run.series(table.RATIO_QUANTILE, quantile=share)) for share in ("p05", "p95"))
+    inner = not is_log and band(ax, *middle)
     line = thin(mean)
     ax.plot(line.steps, line.values, color=ACCENT)
     label_ends(ax, [Label(line.values[-1], "mean", ACCENT)])
@@ -259,13 +257,17 @@ def _ratio(run: Run) -> Drawing:
 
 def _damping(run: Run) -> Drawing:
     """What the objective does to tokens: the means of MHPO's parts and its dead zone, or the share that is clipped."""
-    means = {name: series for name, series in run.family("mhpo/", "_mean").items() if not name.endswith("ratio")}
+    means = run.family(table.MHPO_PART, extent="mean")
     zones = {"all": "", "advantage > 0": "_positive", "advantage < 0": "_negative"}
     clips = {"low": "low", "high": "high", "both": "region"}
     panels = {
         "means over tokens": means,
-        "share of |advantage| in the dead zone": _found(run, zones, "mhpo/dead_zone_fraction{}"),
-        "share of tokens clipped": _found(run, clips, "clip_ratio/{}_mean"),
+        "share of |advantage| in the dead zone": _found(
+            {title: run.series(table.DEAD_ZONE, sign=sign) for title, sign in zones.items()}
+        ),
+        "share of tokens clipped": _found(
+            {title: run.series(table.CLIPPED, side=side) for title, side in clips.items()}
+        ),
     }
     panels = {title: lines for title, lines in panels.items() if lines}
     if not panels:
@@ -274,7 +276,7 @@ def _damping(run: Run) -> Drawing:
     parts = []
     for ax, (title, lines) in zip(axes, panels.items(), strict=True):
         ax.set_title(title)
-        accent = next((name for name in ("multiplier", "weight", "all", "both") if name in lines), None)
+        accent = next((name for name in ("multiplier", "all", "both") if name in lines), None)
         label_ends(ax, lines_of(ax, lines, accent), gap=0.16)
         if lines is means:
             parts += [f"{short_words(name)} {series.values[-1]:.3g}" for name, series in means.items()]
@@ -284,21 +286,22 @@ def _damping(run: Run) -> Drawing:
     return figure, f"At the last step: {', '.join(parts)}."
 
 
-def _found(run: Run, names: Mapping[str, str], pattern: str) -> dict[str, Series]:
-    """The metrics `pattern` with each name's value filled in, as far as the run has them."""
-    return {name: series for name, part in names.items() if (series := run.series(pattern.format(part))) is not None}
+def _found(lines: Mapping[str, Series | None]) -> dict[str, Series]:
+    """The lines that the run has."""
+    return {title: series for title, series in lines.items() if series is not None}
 
 
 def _entropy(run: Run) -> Drawing:
     """Policy entropy, and what was recorded of divergence: to the reference, to the sampler, and numerically."""
-    names = {
-        "to reference": "kl",
-        "to sampler": "kl_to_sampler",
-        "last minibatch": "kl_to_sampler/last_minibatch",
-        "log-p error": "sampling/sampling_logp_difference/mean",
-    }
-    divergences = _found(run, names, "{}")
-    entropy = run.series("entropy")
+    divergences = _found(
+        {
+            "to reference": run.series(table.KL),
+            "to sampler": run.series(table.KL_TO_SAMPLER),
+            "last minibatch": run.series(table.KL_LAST_MINIBATCH),
+            "log-p error": run.series(table.SAMPLING_GAP, size="mean"),
+        }
+    )
+    entropy = run.series(table.ENTROPY)
     panels = ([("entropy, nats a token", entropy)] if entropy else []) + (
         [("divergence, nats a token", divergences)] if divergences else []
     )
@@ -319,7 +322,7 @@ def _entropy(run: Run) -> Drawing:
 
 def _time(run: Run) -> Drawing:
     """Seconds of each stage of a step, stacked; what step_time holds beyond the stages is 'other'."""
-    stages, total = run.family("time/"), run.series("step_time")
+    stages, total = run.family(table.STAGE_TIME), run.series(table.STEP_TIME)
     if not stages and total is None:
         return None
     figure, (ax,) = new_figure()

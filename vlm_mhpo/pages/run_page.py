@@ -19,6 +19,7 @@ from vlm_mhpo.pages.html import digest, environment, flatten, shorten, source, w
 from vlm_mhpo.pages.images import PictureBudget
 from vlm_mhpo.pages.plotting import ends
 from vlm_mhpo.pages.run_figures import draw_charts
+from vlm_mhpo.records.metric_table import REWARD
 from vlm_mhpo.records.nouns import EvalItem, Run, Sample, clean_text
 from vlm_mhpo.records.run_folder import load_run
 
@@ -93,7 +94,7 @@ def render(run: Run, *, live_version: str = "") -> str:
         live_version=live_version,
         description=_description(run),
         pair=pair,
-        headline_reward=ends(run.metrics["reward"]) if "reward" in run.metrics else None,
+        headline_reward=ends(reward) if (reward := run.series(REWARD)) else None,
         charts=[(chart, Markup(chart.svg)) for chart in charts],
         breakdowns=_breakdowns(pair) if pair else [],
         verdicts=_verdict_rows(pair) if pair else [],

@@ -1,59 +1,59 @@
-"""Metrics of the ranks become global ones."""
+"""Metrics of micro-batches and ranks become global ones; `metric_table` says what each is.
+
+A tensor is named KIND/NAME, so that a loss, a user's own included, says with the name how it is reduced: `sum/NAME` is
+divided by the global number of tokens, `part/NAME` by `whole/NAME` (0/0 is left out), `min/NAME` and `max/NAME` are
+extremes, `add/NAME` is a plain sum.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vlm_mhpo.records.metric_table import ADD, MAX, MIN, PART, SUM
 from vlm_mhpo.runtime.ranks import device, reduce
 
+_WHOLE = "whole"
+_FOLDS = {MIN: torch.minimum, MAX: torch.maximum}
 
-def reduce_metrics(metrics: dict[str, Tensor], count: Tensor) -> dict[str, float]:
+
+def fold(metrics: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:
+    """Take the [] tensors of another micro-batch of this rank into `metrics`."""
+    for name, value in more.items():
+        join = _FOLDS.get(name.split("/", 1)[0], torch.add)
+        metrics[name] = join(metrics[name], value) if name in metrics else value
+
+
+def reduce_metrics(metrics: Mapping[str, Tensor], count: Tensor) -> dict[str, float]:
     """Global statistics of per-rank metrics, in three collectives however many there are.
 
     Args:
-        metrics: `sum/NAME` is divided by the global `count`; `part/NAME` by `whole/NAME` (0/0 = left out);
-            `min/NAME`, `max/NAME` are extremes; `add/NAME` is a plain sum. [] tensors.
+        metrics: [] tensors by KIND/NAME; the same names on all ranks.
         count: [] number of things that the `sum/` entries run over on this rank.
 
     Returns:
         NAME to value, in sorted order.
     """
-    groups = {
-        kind: sorted(key for key in metrics if key.split("/", 1)[0] in kinds) for kind, kinds in REDUCTIONS.items()
-    }
     target = device()
 
-    def stacked(kind: str, extra: Iterable[Tensor] = ()) -> Tensor:
-        values = [*(metrics[key] for key in groups[kind]), *extra]
-        return torch.stack([value.detach().to(target, torch.float64) for value in values]) if values else torch.zeros(0)
+    def reduced(kinds: tuple[str, ...], operation: dist.ReduceOp, extra: Mapping[str, Tensor]) -> dict[str, float]:
+        chosen = {key: metrics[key] for key in sorted(metrics) if key.split("/", 1)[0] in kinds} | extra
+        if not chosen:
+            return {}
+        stacked = torch.stack([value.detach().to(target, torch.float64) for value in chosen.values()])
+        return dict(zip(chosen, reduce(stacked, operation).tolist(), strict=True))
 
-    sums = reduce(stacked("sum", [count]), dist.ReduceOp.SUM).tolist()
-    lows = reduce(stacked("min"), dist.ReduceOp.MIN).tolist() if groups["min"] else []
-    highs = reduce(stacked("max"), dist.ReduceOp.MAX).tolist() if groups["max"] else []
-    total = sums.pop()
-    if total == 0:
-        # No token anywhere: the extremes are those of an empty set, infinite.
-        lows, highs = [], []
-        groups |= {"min": [], "max": []}
-    raw = dict(zip(groups["sum"], sums, strict=True))
-    result = {
-        key.split("/", 1)[1]: value
-        for keys, values in ((groups["min"], lows), (groups["max"], highs))
-        for key, value in zip(keys, values, strict=True)
-    }
-    for key, value in raw.items():
+    sums = reduced((SUM, PART, _WHOLE, ADD), dist.ReduceOp.SUM, {"": count})
+    extremes = reduced((MIN,), dist.ReduceOp.MIN, {}) | reduced((MAX,), dist.ReduceOp.MAX, {})
+    total = sums.pop("")
+    result = {}
+    for key, value in (sums | extremes).items():
         kind, name = key.split("/", 1)
-        if kind == "sum" and total > 0:
-            result[name] = value / total
-        elif kind == "add":
-            result[name] = value
-        elif kind == "part" and raw[f"whole/{name}"] > 0:
-            result[name] = value / raw[f"whole/{name}"]
+        whole = sums[f"{_WHOLE}/{name}"] if kind == PART else total if kind == SUM else 1.0
+        # Without a token anywhere the extremes are those of an empty set, infinite.
+        if kind != _WHOLE and whole > 0 and (total > 0 or kind not in _FOLDS):
+            result[name] = value / whole
     return dict(sorted(result.items()))
-
-
-REDUCTIONS = {"sum": ("sum", "part", "whole", "add"), "min": ("min",), "max": ("max",)}

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, model_validator
 
 from vlm_mhpo.records.histograms import NUM_BINS
+from vlm_mhpo.records.metric_table import Metric
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]")
 
@@ -205,15 +206,16 @@ class Run:
         """The run folder's own name, without the folders above it."""
         return clean_text(self.folder.name)
 
-    def series(self, name: str) -> Series | None:
-        """The metric `name`, or None when no row has it."""
-        return self.metrics.get(name)
+    def series(self, metric: Metric, **words: str) -> Series | None:
+        """A metric, of a family the member with these words; None when no row has it."""
+        return self.metrics.get(metric.of(**words))
 
-    def family(self, prefix: str, suffix: str = "") -> dict[str, Series]:
-        """The metrics `prefix<name>suffix`, by <name> (no further '/'), in name order."""
-        found = {}
-        for key in sorted(self.metrics):
-            name = key[len(prefix) : len(key) - len(suffix)]
-            if key.startswith(prefix) and key.endswith(suffix) and name and "/" not in name:
-                found[name] = self.metrics[key]
-        return found
+    def family(self, metric: Metric, **words: str) -> dict[str, Series]:
+        """The members of a family whose other words are these, by the word that varies, in name order."""
+        members = {}
+        for name in sorted(self.metrics):
+            found = metric.words(name)
+            if found is not None and found.items() >= words.items():
+                (varying,) = found.keys() - words.keys()
+                members[found[varying]] = self.metrics[name]
+        return members

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from vlm_mhpo.records.metric_table import ENTROPY, EVAL_ACCURACY, REWARD, SKIPPED
 from vlm_mhpo.records.norms import count_spikes, percentile
 
 # A run whose final accuracy is this much below its start has collapsed.
@@ -63,11 +64,11 @@ def measure(run_dir: Path) -> RunMeasures:
     max_grad_norm = json.loads((run_dir / "run.json").read_text())["config"]["train"]["max_grad_norm"]
     norms = [norm for update in updates for norm in update["grad_norm"]]
     middle = percentile(norms, 0.5) if norms else float("nan")
-    curve = tuple((row["step"], row["eval/accuracy"]) for row in rows if "eval/accuracy" in row)
-    trained = [row for row in rows if "reward" in row]
+    curve = tuple((row["step"], row[EVAL_ACCURACY.name]) for row in rows if EVAL_ACCURACY.name in row)
+    trained = [row for row in rows if REWARD.name in row]
     drifts = [update["kl_to_sampler"][-1] for update in updates if update["kl_to_sampler"]]
-    entropies = [row["entropy"] for row in trained[-max(1, len(trained) // 10) :] if "entropy" in row]
-    skipped = sum(row["num_skipped_updates"] for row in trained)
+    entropies = [row[ENTROPY.name] for row in trained[-max(1, len(trained) // 10) :] if ENTROPY.name in row]
+    skipped = sum(row[SKIPPED.name] for row in trained)
     return RunMeasures(
         accuracy_before=curve[0][1],
         accuracy=curve[-1][1],

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.engine.reference import Reference
+from vlm_mhpo.records.metric_table import SAMPLING_GAP
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.scoring.advantages import group_advantages
 from vlm_mhpo.training.balance import balance
@@ -79,6 +80,6 @@ def mismatch_metrics(sampled: Sequence[Tensor], old: Sequence[Tensor]) -> dict[s
     gaps_N = (torch.cat(list(old)).cpu().double() - torch.cat(list(sampled)).double()).abs()
     everyone = ranks.gather_objects((float(gaps_N.sum()), len(gaps_N), float(gaps_N.max())))
     return {
-        "sampling/sampling_logp_difference/mean": sum(g[0] for g in everyone) / sum(g[1] for g in everyone),
-        "sampling/sampling_logp_difference/max": max(g[2] for g in everyone),
+        SAMPLING_GAP.of(size="mean"): sum(g[0] for g in everyone) / sum(g[1] for g in everyone),
+        SAMPLING_GAP.of(size="max"): max(g[2] for g in everyone),
     }

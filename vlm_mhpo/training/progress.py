@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from tqdm import tqdm
 
+from vlm_mhpo.records.metric_table import EVAL_ACCURACY, REWARD, REWARD_PART, SFT_LOSS
 from vlm_mhpo.runtime import ranks
 
 # Label, metric, form: of RL, and of the warm start.
 SHOWN = (
-    ("reward", "reward", "{:.3f}"),
-    ("accuracy", "rewards/accuracy/mean", "{:.1%}"),
-    ("held-out", "eval/accuracy", "{:.1%}"),
-    ("loss", "loss", "{:.3f}"),
+    ("reward", REWARD.name, "{:.3f}"),
+    ("accuracy", REWARD_PART.of(name="accuracy", moment="mean"), "{:.1%}"),
+    ("held-out", EVAL_ACCURACY.name, "{:.1%}"),
+    ("loss", SFT_LOSS.name, "{:.3f}"),
 )
 
 

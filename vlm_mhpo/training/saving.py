@@ -18,6 +18,7 @@ from vlm_mhpo.config.reading import flatten
 from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.errors import CheckpointError, SaveError
 from vlm_mhpo.models.loading import Codec
+from vlm_mhpo.records.metric_table import REWARD, SFT_LOSS
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.runtime.secrets import without_secrets
 
@@ -228,4 +229,4 @@ def refuse_silent_restart(run_dir: Path) -> None:
 def trained_steps(metrics_file: Path) -> int:
     """Rows of training steps of RL or of a warm start; the evaluation before the first step is none."""
     lines = metrics_file.read_text(errors="replace").splitlines() if metrics_file.exists() else []
-    return sum('"reward"' in line or '"loss"' in line for line in lines)
+    return sum(f'"{metric.name}"' in line for line in lines for metric in (REWARD, SFT_LOSS))

@@ -19,6 +19,7 @@ from vlm_mhpo.objectives.common import masked_stats
 from vlm_mhpo.objectives.mhpo import DEAD_ZONE_SHARE
 from vlm_mhpo.objectives.multipliers import multipliers
 from vlm_mhpo.records.histograms import EDGES, NUM_BINS, SHARES, SIGNS, quantile, trim
+from vlm_mhpo.records.metrics import fold
 from vlm_mhpo.runtime import ranks
 
 # Largest log-ratio that is measured, so that the sum of squares of a runaway ratio is still a float32.
@@ -29,7 +30,7 @@ RATIO_LIMIT = 40.0
 def token_diagnostics(
     log_ratio_BT: Tensor, multiplier_BT: Tensor, advantages_B: Tensor, mask_BT: Tensor, on_policy: float
 ) -> dict[str, Tensor]:
-    """Sums for `distributed.reduce_metrics`: second moment of the ratio, share of tokens that barely learn.
+    """Sums for `records.metrics`: second moment of the ratio, share of tokens that barely learn.
 
     Args:
         log_ratio_BT: [B, T] nats. multiplier_BT: [B, T] of `multipliers`.
@@ -101,7 +102,7 @@ def effective_sample_size(mean: float, mean_square: float) -> float:
 
 @dataclass(slots=True)
 class Totals:
-    """Metric sums of micro-batches on this rank; see `distributed.reduce_metrics` for the name prefixes.
+    """Metric sums of micro-batches on this rank; see `records.metrics` for the name prefixes.
 
     `gradients` is what `gradient_sums` saw of each micro-batch, and its prompts; it is not folded into another.
     """
@@ -116,16 +117,7 @@ class Totals:
         """Fold the sums of another in."""
         self.num_tokens = self.num_tokens + other.num_tokens
         self.histograms = self.histograms + other.histograms
-        for name, value in other.metrics.items():
-            known = self.metrics.get(name)
-            if known is None:
-                self.metrics[name] = value
-            elif name.startswith("min/"):
-                self.metrics[name] = torch.minimum(known, value)
-            elif name.startswith("max/"):
-                self.metrics[name] = torch.maximum(known, value)
-            else:
-                self.metrics[name] = known + value
+        fold(self.metrics, other.metrics)
 
 
 def measure(

@@ -22,6 +22,7 @@ from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.objectives import Objective
 from vlm_mhpo.objectives.common import NonFiniteInput, kl_penalty
 from vlm_mhpo.objectives.multipliers import on_policy_multiplier
+from vlm_mhpo.records.metric_table import KL_TO_SAMPLER
 from vlm_mhpo.records.metrics import reduce_metrics
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.runtime.clock import span
@@ -169,7 +170,7 @@ def update_on(
     with span("update/diagnostics"):
         summarise_ratio(metrics, minibatches, recompute=settings.recompute)
         quantiles, histograms = summarise_tokens(objective, totals)
-    drifts = [each.get("kl_to_sampler", 0.0) for each in minibatches]
+    drifts = [each.get(KL_TO_SAMPLER.name, 0.0) for each in minibatches]
     return StepUpdate(metrics | quantiles, norms, drifts, histograms)
 
 

@@ -17,6 +17,7 @@ from vlm_mhpo.faults.agreement import check_same_rows
 from vlm_mhpo.models.loading import Codec
 from vlm_mhpo.prompts.messages import neutralise, special_tokens
 from vlm_mhpo.prompts.stream import PromptStream
+from vlm_mhpo.records.metric_table import GRAD_NORM, LEARNING_RATE
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.runtime.clock import Clock, span
 from vlm_mhpo.runtime.seeding import derive_seed
@@ -116,4 +117,4 @@ def sft_step(
             "warm start: the loss or gradient was not finite; weights untouched. Lower sft.learning_rate"
         )
     loss = float(ranks.reduce(total, torch.distributed.ReduceOp.SUM))
-    return {"loss": loss, "grad_norm": result.grad_norm, "learning_rate": learning_rate}
+    return {"loss": loss, GRAD_NORM.name: result.grad_norm, LEARNING_RATE.name: learning_rate}

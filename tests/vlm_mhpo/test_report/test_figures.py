@@ -15,12 +15,12 @@ from vlm_mhpo.pages.plotting import (
     ends,
     label_ends,
     new_figure,
-    percentile,
     smooth,
     thin,
 )
 from vlm_mhpo.pages.run_figures import draw_charts
 from vlm_mhpo.records.errors import ReportError
+from vlm_mhpo.records.norms import percentile
 from vlm_mhpo.records.nouns import Run, RunFacts, Series
 from vlm_mhpo.records.run_folder import load_run
 
@@ -69,9 +69,16 @@ def test_another_objective_shows_its_own_ratio_and_clipping(tmp_path):
     assert "share of tokens clipped 12.50" in said["damping"]
 
 
+def test_sources_with_a_slash_in_their_names_have_their_lines(tmp_path):
+    names = ("eval/accuracy", "eval/synthetic/shapes/accuracy", "eval/hub/other/accuracy")
+    (chart,) = draw_charts(run_of(tmp_path, **{name: Series((1,), (0.5,)) for name in names}))[0]
+    assert chart.caption.endswith("Grey: each source.")
+    assert "synthetic/shapes" in chart.svg and "hub/other" in chart.svg
+
+
 def test_a_ratio_without_its_log_is_drawn_on_a_log_axis(tmp_path):
     parts = {"mean": 1.0, "min": 0.5, "max": 2.0, "p05": 0.9, "p95": 1.1}
-    metrics = {f"mhpo/ratio_{part}": Series((1, 2), (value, value)) for part, value in parts.items()}
+    metrics = {f"ratio_{part}": Series((1, 2), (value, value)) for part, value in parts.items()}
     (chart,) = draw_charts(run_of(tmp_path, **metrics))[0]
     assert "(0.5 to 2 over the run). Darker band" in chart.caption
 

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vlm_mhpo.records.metric_table import TIMES, metric_of
+
 
 def first_difference(one: Any, other: Any, place: str = "") -> str | None:
     """The first place where two nested states differ by a bit; None when they are the same.
@@ -49,4 +51,10 @@ def weights_in(folder: Path) -> dict[str, Tensor]:
 def metrics_rows(run_dir: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl, times left out."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: row[name] for name in row if name != "step_time" and not name.startswith("time/")} for row in rows]
+    return [{name: row[name] for name in row if not is_time(name)} for row in rows]
+
+
+def is_time(name: str) -> bool:
+    """Whether a metric is a time, which no two runs share."""
+    metric = metric_of(name)
+    return metric is not None and metric.group == TIMES
