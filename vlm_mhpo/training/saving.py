@@ -229,4 +229,4 @@ def refuse_silent_restart(run_dir: Path) -> None:
 def trained_steps(metrics_file: Path) -> int:
     """Rows of training steps of RL or of a warm start; the evaluation before the first step is none."""
     lines = metrics_file.read_text(errors="replace").splitlines() if metrics_file.exists() else []
-    return sum(f'"{metric.name}"' in line for line in lines for metric in (REWARD, SFT_LOSS))
+    return sum(any(f'"{metric.name}"' in line for metric in (REWARD, SFT_LOSS)) for line in lines)

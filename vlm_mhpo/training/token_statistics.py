@@ -155,8 +155,8 @@ def summarise_ratio(metrics: dict[str, float], minibatches: list[dict[str, float
     first = minibatches[0]
     if not recompute and "log_ratio_size/max" in first:
         # Before the first update both sides have the same weights, so the ratio shows the sampler's error alone.
-        metrics["sampling/sampling_logp_difference/mean"] = first["log_ratio_size/mean"]
-        metrics["sampling/sampling_logp_difference/max"] = first["log_ratio_size/max"]
+        metrics[SAMPLING_GAP.of(size="mean")] = first["log_ratio_size/mean"]
+        metrics[SAMPLING_GAP.of(size="max")] = first["log_ratio_size/max"]
     if mean_square := metrics.pop("ratio_mean_square", None):
         metrics["ratio_effective_sample_size"] = effective_sample_size(metrics["ratio_mean"], mean_square)
 

@@ -206,7 +206,7 @@ class Updater:
 
 
 # What is also looked at for every minibatch alone.
-DRIFT = ("sum/kl_to_sampler", "sum/log_ratio_size/mean", "max/log_ratio_size/max")
+DRIFT = (f"sum/{KL_TO_SAMPLER.name}", "sum/log_ratio_size/mean", "max/log_ratio_size/max")
 
 
 def pick(totals: Totals, names: Sequence[str]) -> dict[str, Tensor]:
