@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
+import numpy as np
+
 # A norm above this many times the median of the norms before it is a spike.
 SPIKE_FACTOR = 5.0
 # Updates that the running median looks back on; the first ones have no history and cannot be spikes.
@@ -12,15 +14,6 @@ SPIKE_WINDOW = 50
 SPIKE_HISTORY = 10
 # Updates that the percentiles of a metrics row run over.
 PERCENTILE_WINDOW = 200
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """Linear-interpolation percentile of at least one value, `share` in [0, 1]."""
-    ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
 def is_spike(norms: Sequence[float], index: int) -> bool:
@@ -52,5 +45,6 @@ class NormHistory:
         window = self._norms[-PERCENTILE_WINDOW:]
         metrics = {"grad_norm/num_spikes": float(self._num_spikes)}
         if window:
-            metrics |= {"grad_norm/p50": percentile(window, 0.5), "grad_norm/p99": percentile(window, 0.99)}
+            p50, p99 = np.quantile(window, (0.5, 0.99)).tolist()
+            metrics |= {"grad_norm/p50": p50, "grad_norm/p99": p99}
         return metrics

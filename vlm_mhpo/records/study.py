@@ -1,14 +1,17 @@
-"""The measures of one finished run: what it learnt, how steadily, how far it drifted."""
+"""What a study compares: the measures of finished runs, their means over seeds, and paired differences."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from vlm_mhpo.records.norms import count_spikes, percentile
+import numpy as np
+
+from vlm_mhpo.records.norms import count_spikes
+from vlm_mhpo.records.statistics import Estimate, over_runs
 
 # A run whose final accuracy is this much below its start has collapsed.
 COLLAPSE_POINTS = 0.10
@@ -55,6 +58,10 @@ MEASURES = {
     "entropy": "final entropy",
 }
 
+# Measures by variant and seed, and estimates by variant and measure.
+Runs = Mapping[str, Mapping[int, RunMeasures]]
+Table = Mapping[str, Mapping[str, Estimate]]
+
 
 def measure(run_dir: Path) -> RunMeasures:
     """Read the measures off a finished run folder."""
@@ -62,7 +69,7 @@ def measure(run_dir: Path) -> RunMeasures:
     updates = read_lines(run_dir / "updates.jsonl")
     max_grad_norm = json.loads((run_dir / "run.json").read_text())["config"]["train"]["max_grad_norm"]
     norms = [norm for update in updates for norm in update["grad_norm"]]
-    middle = percentile(norms, 0.5) if norms else float("nan")
+    middle, high = np.quantile(norms, (0.5, 0.99)).tolist() if norms else (float("nan"), float("nan"))
     curve = tuple((row["step"], row["eval/accuracy"]) for row in rows if "eval/accuracy" in row)
     trained = [row for row in rows if "reward" in row]
     drifts = [update["kl_to_sampler"][-1] for update in updates if update["kl_to_sampler"]]
@@ -73,7 +80,7 @@ def measure(run_dir: Path) -> RunMeasures:
         accuracy=curve[-1][1],
         area=area_under(curve),
         # A median of 0 (most updates had no advantage to learn from) is no scale to compare with.
-        norm_ratio=percentile(norms, 0.99) / middle if middle > 0 else float("nan"),
+        norm_ratio=high / middle if middle > 0 else float("nan"),
         norm_median=middle,
         num_spikes=float(count_spikes(norms)),
         clipped_share=sum(norm > max_grad_norm for norm in norms) / len(norms) if norms else float("nan"),
@@ -93,5 +100,28 @@ def area_under(curve: tuple[tuple[int, float], ...]) -> float:
     """Mean height of a piecewise linear curve; the value itself for one point."""
     if len(curve) == 1:
         return curve[0][1]
-    area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(curve))
-    return area / (curve[-1][0] - curve[0][0])
+    steps, heights = zip(*curve, strict=True)
+    return float(np.trapezoid(heights, steps) / (steps[-1] - steps[0]))
+
+
+def means(runs: Runs) -> Table:
+    """Mean of every measure of every variant over its seeds, with Student's interval."""
+    return {
+        variant: {name: over_runs([getattr(run, name) for run in by_seed.values()]) for name in MEASURES}
+        for variant, by_seed in runs.items()
+    }
+
+
+def differences(runs: Runs, baseline: str) -> Table:
+    """Paired differences, variant minus baseline on the same seed, of every measure, with Student's interval."""
+    base = runs[baseline]
+    return {
+        variant: {
+            name: over_runs(
+                [getattr(by_seed[seed], name) - getattr(base[seed], name) for seed in by_seed if seed in base]
+            )
+            for name in MEASURES
+        }
+        for variant, by_seed in runs.items()
+        if variant != baseline
+    }
