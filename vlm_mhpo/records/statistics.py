@@ -102,7 +102,7 @@ def paired(ours: Sequence[float], theirs: Sequence[float], problems: Sequence[Ha
 
 
 def over_runs(values: Sequence[float]) -> Estimate:
-    """Mean of one value per run (or of one paired difference per seed) with Student's interval; NaN values are left out.
+    """Mean of one value per run (or one paired difference per seed) with Student's interval; NaN values are left out.
 
     One value, and values that are all alike, tell no spread and get no interval.
     """

@@ -97,9 +97,7 @@ def test_every_row_of_every_table_is_as_wide_as_its_head(tmp_path):
 def test_latex_holds_no_bare_special_character(tmp_path):
     write({HOSTILE: TWO["mhpo"], "mhpo_symmetric": TWO["mhpo"], **TWO}, tmp_path)
     latex = (tmp_path / "comparison.tex").read_text()
-    commands = (
-        r"\\(begin|end)\{tabular\}|\\(top|mid|bottom)rule|\\text(backslash|asciitilde|asciicircum|less|greater)\{\}"
-    )
+    commands = r"\\(begin|end)\{tabular\}|\\(top|mid|bottom)rule|\\text[a-z]+\{\}"
     bare = re.sub(r"\{lr+\}|\\\\|\\[&%$#_{}]", "", re.sub(commands, "", latex))
     assert not re.findall(r"[%$#_{}\\~^]", bare)
     assert r"mhpo\_symmetric &" in latex
