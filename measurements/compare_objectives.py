@@ -53,8 +53,8 @@ SETTINGS = ("stress", "mild")
 # What a reader of the first version of the committed reports has to know.
 CORRECTION = (
     "Corrected: the first version of this report gave percentile bootstraps over the seeds, which cover 89 % where "
-    "they say 95 %; from the same runs, Student's intervals change {changed} of {count} verdicts, all from a difference "
-    "to none shown."
+    "they say 95 %; from the same runs, Student's intervals change {changed} of {count} verdicts, all from a "
+    "difference to none shown."
 )
 CHANGED = {"stress": (15, 80), "mild": (3, 32)}
 

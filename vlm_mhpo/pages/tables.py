@@ -24,9 +24,10 @@ def plain(text: str) -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table without a last line end; in a cell | opens no column and < no tag (before a space it is none)."""
+    """A Markdown table without a last line end; in a cell | opens no column and < no tag."""
 
     def line(cells: Sequence[str]) -> str:
+        # Before a space < is no tag.
         texts = (plain(cell).replace("|", r"\|").replace("&lt; ", "< ") for cell in cells)
         return f"| {' | '.join(texts)} |"
 

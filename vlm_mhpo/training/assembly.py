@@ -15,7 +15,7 @@ from vlm_mhpo.config import Config
 from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.engine.settings import adds_in_float32, deepspeed_settings
 from vlm_mhpo.errors import ConfigError
-from vlm_mhpo.evaluation.chosen import Chosen, benchmark_builder, chosen_benchmarks
+from vlm_mhpo.evaluation.chosen import BenchmarkRows, benchmark_builder, chosen_benchmarks
 from vlm_mhpo.models.families.base import parameter_table
 from vlm_mhpo.models.loading import Codec, load_policy, loaded_commit
 from vlm_mhpo.models.policy import Policy
@@ -53,7 +53,7 @@ class Setup:
     sampler: HfSampler
     train_rows: Sequence[Row]
     eval_rows: Sequence[Row]
-    benchmarks: Sequence[Chosen] = ()
+    benchmarks: Sequence[BenchmarkRows] = ()
     pending: list[Saving] = field(default_factory=list)
 
     @property
@@ -65,7 +65,7 @@ class Setup:
 def build_setup(config: Config) -> Setup:
     """Load model and rows, print what is trained."""
     run_dir = Path(config.output_dir)
-    benchmarks = chosen_benchmarks(config)
+    benchmarks = chosen_benchmarks(config.eval)
     settings = deepspeed_settings(config.deepspeed, dtype=config.model.dtype, max_grad_norm=config.train.max_grad_norm)
     model = config.model.model_dump() | {"path": resolve_model(config.model.path, run_dir)}
     policy, codec = load_policy(**model, zero3_settings=settings)
@@ -86,7 +86,8 @@ def build_setup(config: Config) -> Setup:
         else []
     )
     for one in benchmarks:
-        usable_rows(one.asked, benchmark_builder(config, codec, policy.family), overlong="error", what=one.name)
+        asks = benchmark_builder(config.eval.prompt, data, codec, policy.family)
+        usable_rows(one.asked, asks, overlong="error", what=one.name)
     table = parameter_table(policy.model, policy.family)
     engine = Engine(policy, optimizer=config.train, deepspeed=config.deepspeed, dtype=config.model.dtype)
     sampler = HfSampler(

@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from typing import Any
 
 from tqdm import tqdm
 
 from rewards import Verifier
 from vlm_mhpo.config import Config
-from vlm_mhpo.evaluation.benchmark_run import examiner_of
-from vlm_mhpo.evaluation.held_out import evaluate, summarise, write_evaluation
+from vlm_mhpo.evaluation.benchmark_run import benchmark_judge
+from vlm_mhpo.evaluation.held_out import held_out_params, judge_held_out, write_evaluation
 from vlm_mhpo.evaluation.results import accuracy_of
-from vlm_mhpo.evaluation.standalone import evaluation_params
-from vlm_mhpo.evaluation.tasks import Task, Together, at_once, judge_in_memory
+from vlm_mhpo.evaluation.tasks import Judge, Task, Together, at_once, judge_in_memory
 from vlm_mhpo.faults.guard import Guard
 from vlm_mhpo.faults.stopping import Interrupted
+from vlm_mhpo.records.evaluation import Evaluation
 from vlm_mhpo.records.recorder import Recorder
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.training.assembly import Setup
@@ -35,13 +33,13 @@ def benchmark_metrics(setup: Setup, verifier: Verifier, step: int, together: Tog
     """
     if not (setup.benchmarks and is_due(setup.config, step)):
         return {}
-    examiner = examiner_of(setup.config, setup.codec, setup.policy.family, setup.sampler, verifier)
-    examiner = replace(examiner, together=together)
+    config = setup.config
+    family, sampler = setup.policy.family, setup.sampler
+    judge = benchmark_judge(config.eval, config.data, setup.codec, family, sampler, verifier, together)
+    params = held_out_params(config.eval, config.rollout)
     metrics = {}
     for one in setup.benchmarks:
-        items = judge_in_memory(
-            Task(one.name, one.benchmark, one.rows, one.asked, evaluation_params(setup.config)), examiner
-        )
+        items = judge_in_memory(Task(one.name, one.benchmark, one.rows, one.asked, params), judge)
         metrics[f"eval/{one.name}/accuracy"] = accuracy_of(items).accuracy
         metrics[f"eval/{one.name}/our_accuracy"] = accuracy_of(items, official=False).accuracy
     return metrics
@@ -131,37 +129,32 @@ def ends_early(setup: Setup, guard: Guard, verifier: Verifier, metrics: dict[str
 
 def run_evaluation(
     setup: Setup, guard: Guard, verifier: Verifier, *, name: str, step: int, keep: bool = True
-) -> dict[str, Any]:
-    """Evaluate the policy on the held-out rows; with `keep`, write eval/NAME.json and .md. {} without such rows.
+) -> Evaluation | None:
+    """Evaluate the policy on the held-out rows; with `keep`, write eval/NAME.json and .md. None without such rows.
 
     Raises:
         Interrupted: on all ranks, when one was asked to stop.
     """
     if not setup.eval_rows:
-        return {}
+        return None
     config = setup.config
-    params = evaluation_params(config)
-    items = evaluate(
+    record = judge_held_out(
         setup.eval_rows,
-        setup.builder,
-        setup.sampler,
-        verifier,
-        params,
-        template=config.data.template,
-        seed=config.seed,
+        Judge(setup.builder, setup.sampler, verifier, config.data.template, config.seed, guard.stop.sample),
+        held_out_params(config.eval, config.rollout),
+        name=name,
+        step=step,
         image_dir=setup.run_dir if keep else None,
         gallery=config.eval.gallery,
-        together=guard.stop.sample,
     )
-    record = summarise(items, name=name, step=step, params=params)
     if keep and ranks.is_main():
         write_evaluation(setup.run_dir / "eval", record)
     return record
 
 
-def evaluation_metrics(record: dict[str, Any]) -> dict[str, float]:
+def evaluation_metrics(record: Evaluation | None) -> dict[str, float]:
     """The row of metrics.jsonl of an evaluation."""
     if not record:
         return {}
-    metrics = {"eval/accuracy": record["accuracy"], "eval/mean_length": record["mean_length"]}
-    return metrics | {f"eval/{source}/accuracy": part["accuracy"] for source, part in record["by_source"].items()}
+    metrics = {"eval/accuracy": record.accuracy, "eval/mean_length": record.mean_length}
+    return metrics | {f"eval/{source}/accuracy": part.accuracy for source, part in record.by_source.items()}
