@@ -56,18 +56,14 @@ def overlaps(chosen: Sequence[BenchmarkRows], train: str | None) -> dict[str, Sh
     return {one.name: shared_rows(one.rows, training) for one in chosen}
 
 
-def start_report(
-    evaluation: EvalConfig,
-    data: DataConfig,
-    params: SamplingParams,
-    chosen: Sequence[BenchmarkRows],
-    codec: Codec,
-    model: str,
-    path: str,
-    options: Options,
-) -> State:
-    """Model and protocol, once it is sure that the folder's evaluation may go on with them and the baseline fits."""
-    protocol = protocol_of(evaluation, data, params, chosen, codec)
+def start_report(protocol: Protocol, model: str, path: str, options: Options) -> State:
+    """Model and protocol, once it is sure that the folder's evaluation may go on with them and the baseline fits.
+
+    Args:
+        protocol: of this evaluation.
+        model, path: as it was asked for, and where it was loaded from.
+        options: folder of the report, baseline.
+    """
     state = State(model=model, model_digest=weights_digest(path), protocol=protocol)
     keep_state(options.out, state)
     if options.baseline:

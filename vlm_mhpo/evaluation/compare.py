@@ -11,7 +11,7 @@ from pydantic import Field
 
 from vlm_mhpo.errors import EvaluationError
 from vlm_mhpo.evaluation.protocol import check_same, differences
-from vlm_mhpo.evaluation.results import compare_items
+from vlm_mhpo.evaluation.results import compare_items, difference_of
 from vlm_mhpo.evaluation.shards import read_items
 from vlm_mhpo.records import statistics
 from vlm_mhpo.records.evaluation import (
@@ -178,4 +178,4 @@ def score(method: str, runs: Sequence[Report], name: str) -> MethodScore:
 def over_runs(ours: Sequence[Report], theirs: Sequence[Report], name: str) -> Difference | None:
     """Welch's difference of the means over runs; None where a spread cannot be told."""
     found = statistics.welch(*([run.accuracy(name).accuracy for run in runs] for runs in (ours, theirs)))
-    return found and Difference(difference=found.difference, low=found.low, high=found.high, p=found.p)
+    return found and difference_of(found)

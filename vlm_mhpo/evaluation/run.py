@@ -10,7 +10,15 @@ from rewards import Verifier
 from vlm_mhpo.checkpoint.policy_folder import find_policy
 from vlm_mhpo.config import Config
 from vlm_mhpo.errors import ConfigError
-from vlm_mhpo.evaluation.benchmark_run import Options, benchmark_judge, finish, judge_benchmark, overlaps, start_report
+from vlm_mhpo.evaluation.benchmark_run import (
+    Options,
+    benchmark_judge,
+    finish,
+    judge_benchmark,
+    overlaps,
+    protocol_of,
+    start_report,
+)
 from vlm_mhpo.evaluation.chosen import BenchmarkRows
 from vlm_mhpo.evaluation.held_out import held_out_params, judge_held_out, write_evaluation
 from vlm_mhpo.evaluation.tasks import Judge, on_main
@@ -79,7 +87,9 @@ def evaluate_benchmarks(config: Config, chosen: Sequence[BenchmarkRows], model: 
     shared = on_main(lambda: overlaps(chosen, options.train))
     path, policy, codec = _open(config, model, options.out)
     params = held_out_params(config.eval, config.rollout)
-    state = on_main(lambda: start_report(config.eval, config.data, params, chosen, codec, model, path, options))
+    state = on_main(
+        lambda: start_report(protocol_of(config.eval, config.data, params, chosen, codec), model, path, options)
+    )
     with _sampling(config, policy, codec) as (sampler, verifier):
         judge = benchmark_judge(config.eval, config.data, codec, policy.family, sampler, verifier)
         items = {one.name: judge_benchmark(one, judge, params, options, config.eval.gallery) for one in chosen}

@@ -16,6 +16,11 @@ SPIKE_HISTORY = 10
 PERCENTILE_WINDOW = 200
 
 
+def percentile(values: Sequence[float], share: float) -> float:
+    """Linear-interpolation percentile of at least one value, `share` in [0, 1]."""
+    return float(np.quantile(values, share))
+
+
 def is_spike(norms: Sequence[float], index: int) -> bool:
     """True when a norm is above `SPIKE_FACTOR` times the median of the `SPIKE_WINDOW` before it."""
     if index < SPIKE_HISTORY:
@@ -45,6 +50,5 @@ class NormHistory:
         window = self._norms[-PERCENTILE_WINDOW:]
         metrics = {"grad_norm/num_spikes": float(self._num_spikes)}
         if window:
-            p50, p99 = np.quantile(window, (0.5, 0.99)).tolist()
-            metrics |= {"grad_norm/p50": p50, "grad_norm/p99": p99}
+            metrics |= {"grad_norm/p50": percentile(window, 0.5), "grad_norm/p99": percentile(window, 0.99)}
         return metrics

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_mhpo.records.norms import count_spikes
+from vlm_mhpo.records.norms import count_spikes, percentile
 from vlm_mhpo.records.statistics import Estimate, over_runs
 
 # A run whose final accuracy is this much below its start has collapsed.
@@ -69,7 +69,7 @@ def measure(run_dir: Path) -> RunMeasures:
     updates = read_lines(run_dir / "updates.jsonl")
     max_grad_norm = json.loads((run_dir / "run.json").read_text())["config"]["train"]["max_grad_norm"]
     norms = [norm for update in updates for norm in update["grad_norm"]]
-    middle, high = np.quantile(norms, (0.5, 0.99)).tolist() if norms else (float("nan"), float("nan"))
+    middle = percentile(norms, 0.5) if norms else float("nan")
     curve = tuple((row["step"], row["eval/accuracy"]) for row in rows if "eval/accuracy" in row)
     trained = [row for row in rows if "reward" in row]
     drifts = [update["kl_to_sampler"][-1] for update in updates if update["kl_to_sampler"]]
@@ -80,7 +80,7 @@ def measure(run_dir: Path) -> RunMeasures:
         accuracy=curve[-1][1],
         area=area_under(curve),
         # A median of 0 (most updates had no advantage to learn from) is no scale to compare with.
-        norm_ratio=high / middle if middle > 0 else float("nan"),
+        norm_ratio=percentile(norms, 0.99) / middle if middle > 0 else float("nan"),
         norm_median=middle,
         num_spikes=float(count_spikes(norms)),
         clipped_share=sum(norm > max_grad_norm for norm in norms) / len(norms) if norms else float("nan"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.vlm_mhpo.test_comparison.cases import write_run
-from vlm_mhpo.records.norms import NormHistory, count_spikes
+from vlm_mhpo.records.norms import NormHistory, count_spikes, percentile
 from vlm_mhpo.records.study import MEASURES, area_under, measure
 
 
@@ -21,13 +21,15 @@ def by_sorting(values: list[float], share: float) -> float:
     return low + (place - math.floor(place)) * (high - low)
 
 
-@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=60))
-def test_percentiles_of_norms_are_those_of_sorting_and_leave_the_list_in_its_order(values: list[float]):
-    given = list(values)
-    found = NormHistory([]).add(given)
-    for name, share in (("p50", 0.5), ("p99", 0.99)):
-        assert found[f"grad_norm/{name}"] == pytest.approx(by_sorting(values, share), rel=1e-9, abs=1e-9)
-    assert given == values
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=60), st.floats(0, 1))
+def test_percentile_is_that_of_sorting(values: list[float], share: float):
+    assert percentile(values, share) == pytest.approx(by_sorting(values, share), rel=1e-9, abs=1e-9)
+
+
+def test_percentile_leaves_the_list_in_its_order():
+    values = [3.0, 1.0, 2.0]
+    assert (percentile(values, 0.0), percentile(values, 0.5), percentile(values, 1.0)) == (1.0, 2.0, 3.0)
+    assert values == [3.0, 1.0, 2.0]
 
 
 def spikes_by_loop(norms: list[float]) -> int:
