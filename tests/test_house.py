@@ -38,7 +38,7 @@ SEES_REWARDS = {"scoring", "evaluation"}
 # One word for one idea: the names that were given up.
 OLD_WORDS = {"Batch", "Chosen", "Examiner", "Finding", "Tools", "batches_of", "build_batches"}
 # Still to be renamed; it can only shrink.
-PENDING_WORDS = {"Chosen", "Examiner"}
+PENDING_WORDS: set[str] = set()
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
 TENSOR_LIBRARIES = {"torch", "transformers", "deepspeed", "numpy"}
 FORBIDDEN_CALLS = {

@@ -11,8 +11,9 @@ from typing import Any
 
 from vlm_mhpo.config import load_config
 from vlm_mhpo.evaluation import shards, tasks
-from vlm_mhpo.evaluation.benchmark_run import Options, evaluate_benchmarks
+from vlm_mhpo.evaluation.benchmark_run import Options
 from vlm_mhpo.evaluation.chosen import choose
+from vlm_mhpo.evaluation.run import evaluate_benchmarks
 
 CHUNK_SIZE = 3
 
@@ -37,9 +38,9 @@ def count_rows() -> list[int]:
     """The rows of each chunk that this process judges."""
     judge, counts = tasks.judge_rows, []
 
-    def judge_rows(task: Any, examiner: Any, places: Any) -> Any:
+    def judge_rows(task: Any, by: Any, places: Any, on_groups: Any = None) -> Any:
         counts.append(len(places))
-        return judge(task, examiner, places)
+        return judge(task, by, places, on_groups)
 
     tasks.judge_rows = judge_rows
     return counts

@@ -72,12 +72,12 @@ def _evaluate_heldout(
     if config is None:
         raise typer.BadParameter("give a CONFIG whose data.eval is evaluated, or --benchmarks")
     parsed = load(config, overrides)
-    from vlm_mhpo.evaluation.standalone import evaluate_model
+    from vlm_mhpo.evaluation.run import evaluate_held_out
 
-    record, files = evaluate_model(parsed, model=model, out=out, name=name)
+    record, files = evaluate_held_out(parsed, model=model, out=out, name=name)
     say(
-        f"accuracy {100 * record['accuracy']:.1f} % ({100 * record['accuracy_low']:.1f} to "
-        f"{100 * record['accuracy_high']:.1f} %), {record['num_rows']} rows: {files[1]}"
+        f"accuracy {100 * record.accuracy:.1f} % ({100 * record.accuracy_low:.1f} to "
+        f"{100 * record.accuracy_high:.1f} %), {record.num_rows} rows: {files[1]}"
     )
 
 

@@ -165,7 +165,7 @@ def model_judge(config: Config, model: str, num_samples: int) -> Iterator[Judge]
         num_samples: completions a row.
     """
     from vlm_mhpo.checkpoint.opening import open_policy
-    from vlm_mhpo.evaluation.held_out import judge as judge_groups
+    from vlm_mhpo.evaluation.tasks import verify_groups
     from vlm_mhpo.prompts.builder import prompt_builder
     from vlm_mhpo.rollout.build import build_sampler, rollout_params
     from vlm_mhpo.scoring.scorer import start_verifier
@@ -186,8 +186,9 @@ def model_judge(config: Config, model: str, num_samples: int) -> Iterator[Judge]
                 except (PromptError, DataError):
                     continue
             groups = sampler.sample(list(prompts.values()), params, (config.seed, "pass_rate")) if prompts else []
-            judged = judge_groups(groups, verifier, config.data.template)
-            found = dict(zip(prompts, (item.accuracy for item in judged), strict=True))
+            judged = verify_groups([rows[index] for index in prompts], groups, verifier, config.data.template)
+            shares = (sum(score.correct for score in scores) / len(scores) for scores in judged)
+            found = dict(zip(prompts, shares, strict=True))
             return [found.get(index) for index in range(len(rows))]
 
         yield rates_of

@@ -1,4 +1,4 @@
-"""Evaluate a model on benchmarks and leave a report's folder: resumable, over any number of ranks."""
+"""The parts of an evaluation on benchmarks: the folder of its report, what is asked of each, the figures."""
 
 from __future__ import annotations
 
@@ -6,26 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rewards import Verifier
 from vlm_mhpo import __version__
-from vlm_mhpo.config import Config
+from vlm_mhpo.config import DataConfig, EvalConfig
 from vlm_mhpo.errors import EvaluationError
-from vlm_mhpo.evaluation.chosen import Chosen, benchmark_builder
+from vlm_mhpo.evaluation.chosen import BenchmarkRows, benchmark_builder
 from vlm_mhpo.evaluation.compare import compare_results
 from vlm_mhpo.evaluation.output import write_outputs
 from vlm_mhpo.evaluation.overlap import Shared, read_training, shared_rows
 from vlm_mhpo.evaluation.probes import PROBES
 from vlm_mhpo.evaluation.protocol import check_model, check_same, grader_version, protocol_hash, weights_digest
 from vlm_mhpo.evaluation.results import benchmark_result, probe_score
-from vlm_mhpo.evaluation.standalone import load_for_evaluation
-from vlm_mhpo.evaluation.tasks import CHUNK_SIZE, Examiner, Task, on_main, run_task
+from vlm_mhpo.evaluation.tasks import CHUNK_SIZE, Judge, Task, Together, at_once, run_task
 from vlm_mhpo.models.families.base import Family
 from vlm_mhpo.models.loading import Codec
 from vlm_mhpo.records.evaluation import Item, Protocol, Results, State, read_record, read_results
-from vlm_mhpo.rollout.base import Sampler
-from vlm_mhpo.rollout.build import build_sampler, held_out_params
-from vlm_mhpo.runtime import ranks
-from vlm_mhpo.scoring.scorer import start_verifier
+from vlm_mhpo.rollout.base import Sampler, SamplingParams
+from vlm_mhpo.scoring import Verifier
 
 STATE_FILE = "evaluation.json"
 GREEDY = "greedy"
@@ -52,31 +48,7 @@ class Options:
     chunk_size: int = CHUNK_SIZE
 
 
-def evaluate_benchmarks(config: Config, chosen: Sequence[Chosen], model: str, options: Options) -> Results:
-    """Judge every row of every benchmark and write results.json, tables, items and the page; the same on all ranks.
-
-    Args:
-        config: decoding, prompt, pixel limits.
-        chosen: benchmarks with their rows.
-        model: run folder, checkpoint, model folder or hub name.
-        options: folder, probes, overlap, comparison.
-
-    Raises:
-        EvaluationError: the folder holds another evaluation or damaged records, the baseline cannot be compared, or
-            the training rows cannot be read.
-    """
-    ranks.start(config.num_threads)
-    shared = on_main(lambda: overlaps(chosen, options.train))
-    path, policy, codec = load_for_evaluation(config, model, options.out)
-    state = on_main(lambda: start_report(config, chosen, codec, model, path, options))
-    sampler = build_sampler(config.rollout, policy, codec)
-    with start_verifier(config.rewards) as verifier:
-        examiner = examiner_of(config, codec, policy.family, sampler, verifier)
-        items = {one.name: judge_chosen(config, one, examiner, options) for one in chosen}
-    return on_main(lambda: finish(chosen, items, shared, state, options))
-
-
-def overlaps(chosen: Sequence[Chosen], train: str | None) -> dict[str, Shared]:
+def overlaps(chosen: Sequence[BenchmarkRows], train: str | None) -> dict[str, Shared]:
     """The rows of each benchmark that the training rows of `train` hold too; {} without such a source."""
     if train is None:
         return {}
@@ -84,11 +56,14 @@ def overlaps(chosen: Sequence[Chosen], train: str | None) -> dict[str, Shared]:
     return {one.name: shared_rows(one.rows, training) for one in chosen}
 
 
-def start_report(
-    config: Config, chosen: Sequence[Chosen], codec: Codec, model: str, path: str, options: Options
-) -> State:
-    """Model and protocol, once it is sure that the folder's evaluation may go on with them and the baseline fits."""
-    protocol = protocol_of(config, chosen, codec)
+def start_report(protocol: Protocol, model: str, path: str, options: Options) -> State:
+    """Model and protocol, once it is sure that the folder's evaluation may go on with them and the baseline fits.
+
+    Args:
+        protocol: of this evaluation.
+        model, path: as it was asked for, and where it was loaded from.
+        options: folder of the report, baseline.
+    """
     state = State(model=model, model_digest=weights_digest(path), protocol=protocol)
     keep_state(options.out, state)
     if options.baseline:
@@ -98,13 +73,14 @@ def start_report(
     return state
 
 
-def protocol_of(config: Config, chosen: Sequence[Chosen], codec: Codec) -> Protocol:
+def protocol_of(
+    evaluation: EvalConfig, data: DataConfig, params: SamplingParams, chosen: Sequence[BenchmarkRows], codec: Codec
+) -> Protocol:
     """What pins this evaluation."""
-    params = held_out_params(config.eval, config.rollout)
     sizes = dict(codec.processor.image_processor.size) if hasattr(codec.processor, "image_processor") else {}
     return Protocol(
-        prompt=config.eval.prompt,
-        system_prompt=config.data.system_prompt,
+        prompt=evaluation.prompt,
+        system_prompt=data.system_prompt,
         min_pixels=sizes.get("shortest_edge"),
         max_pixels=sizes.get("longest_edge"),
         num_samples=params.num_samples,
@@ -112,7 +88,7 @@ def protocol_of(config: Config, chosen: Sequence[Chosen], codec: Codec) -> Proto
         top_p=params.top_p,
         top_k=params.top_k,
         max_tokens=params.max_tokens,
-        seed=config.eval.seed,
+        seed=evaluation.seed,
         grader=grader_version(),
         benchmarks={one.name: one.protocol for one in chosen},
     )
@@ -140,41 +116,45 @@ def keep_state(out: Path, state: State) -> None:
     replacement.replace(file)
 
 
-def examiner_of(config: Config, codec: Codec, family: Family, sampler: Sampler, verifier: Verifier) -> Examiner:
+def benchmark_judge(
+    evaluation: EvalConfig,
+    data: DataConfig,
+    codec: Codec,
+    family: Family,
+    sampler: Sampler,
+    verifier: Verifier,
+    together: Together = at_once,
+) -> Judge:
     """What asks and judges: the official question as it is and any response format, or both as in training."""
-    template = config.data.template if config.eval.prompt == "run" else "auto"
-    return Examiner(benchmark_builder(config, codec, family), sampler, verifier, template, config.eval.seed)
+    template = data.template if evaluation.prompt == "run" else "auto"
+    builder = benchmark_builder(evaluation.prompt, data, codec, family)
+    return Judge(builder, sampler, verifier, template, evaluation.seed, together)
 
 
-def judge_chosen(config: Config, one: Chosen, examiner: Examiner, options: Options) -> dict[str, list[Item]]:
+def judge_benchmark(
+    one: BenchmarkRows, judge: Judge, params: SamplingParams, options: Options, gallery: int
+) -> dict[str, list[Item]]:
     """Judged rows of a benchmark and of its probes, by the name of the condition; "" is the benchmark itself.
 
-    Probes are greedy, on the rows with pictures, so a sampled evaluation judges those rows greedily once more.
+    Probes are greedy, on the rows with images, so a sampled evaluation judges those rows greedily once more.
     """
-    params, seed = held_out_params(config.eval, config.rollout), config.eval.seed
     tasks = {"": Task(one.name, one.benchmark, one.rows, one.asked, params)}
     pictured = [index for index, row in enumerate(one.rows) if row.images]
     if options.probes and pictured:
         rows, asked = (tuple(part[index] for index in pictured) for part in (one.rows, one.asked))
-        params = replace(params, num_samples=1, temperature=0.0)
-        conditions = {GREEDY: list(asked)} if config.eval.temperature else {}
-        conditions |= {probe: PROBES[probe](asked, one.benchmark, seed) for probe in options.probes}
+        greedy = replace(params, num_samples=1, temperature=0.0)
+        conditions = {GREEDY: list(asked)} if params.temperature else {}
+        conditions |= {probe: PROBES[probe](asked, one.benchmark, judge.seed) for probe in options.probes}
         for name, changed in conditions.items():
-            tasks[name] = Task(f"{one.name}.{name}", one.benchmark, rows, tuple(changed), params)
+            tasks[name] = Task(f"{one.name}.{name}", one.benchmark, rows, tuple(changed), greedy)
     return {
-        name: run_task(
-            task,
-            examiner,
-            options.out,
-            gallery=0 if name else config.eval.gallery,
-            chunk_size=options.chunk_size,
-        )
+        name: run_task(task, judge, options.out, gallery=0 if name else gallery, chunk_size=options.chunk_size)
         for name, task in tasks.items()
     }
 
 
 def finish(
-    chosen: Sequence[Chosen],
+    chosen: Sequence[BenchmarkRows],
     items: Mapping[str, Mapping[str, list[Item]]],
     shared: Mapping[str, Shared],
     state: State,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep import Row
-from vlm_mhpo.config import Config
+from vlm_mhpo.config import DataConfig, EvalConfig
 from vlm_mhpo.errors import ConfigError, EvaluationError
 from vlm_mhpo.evaluation.benchmarks import Benchmark, benchmark_rows, find
 from vlm_mhpo.evaluation.protocol import benchmark_protocol
@@ -19,7 +19,7 @@ from vlm_mhpo.records.evaluation import BenchmarkProtocol
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class BenchmarkRows:
     """A benchmark with its rows.
 
     Attributes:
@@ -53,7 +53,7 @@ def choose(
     places: Mapping[str, str] | None = None,
     limit: int | None = None,
     prompt: Literal["official", "run"] = "official",
-) -> list[Chosen]:
+) -> list[BenchmarkRows]:
     """Find and read benchmarks.
 
     Args:
@@ -84,21 +84,22 @@ def choose(
     ]
 
 
-def chosen_benchmarks(config: Config) -> list[Chosen]:
+def chosen_benchmarks(evaluation: EvalConfig) -> list[BenchmarkRows]:
     """The benchmarks of `eval.benchmarks`, for a run that trains."""
     return choose(
-        config.eval.benchmarks,
-        folder=Path(config.eval.benchmark_dir),
-        limit=config.eval.max_benchmark_rows,
-        prompt=config.eval.prompt,
+        evaluation.benchmarks,
+        folder=Path(evaluation.benchmark_dir),
+        limit=evaluation.max_benchmark_rows,
+        prompt=evaluation.prompt,
     )
 
 
-def benchmark_builder(config: Config, codec: Codec, family: Family) -> PromptBuilder:
-    """Makes prompts of `Chosen.asked`: nothing is added to an official question, the run's instruction to its own."""
-    as_trained = config.eval.prompt == "run"
-    data = config.data if as_trained else config.data.model_copy(update={"instruction": ""})
-    return prompt_builder(data, codec, family)
+def benchmark_builder(
+    prompt: Literal["official", "run"], data: DataConfig, codec: Codec, family: Family
+) -> PromptBuilder:
+    """Makes prompts of `BenchmarkRows.asked`; only the run's own question gets the run's instruction."""
+    asked = data if prompt == "run" else data.model_copy(update={"instruction": ""})
+    return prompt_builder(asked, codec, family)
 
 
 def parse_entry(entry: str) -> tuple[str, str | None, str | None]:
@@ -110,13 +111,13 @@ def parse_entry(entry: str) -> tuple[str, str | None, str | None]:
 
 def with_rows(
     benchmark: Benchmark, split: str | None, place: str | None, folder: Path, limit: int | None, prompt: str
-) -> Chosen:
+) -> BenchmarkRows:
     """One benchmark with its rows."""
     rows = tuple(benchmark_rows(benchmark, split=split, source=place, folder=folder)[:limit])
     if not rows:
         raise EvaluationError(f"{benchmark.name}: {place or folder / benchmark.name} has no rows of it")
     shown = rows if prompt == "run" else tuple(official_question(benchmark, row) for row in rows)
-    return Chosen(benchmark, split or benchmark.splits[0], rows, shown)
+    return BenchmarkRows(benchmark, split or benchmark.splits[0], rows, shown)
 
 
 def official_question(benchmark: Benchmark, row: Row) -> Row:

@@ -32,9 +32,10 @@ def evaluate_command(
     Raises:
         ConfigError: an option names nothing that exists.
     """
-    from vlm_mhpo.evaluation.benchmark_run import Options, evaluate_benchmarks
+    from vlm_mhpo.evaluation.benchmark_run import Options
     from vlm_mhpo.evaluation.chosen import choose
     from vlm_mhpo.evaluation.probes import PROBES
+    from vlm_mhpo.evaluation.run import evaluate_benchmarks
     from vlm_mhpo.evaluation.tables import markdown
 
     for entry in data:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from vlm_mhpo.errors import EvaluationError
 from vlm_mhpo.evaluation.protocol import check_same, differences
-from vlm_mhpo.evaluation.results import compare_items
+from vlm_mhpo.evaluation.results import compare_items, difference_of
 from vlm_mhpo.evaluation.shards import read_items
 from vlm_mhpo.records import statistics
 from vlm_mhpo.records.evaluation import (
@@ -26,12 +26,15 @@ from vlm_mhpo.records.evaluation import (
 )
 
 
-class MethodScore(Accuracy):
+class MethodScore(Record):
     """Accuracy of a method on one benchmark: of one run with its own interval, or the mean over runs with Student's."""
 
     method: str
     name: str
     num_runs: int
+    accuracy: float
+    low: float | None = Field(description="Null for runs that are all alike, which tell no spread.")
+    high: float | None
 
 
 class MethodDifference(BenchmarkComparison):
@@ -137,7 +140,7 @@ def compare_reports(reports: Sequence[Report], baseline: str, *, allowed: bool =
         differences=tuple(
             MethodDifference(
                 method=method,
-                over_runs=welch(*([run.accuracy(name).accuracy for run in side] for side in (runs, methods[baseline]))),
+                over_runs=over_runs(runs, methods[baseline], name),
                 **compare_items(name, pooled[method][name], pooled[baseline][name]).model_dump(),
             )
             for method, runs in methods.items()
@@ -168,18 +171,11 @@ def score(method: str, runs: Sequence[Report], name: str) -> MethodScore:
     if len(runs) == 1:
         return MethodScore(method=method, name=name, num_runs=1, **runs[0].accuracy(name).model_dump())
     found = statistics.over_runs([run.accuracy(name).accuracy for run in runs])
-    return MethodScore(
-        method=method, name=name, num_runs=len(runs), accuracy=found.mean, low=found.low, high=found.high
-    )
+    low, high = (found.low, found.high) if found.has_interval else (None, None)
+    return MethodScore(method=method, name=name, num_runs=len(runs), accuracy=found.mean, low=low, high=high)
 
 
-def welch(ours: Sequence[float], theirs: Sequence[float]) -> Difference | None:
-    """Difference of two means over runs by Welch's t-test; None where a spread cannot be told."""
-    from scipy import stats
-
-    if min(len(ours), len(theirs)) < 2 or len(set(ours)) == len(set(theirs)) == 1:
-        return None
-    found = stats.ttest_ind(ours, theirs, equal_var=False)
-    interval = found.confidence_interval(0.95)
-    difference = sum(ours) / len(ours) - sum(theirs) / len(theirs)
-    return Difference(difference=difference, low=float(interval.low), high=float(interval.high), p=float(found.pvalue))
+def over_runs(ours: Sequence[Report], theirs: Sequence[Report], name: str) -> Difference | None:
+    """Welch's difference of the means over runs; None where a spread cannot be told."""
+    found = statistics.welch(*([run.accuracy(name).accuracy for run in runs] for runs in (ours, theirs)))
+    return found and difference_of(found)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 
 from data_prep import Row
 from vlm_mhpo.errors import EvaluationError
@@ -114,14 +115,19 @@ def categories(items: Sequence[Item]) -> dict[str, dict[str, CategoryScore]]:
 
 def probe_score(plain: Sequence[Item], probed: Sequence[Item]) -> ProbeScore:
     """What of the greedy score of rows with pictures is lost without them; at least one row."""
-    found = statistics.paired(
-        [item.official for item in plain], [item.official for item in probed], [item.problem for item in plain]
-    )
-    return ProbeScore(
-        num_rows=len(probed),
-        needs_picture=Difference(difference=found.difference, low=found.low, high=found.high, p=found.p),
-        **accuracy_of(probed).model_dump(),
-    )
+    found = _paired(zip(plain, probed, strict=True))
+    return ProbeScore(num_rows=len(probed), needs_picture=difference_of(found), **accuracy_of(probed).model_dump())
+
+
+def difference_of(found: statistics.Paired) -> Difference:
+    """A difference as it is recorded."""
+    return Difference(difference=found.difference, low=found.low, high=found.high, p=found.p)
+
+
+def _paired(pairs: Iterable[tuple[Item, Item]]) -> statistics.Paired:
+    """Official accuracy of the first of each pair minus that of the second."""
+    ours, theirs, problems = zip(*((a.official, b.official, a.problem) for a, b in pairs), strict=True)
+    return statistics.paired(ours, theirs, problems)
 
 
 def overlap_record(items: Sequence[Item], shared: Shared) -> Overlap:
@@ -147,18 +153,4 @@ def compare_items(name: str, ours: Sequence[Item], theirs: Sequence[Item]) -> Be
     pairs = [(item, base[item.id]) for item in ours if item.id in base]
     if not pairs:
         raise EvaluationError(f"{name}: the two reports share no row: evaluate both on the same data")
-    found = statistics.paired(
-        [item.official for item, _ in pairs],
-        [other.official for _, other in pairs],
-        [item.problem for item, _ in pairs],
-    )
-    return BenchmarkComparison(
-        name=name,
-        num_rows=len(pairs),
-        difference=found.difference,
-        low=found.low,
-        high=found.high,
-        p=found.p,
-        wins=found.wins,
-        losses=found.losses,
-    )
+    return BenchmarkComparison(name=name, num_rows=len(pairs), **asdict(_paired(pairs)))

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 
-from vlm_mhpo.evaluation.compare import ReportComparison
-from vlm_mhpo.pages.study_report import LATEX_ESCAPES, plain
+from vlm_mhpo.evaluation.compare import MethodScore, ReportComparison
+from vlm_mhpo.pages.tables import csv_table, latex_table, markdown_table, plain
 from vlm_mhpo.records.evaluation import Accuracy, BenchmarkComparison, BenchmarkResult, Difference, Results
 
 CSV_HEAD = ("benchmark", "split", "group", "value", "metric", "num_rows", "score", "low", "high", "p", "protocol_hash")
-SIGNIFICANT = 0.05
 
 
 def percent(share: float) -> str:
@@ -19,8 +16,10 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def with_interval(found: Accuracy) -> str:
-    """Accuracy and its interval, percent."""
+def with_interval(found: Accuracy | MethodScore) -> str:
+    """Accuracy and its interval, percent; without one where runs are all alike."""
+    if found.low is None:
+        return f"{percent(found.accuracy)} (all runs alike)"
     return f"{percent(found.accuracy)} [{percent(found.low)}, {percent(found.high)}]"
 
 
@@ -56,11 +55,11 @@ def markdown(results: Results) -> str:
         "",
         f"{decoding(results)}; {hashes}; {results.created_by}. Accuracy in percent with its 95 % interval.",
         "",
-        *md_table(SCORE_HEAD, [score_cells(found) for found in results.benchmarks]),
+        markdown_table(SCORE_HEAD, map(score_cells, results.benchmarks)),
         "",
         "## Verdicts of our verifier, percent of the completions",
         "",
-        *verdict_table(results.benchmarks),
+        verdict_table(results.benchmarks),
     ]
     for title, head, rows in (
         (f"Against {results.comparison.baseline}" if results.comparison else "", DIFFERENCE_HEAD, compared(results)),
@@ -69,23 +68,12 @@ def markdown(results: Results) -> str:
         ("By category", CATEGORY_HEAD, by_category(results)),
     ):
         if rows:
-            parts += ["", f"## {plain(title)}", "", *md_table(head, rows)]
+            parts += ["", f"## {plain(title)}", "", markdown_table(head, rows)]
     notes = [f"- {found.title}: {found.deviation}" for found in results.benchmarks if found.deviation]
     if results.comparison:
         notes += [f"- differs from the baseline: {text}" for text in results.comparison.protocol_differences]
     parts += ["", "## Deviations", "", *map(plain, notes)] if notes else []
     return "\n".join([*parts, ""])
-
-
-def md_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table; cells are text, whatever they hold."""
-    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
-    return lines + ["| " + " | ".join(map(md_cell, row)) + " |" for row in rows]
-
-
-def md_cell(text: str) -> str:
-    """Text that opens no tag and no column; a < before a space is no tag."""
-    return plain(text).replace("|", r"\|").replace("&lt; ", "< ")
 
 
 SCORE_HEAD = ("benchmark", "rows", "official", "our verifier", "pass@k", "other scores", "tokens", "protocol")
@@ -116,14 +104,14 @@ def score_cells(found: BenchmarkResult) -> list[str]:
     ]
 
 
-def verdict_table(benchmarks: Sequence[BenchmarkResult]) -> list[str]:
+def verdict_table(benchmarks: Sequence[BenchmarkResult]) -> str:
     """Share of each verdict, a line a benchmark."""
     names = sorted({name for found in benchmarks for name in found.verdicts})
     rows = [
         [found.title, *(percent(found.verdicts.get(name, 0.0)) for name in names), found.protocol_hash]
         for found in benchmarks
     ]
-    return md_table(["benchmark", *names, "protocol"], rows)
+    return markdown_table(["benchmark", *names, "protocol"], rows)
 
 
 def compared(results: Results) -> list[list[str]]:
@@ -195,51 +183,23 @@ def latex(results: Results) -> str:
         by_name = {one.name: signed(one) for one in results.comparison.benchmarks}
         head.append(f"vs. {results.comparison.baseline}")
         rows = [[*row, by_name.get(found.name, "-")] for row, found in zip(rows, results.benchmarks, strict=True)]
-    return tex_table(head, rows, f"{results.model}; {decoding(results)}; protocol {results.protocol_hash}")
-
-
-def tex_table(head: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> str:
-    """A booktabs table with a note below it; all cells are escaped."""
-    width = len(head)
-    lines = [
-        rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}",
-        r"\toprule",
-        tex_row(head),
-        r"\midrule",
-        *(tex_row(row) for row in rows),
-        r"\midrule",
-        rf"\multicolumn{{{width}}}{{l}}{{\footnotesize {tex(note)}}} \\",
-        r"\bottomrule",
-        r"\end{tabular}",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def tex_row(cells: Sequence[str]) -> str:
-    """One line of a table."""
-    return " & ".join(map(tex, cells)) + r" \\"
-
-
-def tex(text: str) -> str:
-    """Text that LaTeX prints as it is."""
-    return " ".join(text.split()).translate(LATEX_ESCAPES).replace("<", r"\textless{}").replace(">", r"\textgreater{}")
+    return latex_table(head, rows, f"{results.model}; {decoding(results)}; protocol {results.protocol_hash}")
 
 
 # CSV
 
 
 def csv_text(results: Results) -> str:
-    """Every figure of the report, one a line."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(CSV_HEAD)
+    """Every figure of the report, one per line."""
     comparisons = {one.name: one for one in results.comparison.benchmarks} if results.comparison else {}
-    for found in results.benchmarks:
-        for group, value, metric, num_rows, figures in csv_figures(found, comparisons.get(found.name)):
-            row = (found.name, found.split, group, value, metric, num_rows, *figures, found.protocol_hash)
-            writer.writerow([spreadsheet_safe(cell) for cell in row])
-    return stream.getvalue()
+    return csv_table(
+        CSV_HEAD,
+        (
+            (found.name, found.split, group, value, metric, num_rows, *figures, found.protocol_hash)
+            for found in results.benchmarks
+            for group, value, metric, num_rows, figures in csv_figures(found, comparisons.get(found.name))
+        ),
+    )
 
 
 def csv_figures(found: BenchmarkResult, compared: BenchmarkComparison | None) -> Iterator[tuple]:
@@ -266,7 +226,7 @@ def csv_figures(found: BenchmarkResult, compared: BenchmarkComparison | None) ->
         yield "", "", "difference_to_baseline", compared.num_rows, gap(compared)
 
 
-def spread(found: Accuracy) -> tuple:
+def spread(found: Accuracy | MethodScore) -> tuple:
     """The last columns of an accuracy."""
     return found.accuracy, found.low, found.high, ""
 
@@ -276,27 +236,25 @@ def gap(found: Difference) -> tuple:
     return found.difference, found.low, found.high, found.p
 
 
-def spreadsheet_safe(cell: object) -> object:
-    """A text that no spreadsheet takes for a formula; numbers as they are."""
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
-
-
 # Several reports
-
-
-def comparison_markdown(found: ReportComparison) -> str:
-    """Methods against the baseline as Markdown."""
-    lines = [f"# Against {plain(found.baseline)}", "", f"Accuracy in percent; protocol {found.protocol_hash}.", ""]
-    lines += md_table(COMPARISON_SCORES, comparison_scores(found))
-    lines += ["", *md_table(COMPARISON_DIFFERENCES, comparison_differences(found))]
-    if found.protocol_differences:
-        lines += ["", "Protocols differ:", "", *(f"- {plain(text)}" for text in found.protocol_differences)]
-    return "\n".join([*lines, ""])
 
 
 COMPARISON_SCORES = ("method", "benchmark", "runs", "official accuracy", "protocol")
 COMPARISON_DIFFERENCES = ("method", "benchmark", "rows", "over problems, points", "better", "worse",
                           "over runs, points", "protocol")  # fmt: skip
+COMPARISON_CSV = ("method", "benchmark", "metric", "runs", "score", "low", "high", "p", "protocol_hash")
+
+
+def comparison_markdown(found: ReportComparison) -> str:
+    """Methods against the baseline as Markdown."""
+    parts = [f"# Against {plain(found.baseline)}", f"Accuracy in percent; protocol {found.protocol_hash}."]
+    parts += [
+        markdown_table(COMPARISON_SCORES, comparison_scores(found)),
+        markdown_table(COMPARISON_DIFFERENCES, comparison_differences(found)),
+    ]
+    if found.protocol_differences:
+        parts += ["Protocols differ:", "\n".join(f"- {plain(text)}" for text in found.protocol_differences)]
+    return "\n\n".join(parts) + "\n"
 
 
 def comparison_scores(found: ReportComparison) -> list[list[str]]:
@@ -323,23 +281,19 @@ def comparison_latex(found: ReportComparison) -> str:
     note = f"protocol {found.protocol_hash}"
     return "\n".join(
         [
-            tex_table(COMPARISON_SCORES[:-1], [row[:-1] for row in comparison_scores(found)], note),
-            tex_table(COMPARISON_DIFFERENCES[:-1], [row[:-1] for row in comparison_differences(found)], note),
+            latex_table(COMPARISON_SCORES[:-1], [row[:-1] for row in comparison_scores(found)], note),
+            latex_table(COMPARISON_DIFFERENCES[:-1], [row[:-1] for row in comparison_differences(found)], note),
         ]
     )
 
 
 def comparison_csv(found: ReportComparison) -> str:
-    """Methods against the baseline, one figure a line."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(("method", "benchmark", "metric", "runs", "score", "low", "high", "p", "protocol_hash"))
-    for one in found.scores:
-        writer.writerow((*map(spreadsheet_safe, (one.method, one.name)), "official_accuracy", one.num_runs,
-                         *spread(one), found.protocol_hash))  # fmt: skip
-    for one in found.differences:
-        for metric, figures in (("difference_over_problems", one), ("difference_over_runs", one.over_runs)):
-            if figures:
-                writer.writerow((*map(spreadsheet_safe, (one.method, one.name)), metric, "", *gap(figures),
-                                 found.protocol_hash))  # fmt: skip
-    return stream.getvalue()
+    """Methods against the baseline, one figure per line."""
+    scores = [(one.method, one.name, "official_accuracy", one.num_runs, *spread(one)) for one in found.scores]
+    differences = [
+        (one.method, one.name, metric, "", *gap(figures))
+        for one in found.differences
+        for metric, figures in (("difference_over_problems", one), ("difference_over_runs", one.over_runs))
+        if figures
+    ]
+    return csv_table(COMPARISON_CSV, [(*row, found.protocol_hash) for row in (*scores, *differences)])

@@ -1,7 +1,7 @@
-"""Judge the rows of one benchmark under one condition: chunks of rows, shared by the ranks, resumable.
+"""Judge rows under one condition, held-out ones or a benchmark's: in chunks, shared by the ranks, resumable.
 
 A chunk is the unit of everything: what is sampled together, written together and done again after a kill. So neither
-the number of ranks nor an interruption changes a batch, and with it a score.
+the number of ranks nor an interruption changes a batch of a report, and with it a score.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from data_prep import DataError, Row
 from rewards import Item as Asked
-from rewards import Verifier
+from rewards import Score, Verifier
 from vlm_mhpo.errors import EvaluationError, PromptError, VlmMhpoError
 from vlm_mhpo.evaluation import shards
-from vlm_mhpo.evaluation.benchmarks import Benchmark
+from vlm_mhpo.evaluation.benchmarks import Benchmark, Official
 from vlm_mhpo.prompts.builder import PromptBuilder
 from vlm_mhpo.records.evaluation import Item, ItemCompletion
 from vlm_mhpo.rollout.base import Sampler, SamplingParams
@@ -27,7 +27,6 @@ from vlm_mhpo.scoring.samples import asked_choices
 from vlm_mhpo.types import Group
 
 CHUNK_SIZE = 64
-
 
 Together = Callable[[Callable[[], list[Group]]], list[Group]]
 
@@ -38,15 +37,15 @@ def at_once(sample: Callable[[], list[Group]]) -> list[Group]:
 
 
 @dataclass(frozen=True, slots=True)
-class Examiner:
+class Judge:
     """What asks, samples and verifies.
 
     Attributes:
-        builder: makes the prompts, adding nothing to the official question.
+        builder: makes the prompts; of benchmarks, adding nothing to the official question.
         sampler, verifier: of the policy; ours.
         template: response format that our verifier reads.
         seed: of sampling.
-        together: calls what it is given, which samples; all ranks get there equally often.
+        together: calls what it is given, which samples, and may give up; all ranks get there equally often.
     """
 
     builder: PromptBuilder
@@ -59,21 +58,23 @@ class Examiner:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The rows of a benchmark under one condition.
+    """Rows under one condition.
 
     Attributes:
-        name: of its files, such as "mathvista" or "mathvista.blank".
-        benchmark: its rules.
+        name: of its files and its progress bar, such as "mathvista" or "mathvista.blank".
+        benchmark: its rules; `held_out.HELD_OUT` for rows that our verifier decides.
         rows: as they are judged.
         asked: the same rows as the model sees them.
         params: decoding.
+        stream: names the stream of random draws; () = that of a benchmark under its name.
     """
 
     name: str
     benchmark: Benchmark
-    rows: tuple[Row, ...]
-    asked: tuple[Row, ...]
+    rows: Sequence[Row]
+    asked: Sequence[Row]
     params: SamplingParams
+    stream: tuple[str, ...] = ()
 
     @property
     def ids(self) -> list[str]:
@@ -81,14 +82,12 @@ class Task:
         return [row.id for row in self.rows]
 
 
-def run_task(
-    task: Task, examiner: Examiner, folder: Path, *, gallery: int = 0, chunk_size: int = CHUNK_SIZE
-) -> list[Item]:
+def run_task(task: Task, judge: Judge, folder: Path, *, gallery: int = 0, chunk_size: int = CHUNK_SIZE) -> list[Item]:
     """Judge what is not judged yet, keep it in `folder/results/NAME.jsonl`, and return all rows in order.
 
     Args:
         task: what to judge; all ranks call with the same.
-        examiner: how.
+        judge: how.
         folder: of the report.
         gallery: rows, from the first, whose pictures are copied to `folder/images`.
         chunk_size: rows that are sampled and written together.
@@ -101,12 +100,12 @@ def run_task(
     finished = on_main(lambda: None if file.is_file() else shards.recover(parts, task.ids, chunk_size))
     if finished is not None:
         own = parts / f"rank-{ranks.rank():04d}.jsonl"
-        judge_chunks(task, examiner, lambda pairs: shards.append_chunk(own, pairs), finished, chunk_size)
-        on_main(lambda: merge(task, file, parts, folder, gallery))
+        judge_chunks(task, judge, lambda pairs: shards.append_chunk(own, pairs), finished, chunk_size)
+        on_main(lambda: _merge(task, file, parts, folder, gallery))
     return shards.read_items(file, task.ids)
 
 
-def merge(task: Task, file: Path, parts: Path, folder: Path, gallery: int) -> None:
+def _merge(task: Task, file: Path, parts: Path, folder: Path, gallery: int) -> None:
     """The ranks' files as one, with copies of the first pictures."""
     from vlm_mhpo.records.images import store_images
 
@@ -118,91 +117,110 @@ def merge(task: Task, file: Path, parts: Path, folder: Path, gallery: int) -> No
     shards.remove_parts(parts)
 
 
-def judge_in_memory(task: Task, examiner: Examiner, *, chunk_size: int = CHUNK_SIZE) -> list[Item]:
+def judge_in_memory(task: Task, judge: Judge, *, chunk_size: int = CHUNK_SIZE) -> list[Item]:
     """All rows in order, judged without a trace on disk; the same on all ranks."""
     mine: list[tuple[int, Item]] = []
-    judge_chunks(task, examiner, mine.extend, set(), chunk_size)
+    judge_chunks(task, judge, mine.extend, set(), chunk_size)
     pairs = [pair for part in ranks.gather_objects(mine) for pair in part]
     return [item for _, item in sorted(pairs, key=lambda pair: pair[0])]
 
 
 def judge_chunks(
     task: Task,
-    examiner: Examiner,
+    judge: Judge,
     keep: Callable[[list[tuple[int, Item]]], None],
     finished: Collection[int],
     chunk_size: int,
 ) -> None:
     """Judge this rank's share of the chunks that are not finished, and hand each over as soon as it is there."""
     num_rows, world = len(task.rows), ranks.world_size()
-    open_chunks = [chunk for chunk in range(-(-num_rows // chunk_size)) if chunk not in finished]
-    num_open = sum(min(num_rows, (chunk + 1) * chunk_size) - chunk * chunk_size for chunk in open_chunks)
+    chunks = [range(start, min(num_rows, start + chunk_size)) for start in range(0, num_rows, chunk_size)]
+    open_chunks = [chunk for number, chunk in enumerate(chunks) if number not in finished]
+    seen = start_at = num_rows - sum(map(len, open_chunks))
+    right = 0.0
     with tqdm(
-        total=num_rows,
-        initial=num_rows - num_open,
-        desc=task.name,
-        unit="row",
-        disable=not ranks.is_main(),
-        leave=False,
+        total=num_rows, initial=start_at, desc=task.name, unit="row", disable=not ranks.is_main(), leave=False
     ) as bar:
-        right = seen = 0.0
         # All ranks make the same number of rounds: whole weights (ZeRO-3) are gathered by all or none.
         for start in range(0, len(open_chunks), world):
             mine = open_chunks[start : start + world][ranks.rank() : ranks.rank() + 1]
-            places = [row for chunk in mine for row in range(num_rows)[chunk * chunk_size : (chunk + 1) * chunk_size]]
-            items = judge_rows(task, examiner, places)
+            places = [place for chunk in mine for place in chunk]
+            items = judge_rows(task, judge, places, partial(_advance, bar, world))
             if items:
                 keep(list(zip(places, items, strict=True)))
             for official, count in ranks.gather_objects((sum(item.official for item in items), len(items))):
                 right, seen = right + official, seen + count
-                bar.update(count)
-            bar.set_postfix(accuracy=f"{100 * right / seen:.1f} %", refresh=False)
+            bar.update(seen - bar.n)
+            bar.set_postfix(accuracy=f"{100 * right / (seen - start_at):.1f} %", refresh=False)
 
 
-def judge_rows(task: Task, examiner: Examiner, places: Sequence[int]) -> list[Item]:
+def _advance(bar: tqdm, world: int, groups: Sequence[Group]) -> None:
+    """Move the bar by groups of this rank, as if all ranks were as far."""
+    bar.update(min(len(groups) * world, bar.total - bar.n))
+
+
+def judge_rows(
+    task: Task,
+    judge: Judge,
+    places: Sequence[int],
+    on_groups: Callable[[Sequence[Group]], None] | None = None,
+) -> list[Item]:
     """Ask, sample and judge the rows at `places`; PromptError on all ranks when one cannot ask a row of its own."""
     prompts, error = [], None
     try:
-        prompts = [examiner.builder(task.asked[place]) for place in places]
+        prompts = [judge.builder(task.asked[place]) for place in places]
     except PromptError as problem:
         error = problem
     except DataError as problem:
         error = PromptError(str(problem))
     ranks.raise_together(error)
-    parts = (examiner.seed, "benchmark", task.name)
-    groups = examiner.together(partial(examiner.sampler.sample, prompts, task.params, parts))
-    return judge_groups(task, examiner, [task.rows[place] for place in places], groups)
+    seed_parts = (judge.seed, *(task.stream or ("benchmark", task.name)))
+    groups = judge.together(partial(judge.sampler.sample, prompts, task.params, seed_parts, on_groups))
+    return _judge_groups(task, judge, [task.rows[place] for place in places], groups)
 
 
-def judge_groups(task: Task, examiner: Examiner, rows: Sequence[Row], groups: Sequence[Group]) -> list[Item]:
-    """Both verdicts of every completion."""
-    pairs = [(row, completion) for row, group in zip(rows, groups, strict=True) for completion in group.completions]
-    scores = examiner.verifier.score(
-        [
-            Asked(c.text, row.answer, examiner.template, row.kind, asked_choices(row), row.precision, row.unit)
-            for row, c in pairs
-        ]
-    )
-    judged = []
-    for (row, completion), score in zip(pairs, scores, strict=True):
-        official = task.benchmark.official(row, completion.text)
-        judged.append(
-            ItemCompletion(
-                text=completion.text,
-                official=official.correct,
-                extracted=official.extracted,
-                verdict=score.verdict.value,
-                correct=score.correct,
-                num_tokens=len(completion.token_ids),
-                truncated=completion.truncated,
-            )
+def verify_groups(
+    rows: Sequence[Row], groups: Sequence[Group], verifier: Verifier, template: str
+) -> list[tuple[Score, ...]]:
+    """Our verdict on every completion of each group; one row per group, as it is judged."""
+    scores = iter(
+        verifier.score(
+            [
+                Asked(c.text, row.answer, template, row.kind, asked_choices(row), row.precision, row.unit)
+                for row, group in zip(rows, groups, strict=True)
+                for c in group.completions
+            ]
         )
-    size = task.params.num_samples
-    return [to_item(task.benchmark, row, judged[index * size : (index + 1) * size]) for index, row in enumerate(rows)]
+    )
+    return [tuple(next(scores) for _ in group.completions) for group in groups]
 
 
-def to_item(benchmark: Benchmark, row: Row, completions: Sequence[ItemCompletion]) -> Item:
-    """A row's record, without pictures."""
+def _judge_groups(task: Task, judge: Judge, rows: Sequence[Row], groups: Sequence[Group]) -> list[Item]:
+    """The records of rows, without images: the verdict of the benchmark's rule and ours on every completion."""
+    rule = task.benchmark.official
+    items = []
+    verdicts = verify_groups(rows, groups, judge.verifier, judge.template)
+    for row, group, scores in zip(rows, groups, verdicts, strict=True):
+        completions = []
+        for completion, score in zip(group.completions, scores, strict=True):
+            official = rule(row, completion.text) if rule else Official(score.correct, score.extracted)
+            completions.append(
+                ItemCompletion(
+                    text=completion.text,
+                    official=official.correct,
+                    extracted=official.extracted,
+                    verdict=score.verdict.value,
+                    correct=score.correct,
+                    num_tokens=len(completion.token_ids),
+                    truncated=completion.truncated,
+                )
+            )
+        items.append(_to_item(task.benchmark, row, completions))
+    return items
+
+
+def _to_item(benchmark: Benchmark, row: Row, completions: Sequence[ItemCompletion]) -> Item:
+    """A row's record, without images."""
     return Item(
         id=row.id,
         problem=benchmark.problem(row),

@@ -20,7 +20,8 @@ from vlm_mhpo.pages.gallery import OUTCOMES
 from vlm_mhpo.pages.html import digest, environment, flatten, source, write_html
 from vlm_mhpo.pages.run_figures import Chart, draw_charts
 from vlm_mhpo.records.errors import ReportError
-from vlm_mhpo.records.evaluation_page import BenchmarkResult, Comparison, Evaluated, Share, load_evaluated
+from vlm_mhpo.records.evaluation import Accuracy, BenchmarkResult, Comparison, Evaluated, load_evaluated
+from vlm_mhpo.records.reading import tolerant
 from vlm_mhpo.records.run_folder import load_run
 
 # Verdicts in the order of the bars; what is not named here follows.
@@ -48,6 +49,7 @@ def write_page(results: Path, out: Path, baseline: Path | None = None) -> Path:
 
 def render(after: Evaluated, before: Evaluated | None = None) -> str:
     """The page's HTML."""
+    protocol = after.results.protocol.model_dump(exclude_unset=True)
     notes = [*after.notes, *(before.notes if before else ()), *_protocol_notes(after, before)]
     gallery = gather(after, before)
     charts = draw_curves(after.results.model)
@@ -57,6 +59,7 @@ def render(after: Evaluated, before: Evaluated | None = None) -> str:
         .get_template("evaluation.html.j2")
         .render(
             results=after.results,
+            protocol=protocol,
             model=short_model(after.results.model),
             before=before.results if before else None,
             baseline=_baseline_name(after, before),
@@ -69,8 +72,12 @@ def render(after: Evaluated, before: Evaluated | None = None) -> str:
             if before
             else {key: words for key, words in OUTCOMES.items() if key in ("wrong", "right")},
             totals=Counter(row["outcome"] for row in gallery.rows),
-            protocol_rows=list(flatten(after.results.protocol)),
-            overlap_rows={b.name: list(flatten(b.overlap)) for b in after.results.benchmarks if b.overlap},
+            protocol_rows=list(flatten(protocol)),
+            overlap_rows={
+                b.name: list(flatten(b.overlap.model_dump(exclude_unset=True)))
+                for b in after.results.benchmarks
+                if b.overlap
+            },
             charts=[(chart, Markup(chart.svg)) for chart in charts],
             notes=[*notes, *gallery.notes],
             data=Markup(as_json(gallery.block())),
@@ -85,7 +92,7 @@ def render(after: Evaluated, before: Evaluated | None = None) -> str:
 
 def headline(
     after: Sequence[BenchmarkResult], before: Sequence[BenchmarkResult]
-) -> tuple[Share | None, Share | None, int]:
+) -> tuple[Accuracy | None, Accuracy | None, int]:
     """(baseline, model, number of benchmarks): the official score of one benchmark, or the plain mean over several.
 
     Only benchmarks that both have count when there is a baseline; a mean over benchmarks carries no interval.
@@ -97,12 +104,9 @@ def headline(
         return None, None, 0
     if len(pairs) == 1:
         return *pairs[0], 1
-    mean = Share(accuracy=sum(side.accuracy for _, side in pairs) / len(pairs))
-    return (
-        Share(accuracy=sum(side.accuracy for side, _ in pairs) / len(pairs)) if before else None,
-        mean,
-        len(pairs),
-    )
+    share = tolerant(Accuracy)
+    ours = share(accuracy=sum(side.accuracy for _, side in pairs) / len(pairs))
+    return share(accuracy=sum(side.accuracy for side, _ in pairs) / len(pairs)) if before else None, ours, len(pairs)
 
 
 def verdict_names(benchmarks: Sequence[BenchmarkResult]) -> list[str]:

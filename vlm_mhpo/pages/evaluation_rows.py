@@ -11,7 +11,7 @@ from typing import Any
 from vlm_mhpo.pages.gallery import OUTCOMES
 from vlm_mhpo.pages.html import shorten
 from vlm_mhpo.pages.images import PictureBudget, webp_uri
-from vlm_mhpo.records.evaluation_page import Evaluated, EvaluatedRow, RowCompletion
+from vlm_mhpo.records.evaluation import Evaluated, Item, ItemCompletion
 
 MAX_PICTURE_BYTES = 16_000_000
 MAX_PICTURE_SIDE = 360  # pixels; the page shows 240 of them, finer screens more
@@ -85,7 +85,7 @@ def text_limit(after: Evaluated, before: Evaluated | None) -> int:
     return TEXT_LIMITS[-1]
 
 
-def _row(index: int, row: EvaluatedRow, before: EvaluatedRow | None, limit: int) -> dict[str, Any]:
+def _row(index: int, row: Item, before: Item | None, limit: int) -> dict[str, Any]:
     """One row for the script; `images` are paths until `_place_pictures` makes them places."""
     if before is None or before.right == row.right:
         outcome = "right" if row.right else "wrong"
@@ -107,7 +107,7 @@ def _row(index: int, row: EvaluatedRow, before: EvaluatedRow | None, limit: int)
     }
 
 
-def _completion(completion: RowCompletion, limit: int) -> dict[str, Any]:
+def _completion(completion: ItemCompletion, limit: int) -> dict[str, Any]:
     """One completion for the script."""
     return {
         "text": shorten(completion.text, limit),

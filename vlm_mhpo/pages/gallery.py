@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from vlm_mhpo.records.nouns import EvalItem, Evaluation, Run
+from vlm_mhpo.records.evaluation import EvalItem, Evaluation
+from vlm_mhpo.records.nouns import Run
 
 # Outcome keys in the order of the page, with their words. One evaluation alone gives only the last two.
 OUTCOMES = {

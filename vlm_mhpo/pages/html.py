@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from vlm_mhpo.records.nouns import clean_text
+from vlm_mhpo.records.reading import clean_text
 
 MAX_TEXT = 6_000  # characters of a completion on the page
 _HERE = Path(__file__).parent

@@ -19,8 +19,10 @@ from vlm_mhpo.pages.html import digest, environment, flatten, shorten, source, w
 from vlm_mhpo.pages.images import PictureBudget
 from vlm_mhpo.pages.plotting import ends
 from vlm_mhpo.pages.run_figures import draw_charts
+from vlm_mhpo.records.evaluation import EvalItem
 from vlm_mhpo.records.metric_table import REWARD
-from vlm_mhpo.records.nouns import EvalItem, Run, Sample, clean_text
+from vlm_mhpo.records.nouns import Run, Sample
+from vlm_mhpo.records.reading import clean_text
 from vlm_mhpo.records.run_folder import load_run
 
 MAX_ITEMS = 60

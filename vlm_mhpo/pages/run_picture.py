@@ -17,7 +17,8 @@ from vlm_mhpo.pages.gallery import Entry, choose_pair, compare
 from vlm_mhpo.pages.images import open_picture
 from vlm_mhpo.pages.plotting import ACCENT, INK, MUTED, PAPER, RULE, chart_style
 from vlm_mhpo.pages.run_figures import draw_accuracy_points, draw_reward_curve
-from vlm_mhpo.records.nouns import EvalItem, Run
+from vlm_mhpo.records.evaluation import EvalItem
+from vlm_mhpo.records.nouns import Run
 from vlm_mhpo.records.run_folder import load_run
 
 NUM_EXAMPLES = 3

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import io
 from collections import defaultdict
-from collections.abc import Mapping
 
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from vlm_mhpo.records.study import MEASURES, RunMeasures
-from vlm_mhpo.records.study_statistics import Estimate, estimate
+from vlm_mhpo.records.statistics import over_runs
+from vlm_mhpo.records.study import MEASURES, Runs, Table
 
 # What the second picture shows, and the factor to the unit of its axis.
 SHOWN = {"accuracy": 100.0, "norm_ratio": 1.0, "drift": 1.0}
 
 
-def draw_curves(runs: Mapping[str, Mapping[int, RunMeasures]]) -> bytes:
-    """PNG of held-out accuracy over the steps: mean line and 95 % band of each variant."""
+def draw_curves(runs: Runs) -> bytes:
+    """PNG of held-out accuracy over the steps: mean line and Student's 95 % band of each variant; one seed has none."""
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axis = figure.subplots()
     for index, (name, by_seed) in enumerate(runs.items()):
@@ -26,7 +25,7 @@ def draw_curves(runs: Mapping[str, Mapping[int, RunMeasures]]) -> bytes:
         for step, accuracy in (point for run in by_seed.values() for point in run.curve):
             heights[step].append(accuracy)
         steps = sorted(heights)
-        points = [estimate(heights[step]) for step in steps]
+        points = [over_runs(heights[step]) for step in steps]
         style = {"color": colormaps["tab10"](index % 10), "linestyle": ("-", "--", ":")[index // 10 % 3]}
         axis.plot(steps, [100 * p.mean for p in points], label=plain(name), linewidth=1.8, **style)
         lows, highs = [100 * p.low for p in points], [100 * p.high for p in points]
@@ -37,7 +36,7 @@ def draw_curves(runs: Mapping[str, Mapping[int, RunMeasures]]) -> bytes:
     return png(figure)
 
 
-def draw_intervals(means: Mapping[str, Mapping[str, Estimate]], baseline: str) -> bytes:
+def draw_intervals(means: Table, baseline: str) -> bytes:
     """PNG of mean and 95 % interval of the measures in SHOWN, one line a variant, a rule at the baseline."""
     figure = Figure(figsize=(9, 1.1 + 0.26 * len(means)), layout="constrained")
     axes = figure.subplots(1, len(SHOWN), sharey=True)

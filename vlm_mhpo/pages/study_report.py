@@ -5,28 +5,29 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup, escape
 
 from vlm_mhpo.pages.study_figures import draw_curves, draw_intervals
-from vlm_mhpo.records.study import MEASURES, RunMeasures
-from vlm_mhpo.records.study_statistics import Estimate, differences, summarise
+from vlm_mhpo.pages.tables import latex_table, markdown_table, plain
+from vlm_mhpo.records.statistics import Estimate
+from vlm_mhpo.records.study import MEASURES, RunMeasures, Runs, Table, differences, means
 
+RECORD = "comparison.json"
 # Decimals of each measure in the tables; accuracies and shares are shown in percent.
 PERCENT = ("accuracy", "area", "clipped_share", "collapsed")
 DECIMALS = {"norm_ratio": 2, "num_spikes": 1, "drift": 5, "entropy": 3}
-LATEX_ESCAPES = str.maketrans(
-    {
-        **{character: f"\\{character}" for character in "&%$#_{}"},
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-    }
+HEAD = ("objective", *MEASURES.values())
+METHOD = (
+    "Means over seeds with Student's 95 % interval. One seed, and seeds that are all alike, tell no spread and have no "
+    "interval."
+)
+PAIRED_METHOD = (
+    "Student's 95 % interval of the mean difference on the same seeds; bold where it does not hold 0. {count} "
+    "intervals, each by itself: of twenty differences that are nothing, one is bold."
 )
 
 PAGE = jinja2.Template(
@@ -41,22 +42,27 @@ th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #8884
 th:first-child, td:first-child { text-align: left; } img { max-width: 100%; background: #fff; }
 .far { font-weight: 700; } small { opacity: .7; }
 </style></head><body>
+{% macro table(rows, mark=false) %}
+<table><tr>{% for text in head %}<th>{{ text }}</th>{% endfor %}</tr>
+{% for name, cells in rows.items() %}<tr><td>{{ name }}</td>
+{% for cell, found in cells.items() %}<td{{ ' class="far"'|safe if mark and found.excludes_zero }}>
+{{- shown(cell, found) }}</td>{% endfor %}</tr>
+{% endfor %}</table>
+{% endmacro %}
 <h1>{{ title }}</h1><p>{{ description }}</p>
 <img alt="Held-out accuracy over the steps, mean and 95 % band of each objective"
  src="data:image/png;base64,{{ curves }}">
 <img alt="Mean and 95 % interval of accuracy, gradient norm ratio and drift of each objective"
  src="data:image/png;base64,{{ intervals }}">
-<h2>Means over seeds, 95 % intervals</h2>{{ table(means) }}
+<h2>Means</h2><p>{{ method }}</p>{{ table(means) }}
 <h2>Paired differences, objective minus {{ baseline }}</h2>
-<p>Bold: the 95 % interval does not hold 0.</p>{{ table(paired, mark=true) }}
+<p>{{ paired_method }}</p>{{ table(paired, mark=true) }}
 </body></html>""",
     autoescape=True,
 )
 
 
-def write_comparison(
-    runs: Mapping[str, Mapping[int, RunMeasures]], out: Path, *, baseline: str, title: str, description: str
-) -> Path:
+def write_comparison(runs: Runs, out: Path, *, baseline: str, title: str, description: str) -> Path:
     """Write comparison.json, .md, .tex, .html, curves.png and intervals.png to `out`; returns the page.
 
     Args:
@@ -66,19 +72,19 @@ def write_comparison(
         title, description: of the page.
     """
     out.mkdir(parents=True, exist_ok=True)
-    means, paired = summarise(runs), differences(runs, baseline)
+    over_seeds, paired = means(runs), differences(runs, baseline)
     record = {
         "title": title,
         "description": description,
         "baseline": baseline,
-        "means": as_json(means),
+        "means": as_json(over_seeds),
         "paired_differences": as_json(paired),
         "runs": {name: {str(seed): asdict(run) for seed, run in by_seed.items()} for name, by_seed in runs.items()},
     }
-    (out / "comparison.json").write_text(json.dumps(clean(record), indent=1) + "\n")
-    (out / "comparison.md").write_text(markdown(title, description, means, paired, baseline))
-    (out / "comparison.tex").write_text(latex(means))
-    pictures = {"curves": draw_curves(runs), "intervals": draw_intervals(means, baseline)}
+    (out / RECORD).write_text(json.dumps(clean(record), indent=1) + "\n")
+    (out / "comparison.md").write_text(markdown(title, description, over_seeds, paired, baseline))
+    (out / "comparison.tex").write_text(latex_table(HEAD, table_rows(over_seeds)))
+    pictures = {"curves": draw_curves(runs), "intervals": draw_intervals(over_seeds, baseline)}
     for name, picture in pictures.items():
         (out / f"{name}.png").write_bytes(picture)
     page = out / "comparison.html"
@@ -87,18 +93,51 @@ def write_comparison(
             title=title,
             description=description,
             **{name: base64.b64encode(picture).decode() for name, picture in pictures.items()},
-            means=means,
+            method=METHOD,
+            paired_method=paired_method(paired),
+            means=over_seeds,
             paired=paired,
             baseline=baseline,
-            table=html_table,
+            head=HEAD,
+            shown=shown,
         )
     )
     return page
 
 
-def as_json(table: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str, dict]]:
+def redraw(folder: Path, note: str = "") -> Path:
+    """Write a study anew from the measures of its runs in its comparison.json, without a run; returns the page.
+
+    Args:
+        folder: what `write_comparison` filled.
+        note: sentence that the description is to end in.
+    """
+    record = json.loads((folder / RECORD).read_text())
+    # JSON has no NaN: a measure that is null was one.
+    runs = {
+        name: {
+            int(seed): RunMeasures(
+                **{key: math.nan if value is None else value for key, value in run.items()}
+                | {"curve": tuple(map(tuple, run["curve"]))}
+            )
+            for seed, run in by_seed.items()
+        }
+        for name, by_seed in record["runs"].items()
+    }
+    description = record["description"].removesuffix(note).strip()
+    description = f"{description} {note}".strip()
+    return write_comparison(runs, folder, baseline=record["baseline"], title=record["title"], description=description)
+
+
+def as_json(table: Table) -> dict[str, dict[str, dict]]:
     """Estimates as plain values."""
-    return {row: {name: asdict(value) for name, value in cells.items()} for row, cells in table.items()}
+    return {
+        row: {
+            name: {"mean": found.mean, "low": found.low, "high": found.high, "num_seeds": found.count}
+            for name, found in cells.items()
+        }
+        for row, cells in table.items()
+    }
 
 
 def clean(value: Any) -> Any:
@@ -111,66 +150,38 @@ def clean(value: Any) -> Any:
 
 
 def shown(name: str, value: Estimate) -> str:
-    """A mean with its interval in the measure's unit."""
-    if value.num_seeds == 0:
+    """A mean with its interval in the measure's unit, or why it has none."""
+    if value.count == 0:
         return "-"
     factor, decimals, unit = (100.0, 1, " %") if name in PERCENT else (1.0, DECIMALS[name], "")
     mean, low, high = (f"{factor * number:.{decimals}f}" for number in (value.mean, value.low, value.high))
-    return f"{mean}{unit} [{low}, {high}]"
+    if value.has_interval:
+        return f"{mean}{unit} [{low}, {high}]"
+    return f"{mean}{unit} (one seed)" if value.count == 1 else f"{mean}{unit} (all {value.count} alike)"
 
 
-def markdown(title: str, description: str, means: Mapping, paired: Mapping, baseline: str) -> str:
+def paired_method(paired: Table) -> str:
+    """How differences are judged, with the number of them that have an interval."""
+    return PAIRED_METHOD.format(count=sum(found.has_interval for cells in paired.values() for found in cells.values()))
+
+
+def markdown(title: str, description: str, over_seeds: Table, paired: Table, baseline: str) -> str:
     """The tables in Markdown."""
-    parts = [
-        f"# {plain(title)}",
-        "",
-        plain(description),
-        "",
-        "Means over seeds with 95 % bootstrap intervals:",
-        "",
-        *rows_of(means),
+    parts = [f"# {plain(title)}", plain(description), METHOD, markdown_table(HEAD, table_rows(over_seeds))]
+    parts += [f"Paired differences, objective minus {plain(baseline)}. {paired_method(paired)}"]
+    return "\n\n".join([*parts, markdown_table(HEAD, table_rows(paired, mark=True))]) + "\n"
+
+
+def table_rows(table: Table, *, mark: bool = False) -> list[list[str]]:
+    """Cells of a table, those that exclude 0 in Markdown's bold if so asked."""
+    return [
+        [
+            row,
+            *(
+                f"**{text}**" if mark and cells[name].excludes_zero else text
+                for name in MEASURES
+                for text in [shown(name, cells[name])]
+            ),
+        ]
+        for row, cells in table.items()
     ]
-    parts += ["", f"Paired differences, objective minus {baseline}; bold where the interval does not hold 0:", ""]
-    parts += rows_of(paired, mark=True)
-    return "\n".join([*parts, ""])
-
-
-def plain(text: str) -> str:
-    """Text that Markdown shows as it is: no tag, no second line."""
-    return " ".join(text.split()).replace("<", "&lt;")
-
-
-def rows_of(table: Mapping[str, Mapping[str, Estimate]], *, mark: bool = False) -> list[str]:
-    """Lines of a Markdown table."""
-    lines = ["| objective | " + " | ".join(MEASURES.values()) + " |", "| --- " * (len(MEASURES) + 1) + "|"]
-    for row, cells in table.items():
-        texts = [shown(name, cells[name]) for name in MEASURES]
-        if mark:
-            texts = [f"**{t}**" if cells[n].excludes_zero else t for n, t in zip(MEASURES, texts, strict=True)]
-        # `|` would open a column, `<` a tag.
-        name = row.replace("|", r"\|").replace("<", "&lt;")
-        lines.append(f"| {name} | " + " | ".join(texts) + " |")
-    return lines
-
-
-def latex(means: Mapping[str, Mapping[str, Estimate]]) -> str:
-    """The means as a booktabs table."""
-    head = " & ".join(["objective", *(text.replace("%", r"\%") for text in MEASURES.values())])
-    lines = [rf"\begin{{tabular}}{{l{'r' * len(MEASURES)}}}", r"\toprule", head + r" \\", r"\midrule"]
-    for row, cells in means.items():
-        texts = [shown(name, cells[name]).replace("%", r"\%") for name in MEASURES]
-        lines.append(" & ".join([row.translate(LATEX_ESCAPES), *texts]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
-
-
-def html_table(table: Mapping[str, Mapping[str, Estimate]], *, mark: bool = False) -> Markup:
-    """The estimates as an HTML table, those that exclude 0 in bold if so asked; names are escaped."""
-    head = "".join(f"<th>{escape(text)}</th>" for text in ("objective", *MEASURES.values()))
-    body = ""
-    for row, cells in table.items():
-        body += f"<tr><td>{escape(row)}</td>"
-        for name in MEASURES:
-            style = ' class="far"' if mark and cells[name].excludes_zero else ""
-            body += f"<td{style}>{escape(shown(name, cells[name]))}</td>"
-        body += "</tr>"
-    return Markup(f"<table><tr>{head}</tr>{body}</table>")

@@ -1,13 +1,22 @@
-"""What an evaluation leaves on disk: results.json and its items, as pydantic models that are also the schema."""
+"""What an evaluation leaves on disk, as pydantic models that are also the schema, written and read with the same.
+
+On benchmarks: results.json and a line of results/NAME.jsonl per row. On held-out rows: eval/NAME.json. Programs read
+them strictly (`read_results`, `read_record`), pages as `reading.tolerant` allows (`load_evaluated`, `run_folder`).
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vlm_mhpo.errors import EvaluationError
+from vlm_mhpo.records.errors import ReportError
+from vlm_mhpo.records.reading import json_lines, parse, read_text, tolerant
 
 SCHEMA = 1
 RESULTS_FILE = "results.json"
@@ -195,6 +204,75 @@ class Item(Record):
         """Share of completions that our verifier finds right."""
         return sum(completion.correct for completion in self.completions) / len(self.completions)
 
+    @property
+    def right(self) -> bool:
+        """True when more than half of the completions are right by the official rule."""
+        return sum(completion.official for completion in self.completions) * 2 > len(self.completions)
+
+
+class EvalCompletion(Record):
+    """One completion of a held-out row with the verdict of our verifier."""
+
+    text: str
+    verdict: str
+    correct: bool
+    extracted: str | None
+    num_tokens: int
+    truncated: bool
+
+
+class EvalItem(Record):
+    """One held-out row with its judged completions."""
+
+    id: str
+    problem: str
+    gold: str
+    num_images: int | None = Field(
+        description="Images of the row, kept or not; a record without it does not tell a row without images from one "
+        "whose images were not kept."
+    )
+    images: tuple[str, ...] = Field(description="Relative to the run folder; only the first rows have any.")
+    source: str
+    kind: str
+    choices: tuple[str, ...] | None
+    completions: tuple[EvalCompletion, ...]
+
+    @property
+    def share_correct(self) -> float:
+        """Share of its completions that are correct, 0 to 1; 0 without completions."""
+        return sum(completion.correct for completion in self.completions) / max(1, len(self.completions))
+
+    @property
+    def right(self) -> bool:
+        """True when more than half of its completions are correct."""
+        return self.share_correct > 0.5
+
+
+class Breakdown(Record):
+    """Accuracy (0 to 1) over the rows of one source or one kind."""
+
+    num_rows: int
+    accuracy: float
+
+
+class Evaluation(Record):
+    """One eval/NAME.json: held-out rows. Accuracy and its 95 % interval are shares 0 to 1; lengths are tokens."""
+
+    name: str
+    step: int
+    num_rows: int
+    num_samples: int
+    temperature: float
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    by_source: dict[str, Breakdown]
+    by_kind: dict[str, Breakdown]
+    verdicts: dict[str, int]
+    mean_length: float
+    clipped_ratio: float
+    items: tuple[EvalItem, ...]
+
 
 def published_schema() -> dict[str, Any]:
     """The JSON schemas of docs/evaluation_schema.json, by file."""
@@ -229,3 +307,61 @@ def read_record(file: Path, kind: type[AnyRecord]) -> AnyRecord:
         raise EvaluationError(
             f"{file} is no {kind.__name__.lower()} file of this version: {where}: {problem['msg']}"
         ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """A report's folder as a page reads it: results.json and the rows of each benchmark by name, in the file's order.
+
+    Its records are `tolerant`: what is missing has a default, any number may be None, and texts are untrusted.
+    """
+
+    folder: Path
+    results: Results
+    rows: Mapping[str, tuple[Item, ...]]
+    notes: tuple[str, ...]
+
+
+def load_evaluated(place: Path) -> Evaluated:
+    """Read a report's folder (or its results.json) for a page.
+
+    Raises:
+        ReportError: no results.json, a damaged file, or a benchmark or row that is there twice.
+    """
+    file = Path(place) / RESULTS_FILE if Path(place).is_dir() else Path(place)
+    folder = file.parent.resolve()
+    if not file.is_file():
+        raise ReportError(
+            f"There is no {RESULTS_FILE} at {place}; give the folder that `vlm-mhpo evaluate --out` wrote."
+        )
+    results = parse(tolerant(Results), read_text(file), str(file))
+    _refuse_doubles([benchmark.name for benchmark in results.benchmarks], f"{file}: benchmark")
+    notes: list[str] = []
+    rows = {benchmark.name: _load_rows(folder, benchmark, notes) for benchmark in results.benchmarks}
+    return Evaluated(folder, results, rows, tuple(notes))
+
+
+def _load_rows(folder: Path, benchmark: BenchmarkResult, notes: list[str]) -> tuple[Item, ...]:
+    """The rows of one benchmark; a missing file becomes a note, one outside the folder an error."""
+    if not benchmark.items:
+        return ()
+    path = (folder / benchmark.items).resolve()
+    if not path.is_relative_to(folder):
+        raise ReportError(
+            f"{benchmark.name}: its rows {benchmark.items!r} lie outside {folder}; nothing is read there."
+        )
+    if not path.is_file():
+        notes.append(f"{benchmark.name}: {benchmark.items} is missing, so its rows are not in the gallery.")
+        return ()
+    rows = tuple(parse(tolerant(Item), row, where) for where, row in json_lines(path, notes))
+    _refuse_doubles([row.id for row in rows], f"{path}: row")
+    if len(rows) != benchmark.num_rows:
+        notes.append(f"{benchmark.name}: the file of its rows holds {len(rows)} of {benchmark.num_rows}.")
+    return rows
+
+
+def _refuse_doubles(names: Sequence[str], what: str) -> None:
+    """An error that names the first name that is there twice."""
+    doubled = next((name for name, count in Counter(names).items() if count > 1), None)
+    if doubled is not None:
+        raise ReportError(f"{what} {doubled!r} is listed twice; run the evaluation again.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
+import numpy as np
+
 # A norm above this many times the median of the norms before it is a spike.
 SPIKE_FACTOR = 5.0
 # Updates that the running median looks back on; the first ones have no history and cannot be spikes.
@@ -16,11 +18,7 @@ PERCENTILE_WINDOW = 200
 
 def percentile(values: Sequence[float], share: float) -> float:
     """Linear-interpolation percentile of at least one value, `share` in [0, 1]."""
-    ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+    return float(np.quantile(values, share))
 
 
 def is_spike(norms: Sequence[float], index: int) -> bool:

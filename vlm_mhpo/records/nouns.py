@@ -7,38 +7,17 @@ defaults below; fields that are not named here are ignored, so newer writers sta
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
+from vlm_mhpo.records.evaluation import Evaluation
 from vlm_mhpo.records.histograms import NUM_BINS
 from vlm_mhpo.records.metric_table import Metric
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f]")
-
-
-def clean_text(value: object) -> str:
-    """Text of a JSON value: None is empty; lone surrogates become '?' and control characters U+FFFD.
-
-    UTF-8 cannot hold the first, and neither HTML nor a font has a place for the second.
-    """
-    text = "" if value is None else str(value)
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.encode("utf-8", "replace").decode("utf-8"))
-
-
-def _finite(value: object) -> object:
-    """None for NaN and infinities, which a page cannot place on an axis; anything else unchanged."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-Text = Annotated[str, BeforeValidator(clean_text)]
-MaybeText = Annotated[str, BeforeValidator(clean_text)] | None
-MaybeNumber = Annotated[float | None, BeforeValidator(_finite)]
+from vlm_mhpo.records.reading import MaybeNumber, MaybeText, Text, clean_text
 
 
 class Record(BaseModel):
@@ -65,71 +44,6 @@ class RunFacts(Record):
     started: Text = ""
     model: ModelFacts = ModelFacts()
     stages: dict[str, float] = {}
-
-
-class EvalCompletion(Record):
-    """One completion of an evaluated problem and what the verifier said about it."""
-
-    text: Text = ""
-    verdict: Text = ""
-    correct: bool
-    extracted: MaybeText = None
-    num_tokens: int | None = None
-    truncated: bool = False
-
-
-class EvalItem(Record):
-    """One evaluated problem; `images` are the paths (relative to the run folder) of its pictures that were kept.
-
-    `num_images` is how many the problem has; a record without it does not tell a problem without pictures
-    from one whose pictures were not kept.
-    """
-
-    id: Text
-    problem: Text = ""
-    gold: Text = ""
-    images: tuple[str, ...] = ()
-    num_images: int | None = None
-    source: Text = ""
-    kind: Text = ""
-    choices: tuple[Text, ...] | None = None
-    completions: tuple[EvalCompletion, ...] = ()
-
-    @property
-    def share_correct(self) -> float:
-        """Share of its completions that are correct, 0..1; 0 without completions."""
-        return sum(c.correct for c in self.completions) / max(1, len(self.completions))
-
-    @property
-    def right(self) -> bool:
-        """True when more than half of its completions are correct."""
-        return self.share_correct > 0.5
-
-
-class Breakdown(Record):
-    """Accuracy (0..1) over the rows of one source or one kind."""
-
-    num_rows: int = 0
-    accuracy: MaybeNumber = None
-
-
-class Evaluation(Record):
-    """One eval/*.json. Accuracy and its 95 % interval are shares 0..1; lengths are tokens."""
-
-    name: Text
-    step: int = 0
-    num_rows: int = 0
-    num_samples: int = 1
-    temperature: MaybeNumber = None
-    accuracy: MaybeNumber = None
-    accuracy_low: MaybeNumber = None
-    accuracy_high: MaybeNumber = None
-    by_source: dict[str, Breakdown] = {}
-    by_kind: dict[str, Breakdown] = {}
-    verdicts: dict[str, int] = {}
-    mean_length: MaybeNumber = None
-    clipped_ratio: MaybeNumber = None
-    items: tuple[EvalItem, ...] = ()
 
 
 class TokenCounts(Record):

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import TypeVar
-
-from pydantic import ValidationError
 
 from vlm_mhpo.records.errors import ReportError
+from vlm_mhpo.records.evaluation import Evaluation
 from vlm_mhpo.records.histograms import NUM_BINS
-from vlm_mhpo.records.nouns import Evaluation, Record, Run, RunFacts, Sample, Series, UpdateRow, clean_text
-
-R = TypeVar("R", bound=Record)
+from vlm_mhpo.records.nouns import Run, RunFacts, Sample, Series, UpdateRow
+from vlm_mhpo.records.reading import clean_text, json_lines, parse, read_text, tolerant
 
 
 def load_run(run_dir: Path, *, may_be_empty: bool = False) -> Run:
@@ -60,7 +56,7 @@ def _load_facts(path: Path, notes: list[str]) -> RunFacts:
 
 def _load_evaluation(path: Path, notes: list[str]) -> Evaluation:
     """One eval/*.json; a doubled problem is an error, a number that its items contradict a note."""
-    evaluation = parse(Evaluation, read_text(path), str(path))
+    evaluation = parse(tolerant(Evaluation), read_text(path), str(path))
     ids = Counter(item.id for item in evaluation.items)
     for item_id, count in ids.items():
         if count > 1:
@@ -127,45 +123,3 @@ def _load_newest_samples(folder: Path, notes: list[str]) -> tuple[Sample, ...]:
         notes.append("No samples/ in this run: no completions from training.")
         return ()
     return tuple(parse(Sample, row, where) for where, row in json_lines(files[-1], notes))
-
-
-def json_lines(path: Path, notes: list[str]) -> list[tuple[str, dict]]:
-    """(place, object) of each line; a last line without its newline is a run that was cut off and is left out."""
-    rows = []
-    lines = read_text(path).split("\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):
-                notes.append(f"The last line of {path.name} is cut off and is left out.")
-                break
-            raise ReportError(f"{where}: not JSON ({error}); repair or remove the line.") from error
-        if not isinstance(row, dict):
-            raise ReportError(f"{where}: expected a JSON object, found {type(row).__name__}; repair the file.")
-        rows.append((where, row))
-    return rows
-
-
-def read_text(path: Path) -> str:
-    """A file's text; bytes that are not UTF-8 (a character cut in half) become U+FFFD."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise ReportError(f"{path} cannot be read: {error.strerror}.") from error
-
-
-def parse(record: type[R], content: str | dict, where: str) -> R:
-    """A record from JSON text or from an object; the first thing that is wrong becomes the message."""
-    try:
-        value = json.loads(content) if isinstance(content, str) else content
-        return record.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ReportError(f"{where}: {place}: {first['msg']}; the file is damaged, write it again.") from error
-    except ValueError as error:
-        raise ReportError(f"{where}: not JSON ({error}); the file is damaged, write it again.") from error

@@ -1,15 +1,18 @@
-"""The measures of one finished run: what it learnt, how steadily, how far it drifted."""
+"""What a study compares: the measures of finished runs, their means over seeds, and paired differences."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vlm_mhpo.records.metric_table import ENTROPY, EVAL_ACCURACY, REWARD, SKIPPED
 from vlm_mhpo.records.norms import count_spikes, percentile
+from vlm_mhpo.records.statistics import Estimate, over_runs
 
 # A run whose final accuracy is this much below its start has collapsed.
 COLLAPSE_POINTS = 0.10
@@ -56,6 +59,10 @@ MEASURES = {
     "entropy": "final entropy",
 }
 
+# Measures by variant and seed, and estimates by variant and measure.
+Runs = Mapping[str, Mapping[int, RunMeasures]]
+Table = Mapping[str, Mapping[str, Estimate]]
+
 
 def measure(run_dir: Path) -> RunMeasures:
     """Read the measures off a finished run folder."""
@@ -94,5 +101,28 @@ def area_under(curve: tuple[tuple[int, float], ...]) -> float:
     """Mean height of a piecewise linear curve; the value itself for one point."""
     if len(curve) == 1:
         return curve[0][1]
-    area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(curve))
-    return area / (curve[-1][0] - curve[0][0])
+    steps, heights = zip(*curve, strict=True)
+    return float(np.trapezoid(heights, steps) / (steps[-1] - steps[0]))
+
+
+def means(runs: Runs) -> Table:
+    """Mean of every measure of every variant over its seeds, with Student's interval."""
+    return {
+        variant: {name: over_runs([getattr(run, name) for run in by_seed.values()]) for name in MEASURES}
+        for variant, by_seed in runs.items()
+    }
+
+
+def differences(runs: Runs, baseline: str) -> Table:
+    """Paired differences, variant minus baseline on the same seed, of every measure, with Student's interval."""
+    base = runs[baseline]
+    return {
+        variant: {
+            name: over_runs(
+                [getattr(by_seed[seed], name) - getattr(base[seed], name) for seed in by_seed if seed in base]
+            )
+            for name in MEASURES
+        }
+        for variant, by_seed in runs.items()
+        if variant != baseline
+    }

@@ -6,17 +6,17 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from data_prep import Row
 from vlm_mhpo.config import EvalConfig
-from vlm_mhpo.evaluation.chosen import Chosen
-from vlm_mhpo.evaluation.held_out import evaluate, summarise, write_evaluation
+from vlm_mhpo.evaluation.chosen import BenchmarkRows
+from vlm_mhpo.evaluation.held_out import judge_held_out, write_evaluation
 from vlm_mhpo.evaluation.results import accuracy_of
-from vlm_mhpo.evaluation.tasks import Examiner, Task, judge_in_memory
+from vlm_mhpo.evaluation.tasks import Judge, Task, judge_in_memory
 from vlm_mhpo.faults.stopping import Interrupted
+from vlm_mhpo.records.evaluation import Evaluation
 from vlm_mhpo.records.recorder import Recorder
 from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.runtime import ranks
@@ -31,9 +31,8 @@ class HeldOut:
         rows: held-out rows; may be empty.
         judge: asks and judges them as training does, and gives up when the run is asked to stop.
         benchmarks: those of `eval.benchmarks`, with their rows.
-        examiner: asks and judges benchmarks.
+        benchmark_judge: asks and judges those.
         params: decoding.
-        seed: of the run.
         run_dir: folder of the run.
         max_steps: of the run.
     """
@@ -42,18 +41,17 @@ class HeldOut:
         self,
         config: EvalConfig,
         rows: Sequence[Row],
-        judge: Examiner,
-        benchmarks: Sequence[Chosen],
-        examiner: Examiner,
+        judge: Judge,
+        benchmarks: Sequence[BenchmarkRows],
+        benchmark_judge: Judge,
         params: SamplingParams,
         *,
-        seed: int,
         run_dir: Path,
         max_steps: int,
     ) -> None:
         self._config, self._rows, self._judge = config, rows, judge
-        self._benchmarks, self._examiner, self._params = benchmarks, examiner, params
-        self._seed, self._run_dir, self._max_steps = seed, run_dir, max_steps
+        self._benchmarks, self._benchmark_judge, self._params = benchmarks, benchmark_judge, params
+        self._run_dir, self._max_steps = run_dir, max_steps
 
     def at_start(self, start: int, records: Recorder | None, watch: Watch) -> bool:
         """The evaluation before the first step, or the one after step `start` if a stop cut it off.
@@ -105,27 +103,23 @@ class HeldOut:
     def _judged(self, step: int, *, name: str, keep: bool = True) -> dict[str, float]:
         return evaluation_metrics(self._judge_rows(step, name=name, keep=keep)) | self._benchmark_metrics()
 
-    def _judge_rows(self, step: int, *, name: str, keep: bool) -> dict[str, Any]:
-        """The record of the held-out rows, {} without any; with `keep` in eval/NAME.json and .md.
+    def _judge_rows(self, step: int, *, name: str, keep: bool) -> Evaluation | None:
+        """The record of the held-out rows, None without any; with `keep` in eval/NAME.json and .md.
 
         Raises:
             Interrupted: on all ranks, when one was asked to stop.
         """
         if not self._rows:
-            return {}
-        items = evaluate(
+            return None
+        record = judge_held_out(
             self._rows,
-            self._judge.builder,
-            self._judge.sampler,
-            self._judge.verifier,
+            self._judge,
             self._params,
-            template=self._judge.template,
-            seed=self._seed,
+            name=name,
+            step=step,
             image_dir=self._run_dir if keep else None,
             gallery=self._config.gallery,
-            together=self._judge.together,
         )
-        record = summarise(items, name=name, step=step, params=self._params)
         if keep and ranks.is_main():
             write_evaluation(self._run_dir / "eval", record)
         return record
@@ -135,7 +129,7 @@ class HeldOut:
         metrics = {}
         for one in self._benchmarks:
             task = Task(one.name, one.benchmark, one.rows, one.asked, self._params)
-            items = judge_in_memory(task, self._examiner)
+            items = judge_in_memory(task, self._benchmark_judge)
             metrics[f"eval/{one.name}/accuracy"] = accuracy_of(items).accuracy
             metrics[f"eval/{one.name}/our_accuracy"] = accuracy_of(items, official=False).accuracy
         return metrics
@@ -168,9 +162,9 @@ def no_longer_improves(values: Sequence[float], patience: int) -> bool:
     return len(values) > patience and max(values[-patience:]) <= max(values[:-patience])
 
 
-def evaluation_metrics(record: dict[str, Any]) -> dict[str, float]:
+def evaluation_metrics(record: Evaluation | None) -> dict[str, float]:
     """The row of metrics.jsonl of an evaluation."""
-    if not record:
+    if record is None:
         return {}
-    metrics = {"eval/accuracy": record["accuracy"], "eval/mean_length": record["mean_length"]}
-    return metrics | {f"eval/{source}/accuracy": part["accuracy"] for source, part in record["by_source"].items()}
+    metrics = {"eval/accuracy": record.accuracy, "eval/mean_length": record.mean_length}
+    return metrics | {f"eval/{source}/accuracy": part.accuracy for source, part in record.by_source.items()}

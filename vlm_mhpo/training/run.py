@@ -14,9 +14,9 @@ from vlm_mhpo.checkpoint.opening import open_policy
 from vlm_mhpo.checkpoint.policy_folder import save_policy
 from vlm_mhpo.config import Config, LoggingConfig, check_world_size
 from vlm_mhpo.engine.reference import Reference
-from vlm_mhpo.evaluation.benchmark_run import examiner_of
-from vlm_mhpo.evaluation.chosen import Chosen, chosen_benchmarks
-from vlm_mhpo.evaluation.tasks import Examiner
+from vlm_mhpo.evaluation.benchmark_run import benchmark_judge
+from vlm_mhpo.evaluation.chosen import BenchmarkRows, chosen_benchmarks
+from vlm_mhpo.evaluation.tasks import Judge
 from vlm_mhpo.faults.agreement import check_same_rows, check_same_setting
 from vlm_mhpo.faults.guard import Guard
 from vlm_mhpo.faults.stopping import StopRequest
@@ -79,7 +79,7 @@ def open_training(config: Config, clock: Clock | None = None) -> Iterator[tuple[
             scorer = stack.enter_context(start_scorer(config.rewards, max_completion_length=budget))
             verifier = stack.enter_context(start_verifier(config.rewards))
             objective = build_objective(config.objective, budget)
-            benchmarks = chosen_benchmarks(config)
+            benchmarks = chosen_benchmarks(config.eval)
             parts = build_parts(config, config.train)
             check_context(config.data.max_prompt_length + budget, parts.codec)
             parts = replace(parts, sampler=Watched(parts.sampler, guard.on_token))
@@ -120,24 +120,23 @@ def build_watch(config: Config, parts: Parts, guard: Guard, clock: Clock) -> Wat
 
 
 def build_held_out(
-    config: Config, parts: Parts, verifier: Verifier, benchmarks: Sequence[Chosen], guard: Guard
+    config: Config, parts: Parts, verifier: Verifier, benchmarks: Sequence[BenchmarkRows], guard: Guard
 ) -> HeldOut:
     """The evaluations of a run; every row that they ask becomes a prompt once, so that a bad one stops it here."""
     family = parts.engine.policy.family
-    judge = Examiner(
-        parts.builder, parts.sampler, verifier, config.data.template, config.seed, together=guard.stop.sample
+    judge = Judge(parts.builder, parts.sampler, verifier, config.data.template, config.seed, together=guard.stop.sample)
+    official = benchmark_judge(
+        config.eval, config.data, parts.codec, family, parts.sampler, verifier, guard.stop.sample
     )
-    examiner = replace(examiner_of(config, parts.codec, family, parts.sampler, verifier), together=guard.stop.sample)
     for one in benchmarks:
-        usable_rows(one.asked, examiner.builder, overlong="error", what=one.name)
+        usable_rows(one.asked, official.builder, overlong="error", what=one.name)
     return HeldOut(
         config.eval,
         parts.eval_rows,
         judge,
         benchmarks,
-        examiner,
+        official,
         held_out_params(config.eval, config.rollout),
-        seed=config.seed,
         run_dir=Path(config.output_dir),
         max_steps=config.train.max_steps,
     )

@@ -19,6 +19,7 @@ from vlm_mhpo.objectives.common import masked_stats
 from vlm_mhpo.objectives.mhpo import DEAD_ZONE_SHARE
 from vlm_mhpo.objectives.multipliers import multipliers
 from vlm_mhpo.records.histograms import EDGES, NUM_BINS, SHARES, SIGNS, quantile, trim
+from vlm_mhpo.records.metric_table import SAMPLING_GAP
 from vlm_mhpo.records.metrics import fold
 from vlm_mhpo.runtime import ranks
 

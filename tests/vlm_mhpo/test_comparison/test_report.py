@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.vlm_mhpo.test_comparison.cases import run_with
-from vlm_mhpo.pages.study_report import html_table, write_comparison
+from vlm_mhpo.pages.study_report import redraw, write_comparison
 from vlm_mhpo.records.study import MEASURES
-from vlm_mhpo.records.study_statistics import Estimate
 
 HOSTILE = "<script>alert('x')</script>|a&b_c%d#e$f{g}\\h~i^j\"k"
 DESCRIPTION = '</p><img src=x onerror="alert(1)"> & {{ 7 * 7 }} {% raw %}'
@@ -64,15 +63,20 @@ class Page(HTMLParser):
 def test_numbers_by_hand_are_in_every_format(tmp_path):
     page = write(TWO, tmp_path)
     record = json.loads((tmp_path / "comparison.json").read_text())
-    assert record["means"]["mhpo"]["accuracy"] == {"mean": 0.5, "low": 0.375, "high": 0.625, "num_seeds": 2}
-    assert record["paired_differences"]["mhpo"]["accuracy"]["mean"] == 0.125
-    assert record["paired_differences"]["mhpo"]["drift"] == {"mean": 0.0, "low": -0.25, "high": 0.25, "num_seeds": 2}
+    # Two seeds, 1/8 on either side of 1/2: standard error 1/8; Student's point with one degree of freedom is 12.706.
+    found = record["means"]["mhpo"]["accuracy"]
+    assert (found["mean"], found["num_seeds"]) == (0.5, 2)
+    assert (found["low"], found["high"]) == pytest.approx((0.5 - 12.706 / 8, 0.5 + 12.706 / 8), abs=1e-4)
+    alike = {"mean": 0.125, "low": None, "high": None, "num_seeds": 2}
+    assert record["paired_differences"]["mhpo"]["accuracy"] == alike
+    drift = record["paired_differences"]["mhpo"]["drift"]
+    assert (drift["mean"], drift["low"], drift["high"]) == pytest.approx((0.0, -12.706 / 4, 12.706 / 4), abs=1e-3)
     assert record["runs"]["grpo"]["1"]["accuracy"] == 0.5 and record["baseline"] == "grpo"
-    mean, difference = "50.0 % [37.5, 62.5]", "12.5 % [12.5, 12.5]"
+    mean, difference = "50.0 % [-108.8, 208.8]", "12.5 % (all 2 alike)"
     markdown = (tmp_path / "comparison.md").read_text()
-    assert f"| mhpo | {mean} |" in markdown and f"| mhpo | **{difference}** |" in markdown
-    assert "**0.00000" not in markdown
-    assert r"mhpo & 50.0 \% [37.5, 62.5] &" in (tmp_path / "comparison.tex").read_text()
+    assert f"| mhpo | {mean} |" in markdown and f"| mhpo | {difference} |" in markdown
+    assert "**" not in markdown
+    assert r"mhpo & 50.0 \% [-108.8, 208.8] &" in (tmp_path / "comparison.tex").read_text()
     rows = Page(page.read_text()).rows
     assert ["mhpo", mean] in [row[:2] for row in rows] and ["mhpo", difference] in [row[:2] for row in rows]
 
@@ -93,7 +97,7 @@ def test_every_row_of_every_table_is_as_wide_as_its_head(tmp_path):
 def test_latex_holds_no_bare_special_character(tmp_path):
     write({HOSTILE: TWO["mhpo"], "mhpo_symmetric": TWO["mhpo"], **TWO}, tmp_path)
     latex = (tmp_path / "comparison.tex").read_text()
-    commands = r"\\(begin|end)\{tabular\}|\\(top|mid|bottom)rule|\\text(backslash|asciitilde|asciicircum)\{\}"
+    commands = r"\\(begin|end)\{tabular\}|\\(top|mid|bottom)rule|\\text[a-z]+\{\}"
     bare = re.sub(r"\{lr+\}|\\\\|\\[&%$#_{}]", "", re.sub(commands, "", latex))
     assert not re.findall(r"[%$#_{}\\~^]", bare)
     assert r"mhpo\_symmetric &" in latex
@@ -124,11 +128,45 @@ def test_the_page_needs_nothing_from_outside(tmp_path):
     assert [base64.b64decode(picture) for picture in pictures] == files
 
 
-def test_bold_marks_exactly_the_differences_that_exclude_zero():
-    cells = {name: Estimate(0.0, -1.0, 1.0, 3) for name in MEASURES} | {"drift": Estimate(-1.0, -2.0, -0.5, 3)}
-    table = {"mhpo": cells}
-    assert html_table(table, mark=True).count('class="far"') == 1
-    assert html_table(table).count('class="far"') == 0
+def test_bold_marks_exactly_the_differences_that_exclude_zero(tmp_path):
+    # Drift differs by -0.9, -1 and -1.1, entropy by -1, 0 and 1.1; everything else is alike.
+    runs = {
+        "grpo": {seed: run_with(drift=2.0, entropy=1.0) for seed in range(3)},
+        "mhpo": {seed: run_with(drift=1.1 - 0.1 * seed, entropy=1.05 * seed) for seed in range(3)},
+    }
+    page = write(runs, tmp_path).read_text()
+    assert re.findall(r'<td class="far">([^<]*)<', page) == ["-1.00000 [-1.24841, -0.75159]"]
+    markdown = (tmp_path / "comparison.md").read_text()
+    assert re.findall(r"\*\*([^*]*)\*\*", markdown) == ["-1.00000 [-1.24841, -0.75159]"]
+
+
+def test_a_report_is_drawn_anew_from_its_own_record(tmp_path):
+    nan = {seed: run_with(norm_ratio=math.nan) for seed in (0, 1)}
+    write({"grpo": TWO["grpo"], "mhpo": nan}, tmp_path / "a")
+    write({"grpo": TWO["grpo"], "mhpo": nan}, tmp_path / "b")
+    record = json.loads((tmp_path / "a" / "comparison.json").read_text())
+    # Whatever an old program computed: only the runs count.
+    record |= {"means": {}, "paired_differences": {"mhpo": "an old interval"}}
+    (tmp_path / "a" / "comparison.json").write_text(json.dumps(record))
+    assert redraw(tmp_path / "a") == tmp_path / "a" / "comparison.html"
+    for file in (tmp_path / "b").iterdir():
+        assert (tmp_path / "a" / file.name).read_bytes() == file.read_bytes(), file.name
+    for _ in range(2):
+        redraw(tmp_path / "a", "Corrected: a note.")
+        description = json.loads((tmp_path / "a" / "comparison.json").read_text())["description"]
+        assert description == "Two seeds. Corrected: a note."
+
+
+RESULTS = Path(__file__).resolve().parents[3] / "measurements" / "results" / "objectives"
+
+
+@pytest.mark.parametrize("setting", ["stress", "mild"])
+def test_the_committed_reports_are_what_the_program_makes_of_their_runs(tmp_path, setting):
+    (tmp_path / "comparison.json").write_bytes((RESULTS / setting / "comparison.json").read_bytes())
+    redraw(tmp_path)
+    # Pictures may differ with the version of matplotlib.
+    for name in ("comparison.json", "comparison.md", "comparison.tex"):
+        assert (tmp_path / name).read_text() == (RESULTS / setting / name).read_text(), name
 
 
 def strict(text: str):
@@ -175,7 +213,7 @@ def test_one_seed_and_one_objective_are_enough(tmp_path):
     page = write({"grpo": {3: run_with()}}, tmp_path)
     record = json.loads((tmp_path / "comparison.json").read_text())
     assert record["paired_differences"] == {} and record["means"]["grpo"]["accuracy"]["num_seeds"] == 1
-    assert "50.0 % [50.0, 50.0]" in page.read_text()
+    assert "50.0 % (one seed)" in page.read_text() and "[" not in (tmp_path / "comparison.tex").read_text()
 
 
 @pytest.mark.parametrize("curve", [((0, 0.25), (2, 0.5), (4, 0.75)), ((0, 0.25),), ((4, 0.5),), ((1, 0.2), (3, 0.4))])
@@ -202,7 +240,7 @@ def watch(monkeypatch, look) -> None:
 def test_every_objective_has_its_interval_and_the_baseline_its_rule(tmp_path, monkeypatch):
     panels = []
     watch(monkeypatch, lambda axes: panels.extend(axes) if len(axes) == 3 else None)
-    # Two seeds: the mean is in the middle, the bootstrap interval runs from one to the other.
+    # Two seeds: the interval runs 12.706 / 2 times their distance to either side of the middle.
     runs = {
         "grpo": {0: run_with(accuracy=0.5, norm_ratio=2.0), 1: run_with(accuracy=0.7, norm_ratio=4.0)},
         "mhpo": {0: run_with(accuracy=0.8, norm_ratio=1.0), 1: run_with(accuracy=0.9, norm_ratio=1.5)},
@@ -211,7 +249,10 @@ def test_every_objective_has_its_interval_and_the_baseline_its_rule(tmp_path, mo
     accuracy, norm_ratio, _ = ([line.get_xdata() for line in panel.get_lines()] for panel in panels)
     for found, expected in ((accuracy, ([50, 70], 60, [80, 90], 85, 60)), (norm_ratio, ([2, 4], 3, [1, 1.5], 1.25, 3))):
         grpo, grpo_mean, mhpo, mhpo_mean, rule = expected
-        assert list(found[0]) == pytest.approx(grpo) and list(found[2]) == pytest.approx(mhpo)
+        for line, (one, other) in ((found[0], grpo), (found[2], mhpo)):
+            half = 12.706 / 2 * (other - one)
+            middle = (one + other) / 2
+            assert list(line) == pytest.approx([middle - half, middle + half], rel=1e-3)
         assert (found[1][0], found[3][0], found[4][0]) == pytest.approx((grpo_mean, mhpo_mean, rule))
 
 

@@ -11,6 +11,7 @@ from vlm_mhpo.errors import EvaluationError
 from vlm_mhpo.evaluation.command import report_command
 from vlm_mhpo.evaluation.compare import compare_reports, compare_results, read_report
 from vlm_mhpo.evaluation.shards import write_items
+from vlm_mhpo.evaluation.tables import comparison_markdown
 from vlm_mhpo.records.evaluation import read_results
 
 
@@ -81,8 +82,10 @@ def test_runs_of_one_method_are_averaged_and_their_spread_is_students(tmp_path):
 def test_runs_without_spread_have_no_interval_over_runs(tmp_path):
     places = [f"{method}={put(tmp_path / f'{method}{seed}', marks)}"
               for method, marks in {"a": "+-", "b": "++"}.items() for seed in range(2)]  # fmt: skip
-    (one,) = compare_reports([read_report(place) for place in places], "a").differences
-    assert one.over_runs is None
+    found = compare_reports([read_report(place) for place in places], "a")
+    assert found.differences[0].over_runs is None
+    assert {(score.accuracy, score.low, score.high) for score in found.scores} == {(0.5, None, None), (1.0, None, None)}
+    assert "| a | made | 2 | 50.0 (all runs alike) |" in comparison_markdown(found)
 
 
 def test_what_cannot_be_compared_ends_in_a_sentence(tmp_path):

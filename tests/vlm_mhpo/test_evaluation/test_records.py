@@ -7,7 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 from tests.vlm_mhpo.test_evaluation.cases import items, results
-from vlm_mhpo.records.evaluation import Item, Results, published_schema
+from vlm_mhpo.records.errors import ReportError
+from vlm_mhpo.records.evaluation import Evaluation, Item, Results, published_schema
+from vlm_mhpo.records.reading import parse, tolerant
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "docs" / "evaluation_schema.json"
 
@@ -42,3 +44,22 @@ def test_a_strange_or_missing_key_and_a_nan_are_refused():
     assert set(line) == {"id", "problem", "question", "choices", "gold", "kind", "images", "categories", "completions"}
     with pytest.raises(ValidationError):
         Item.model_validate(line | {"completions": [{"text": "no verdict"}]})
+
+
+def test_a_page_reads_what_older_newer_and_damaged_writers_left():
+    line = {"name": "after", "accuracy": float("nan"), "newer": 1, "by_kind": {"choice": {"num_rows": 2}}}
+    line |= {"items": [{"id": "bell \x07, half \ud800", "completions": [{"correct": True}]}]}
+    with pytest.raises(ValidationError):
+        Evaluation.model_validate(line)
+    found = parse(tolerant(Evaluation), line, "here")
+    assert isinstance(found, Evaluation)
+    assert (found.name, found.accuracy, found.step, found.mean_length) == ("after", None, 0, None)
+    assert (found.by_kind["choice"].num_rows, found.by_kind["choice"].accuracy, found.by_source) == (2, None, {})
+    (item,) = found.items
+    assert (item.id, item.num_images, item.choices, item.images) == ("bell \ufffd, half ?", None, None, ())
+    assert item.right and item.completions[0].text == ""
+    with pytest.raises(ReportError, match=r"here: items\.0\.id: Field required"):
+        parse(tolerant(Evaluation), line | {"items": [{}]}, "here")
+    # What the program itself compares with is read strictly all the same.
+    with pytest.raises(ValidationError):
+        Evaluation.model_validate(line)

@@ -12,7 +12,7 @@ from rewards import Score, Verdict
 from tests.builders import picture
 from tests.vlm_mhpo.test_evaluation.cases import BENCHMARK, row
 from vlm_mhpo.errors import EvaluationError, PromptError
-from vlm_mhpo.evaluation.tasks import Examiner, Task, judge_in_memory, run_task
+from vlm_mhpo.evaluation.tasks import Judge, Task, judge_in_memory, run_task
 from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.types import Completion, Group
 
@@ -45,8 +45,8 @@ class Grader:
         return [Score(Verdict.no_answer, False, None, "") for _ in items]
 
 
-def examiner(sampler, builder=lambda asked: asked) -> Examiner:
-    return Examiner(builder, sampler, Grader(), "auto", seed=0)
+def judge(sampler, builder=lambda asked: asked) -> Judge:
+    return Judge(builder, sampler, Grader(), "auto", seed=0)
 
 
 def task(num_samples: int = 1) -> Task:
@@ -55,7 +55,7 @@ def task(num_samples: int = 1) -> Task:
 
 def test_both_verdicts_of_every_row_are_kept_in_order(tmp_path):
     sampler = Reciter()
-    found = run_task(task(2), examiner(sampler), tmp_path, gallery=2, chunk_size=3)
+    found = run_task(task(2), judge(sampler), tmp_path, gallery=2, chunk_size=3)
     assert sampler.batches == [["p0", "p1", "p2"], ["p3", "p4", "p5"], ["p6"]]
     assert [one.id for one in found] == [one.id for one in ROWS]
     # Even rows say 7 first, and the gold is 7.
@@ -78,21 +78,21 @@ def test_finished_chunks_are_not_judged_again(tmp_path):
             return super().sample(prompts, *arguments)
 
     with pytest.raises(KeyboardInterrupt):
-        run_task(task(), examiner(Dies()), tmp_path, chunk_size=3)
+        run_task(task(), judge(Dies()), tmp_path, chunk_size=3)
     again = Reciter()
-    found = run_task(task(), examiner(again), tmp_path, chunk_size=3)
+    found = run_task(task(), judge(again), tmp_path, chunk_size=3)
     assert again.batches == [["p6"]]
-    assert found == judge_in_memory(task(), examiner(Reciter()), chunk_size=3)
+    assert found == judge_in_memory(task(), judge(Reciter()), chunk_size=3)
     third = Reciter()
-    assert run_task(task(), examiner(third), tmp_path, chunk_size=3) == found
+    assert run_task(task(), judge(third), tmp_path, chunk_size=3) == found
     assert third.batches == []
 
 
 def test_records_of_other_rows_are_refused(tmp_path):
-    run_task(task(), examiner(Reciter()), tmp_path)
+    run_task(task(), judge(Reciter()), tmp_path)
     other = Task("made", BENCHMARK, ROWS[:5], ROWS[:5], task().params)
     with pytest.raises(EvaluationError, match="not those of the data"):
-        run_task(other, examiner(Reciter()), tmp_path)
+        run_task(other, judge(Reciter()), tmp_path)
 
 
 def test_a_row_that_cannot_be_asked_ends_in_its_sentence(tmp_path):
@@ -100,7 +100,7 @@ def test_a_row_that_cannot_be_asked_ends_in_its_sentence(tmp_path):
         raise PromptError(f"row {asked.id}: too long")
 
     with pytest.raises(PromptError, match="row p0: too long"):
-        run_task(task(), examiner(Reciter(), refuse), tmp_path)
+        run_task(task(), judge(Reciter(), refuse), tmp_path)
 
 
 def test_whoever_must_stop_sampling_gets_hold_of_every_call():
@@ -110,6 +110,6 @@ def test_whoever_must_stop_sampling_gets_hold_of_every_call():
         calls.append(1)
         return sample()
 
-    found = judge_in_memory(task(), replace(examiner(Reciter()), together=together), chunk_size=3)
+    found = judge_in_memory(task(), replace(judge(Reciter()), together=together), chunk_size=3)
     assert len(calls) == 3
-    assert found == judge_in_memory(task(), examiner(Reciter()), chunk_size=7)
+    assert found == judge_in_memory(task(), judge(Reciter()), chunk_size=7)

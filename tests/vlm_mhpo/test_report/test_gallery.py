@@ -6,8 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlm_mhpo.pages.gallery import OUTCOMES, Entry, choose_pair, compare, select
-from vlm_mhpo.records.nouns import EvalCompletion, EvalItem, Evaluation, Run, RunFacts
+from vlm_mhpo.records import evaluation
+from vlm_mhpo.records.nouns import Run, RunFacts
+from vlm_mhpo.records.reading import tolerant
 from vlm_mhpo.records.run_folder import load_run
+
+EvalCompletion, EvalItem, Evaluation = (
+    tolerant(kind) for kind in (evaluation.EvalCompletion, evaluation.EvalItem, evaluation.Evaluation)
+)
 
 
 def item(name: str, *correct: bool) -> EvalItem:

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from vlm_mhpo.records.errors import ReportError
-from vlm_mhpo.records.nouns import clean_text
+from vlm_mhpo.records.reading import clean_text
 from vlm_mhpo.records.run_folder import load_run
 
 

@@ -63,7 +63,8 @@ class Benchmark:
         prompt: row to the whole text of its question: the official wording, choices included, one <image> per
             picture. Nothing but `instruction` is to be added.
         instruction: how to answer, where the official question does not say so; "" elsewhere.
-        official: (row, text of a response) to the verdict under the authors' rule; never raises on a response.
+        official: (row, text of a response) to the verdict under the authors' rule; never raises on a response. None:
+            the rule is our verifier, in the response format of training.
         deviation: what of the official protocol is replaced, in one sentence; "" for nothing.
         categories: row to values by axis, such as {"task": "geometry problem solving"}.
         problem: row to the id that variants of one problem share.
@@ -78,7 +79,7 @@ class Benchmark:
     sources: tuple[str, ...]
     download: str
     prompt: Callable[[Row], str]
-    official: Callable[[Row, str], Official]
+    official: Callable[[Row, str], Official] | None
     instruction: str = ""
     deviation: str = ""
     categories: Callable[[Row], Mapping[str, str]] = no_categories

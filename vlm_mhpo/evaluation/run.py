@@ -1,0 +1,94 @@
+"""From a configuration to an evaluation: the two that `vlm-mhpo evaluate` makes. The one reader of it in this room."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlm_mhpo.checkpoint.opening import open_policy
+from vlm_mhpo.config import Config
+from vlm_mhpo.errors import ConfigError
+from vlm_mhpo.evaluation.benchmark_run import (
+    Options,
+    benchmark_judge,
+    finish,
+    judge_benchmark,
+    overlaps,
+    protocol_of,
+    start_report,
+)
+from vlm_mhpo.evaluation.chosen import BenchmarkRows
+from vlm_mhpo.evaluation.held_out import judge_held_out, write_evaluation
+from vlm_mhpo.evaluation.tasks import Judge, on_main
+from vlm_mhpo.prompts.builder import prompt_builder
+from vlm_mhpo.prompts.rows import read_rows, usable_rows
+from vlm_mhpo.records.evaluation import Evaluation, Results
+from vlm_mhpo.rollout.build import build_sampler, held_out_params
+from vlm_mhpo.runtime import ranks
+from vlm_mhpo.scoring.scorer import start_verifier
+
+
+def evaluate_held_out(
+    config: Config, *, model: str | None, out: Path | None, name: str
+) -> tuple[Evaluation, tuple[Path, Path]]:
+    """Judge `data.eval` rows; every rank holds a whole copy of the model and takes its share of the rows.
+
+    Args:
+        config: rows, prompt, decoding, pixel limits.
+        model: run folder, checkpoint, model folder or hub name; None = `model.path`.
+        out: folder of the records; None = `output_dir/eval`.
+        name: of the record's files.
+
+    Returns:
+        The record and the paths of its JSON and Markdown files.
+    """
+    if not config.data.eval:
+        raise ConfigError("data.eval is not set: name the rows to evaluate on")
+    ranks.start(config.num_threads)
+    data, folder = config.data, out or Path(config.output_dir) / "eval"
+    asked = config.model.model_copy(update={"path": model or config.model.path})
+    opened = open_policy(asked, Path(config.output_dir), "judge")
+    builder = prompt_builder(data, opened.codec, opened.policy.family)
+    rows = usable_rows(
+        read_rows(data.eval, data, data.eval_split, data.max_eval_rows), builder, overlong="error", what="held-out"
+    )
+    params = held_out_params(config.eval, config.rollout)
+    sampler = build_sampler(config.rollout, opened.policy, opened.codec)
+    with start_verifier(config.rewards) as verifier:
+        judge = Judge(builder, sampler, verifier, data.template, config.seed)
+        record = judge_held_out(
+            rows, judge, params, name=name, step=0, image_dir=folder.parent, gallery=config.eval.gallery
+        )
+    files = (folder / f"{name}.json", folder / f"{name}.md")
+    if ranks.is_main():
+        files = write_evaluation(folder, record)
+    ranks.barrier()
+    return record, files
+
+
+def evaluate_benchmarks(config: Config, chosen: Sequence[BenchmarkRows], model: str, options: Options) -> Results:
+    """Judge every row of every benchmark and write results.json, tables, items and the page; the same on all ranks.
+
+    Args:
+        config: decoding, prompt, pixel limits.
+        chosen: benchmarks with their rows.
+        model: run folder, checkpoint, model folder or hub name.
+        options: folder, probes, overlap, comparison.
+
+    Raises:
+        EvaluationError: the folder holds another evaluation or damaged records, the baseline cannot be compared, or
+            the training rows cannot be read.
+    """
+    ranks.start(config.num_threads)
+    shared = on_main(lambda: overlaps(chosen, options.train))
+    opened = open_policy(config.model.model_copy(update={"path": model}), options.out, "judge")
+    codec = opened.codec
+    params = held_out_params(config.eval, config.rollout)
+    state = on_main(
+        lambda: start_report(protocol_of(config.eval, config.data, params, chosen, codec), model, opened.path, options)
+    )
+    sampler = build_sampler(config.rollout, opened.policy, codec)
+    with start_verifier(config.rewards) as verifier:
+        judge = benchmark_judge(config.eval, config.data, codec, opened.policy.family, sampler, verifier)
+        items = {one.name: judge_benchmark(one, judge, params, options, config.eval.gallery) for one in chosen}
+    return on_main(lambda: finish(chosen, items, shared, state, options))
