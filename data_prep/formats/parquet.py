@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.formats.table import is_table, rows_of, table_files
-from data_prep.images.stored import READ_BYTES, ParquetTable, with_handles
+from data_prep.images.stored import ParquetTable, release_memory, with_handles
 from data_prep.schema import DataError, Row, RowError
 
 SCHEMA_KEY = b"vlm_mhpo.schema_version"
@@ -37,7 +37,8 @@ def read_records(path: Path) -> Iterator[tuple[int, Any]]:
 
     number, source = 0, ParquetTable(path)
     try:
-        with pyarrow.parquet.ParquetFile(path, buffer_size=READ_BYTES) as table:
+        # Mapped, or all of a column of a row group is fetched before its first row.
+        with pyarrow.parquet.ParquetFile(path, memory_map=True) as table:
             version = int((table.schema_arrow.metadata or {}).get(SCHEMA_KEY, 0))  # 0: not written by us
             if version > SCHEMA_VERSION:
                 raise DataError(f"{path} has schema version {version}, newer than {SCHEMA_VERSION}; update vlm_mhpo")
@@ -48,6 +49,8 @@ def read_records(path: Path) -> Iterator[tuple[int, Any]]:
                     yield number, _with_metadata(record) if version >= 2 else record
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as parquet (after {number} rows): {error}") from error
+    finally:
+        release_memory()
 
 
 def _with_metadata(record: dict[str, Any]) -> dict[str, Any] | RowError:

@@ -19,9 +19,7 @@ from typing import Any, Protocol
 from data_prep import caching
 
 MAX_GROUP_BYTES = 2**24
-# Bytes that a parquet column is read in: without it a whole column of a row group is fetched first.
-READ_BYTES = 2**20
-_GROUPS_KEPT = 2
+_GROUPS_KEPT = 1
 _ROWS_AT_ONCE = 16
 
 Keys = tuple[str | int, ...]
@@ -110,6 +108,13 @@ def with_handles(record: Any, table: Table, row: int) -> Any:
     return _handled(record, table, row, ())
 
 
+def release_memory() -> None:
+    """Give back what pyarrow freed and kept for itself: the largest page of a parquet file may hold 1024 images."""
+    import pyarrow
+
+    pyarrow.default_memory_pool().release_unused()
+
+
 def _handled(value: Any, table: Table, row: int, keys: Keys) -> Any:
     if isinstance(value, bytes):
         return StoredImage(table, row, _shared(keys), _digest(value))
@@ -163,8 +168,10 @@ def _group_column(file: _File, column: str, group: int) -> Any:
     """The column of one row group: rows that are read in order unpack each group once."""
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(file.path, metadata=_footer(file)) as table:
-        return table.read_row_group(group, columns=[column], use_threads=False).column(0)
+    with pyarrow.parquet.ParquetFile(file.path, metadata=_footer(file), memory_map=True) as table:
+        found = table.read_row_group(group, columns=[column], use_threads=False).column(0)
+    release_memory()
+    return found
 
 
 @lru_cache(maxsize=64)
@@ -189,10 +196,11 @@ def _copy(file: _File, column: str, target: Path) -> None:
     import pyarrow.ipc
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(file.path, buffer_size=READ_BYTES) as table:
+    with pyarrow.parquet.ParquetFile(file.path, memory_map=True) as table:
         batches = table.iter_batches(_ROWS_AT_ONCE, columns=[column], use_threads=False)
         first = next(batches)
         with pyarrow.ipc.new_file(str(target), first.schema) as writer:
             writer.write_batch(first)
             for batch in batches:
                 writer.write_batch(batch)
+    release_memory()
