@@ -1,7 +1,47 @@
-"""The one door to data: everything that knows a data set's layout lives behind `load_rows`."""
+"""The one door to data: everything that knows a data set's layout lives behind `load_rows`.
 
-from data_prep.images.opening import ImageLimits, open_image
+What is heavy or rarely used is loaded when it is first asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from data_prep.images.opening import ImageLimits, open_image, read_image, resolve_image_path
+from data_prep.images.stored import ImageSource
 from data_prep.loading import load_rows
-from data_prep.schema import DataError, Row, RowError
+from data_prep.schema import IMAGE_PLACEHOLDER, DataError, Row, RowError
 
-__all__ = ["DataError", "ImageLimits", "Row", "RowError", "load_rows", "open_image"]
+if TYPE_CHECKING:
+    from data_prep.audit.collect import Collected, collect
+    from data_prep.audit.defects import overlap
+    from data_prep.images.hashes import NEAR_LIMIT
+
+_LATER = {
+    "Collected": "data_prep.audit.collect",
+    "collect": "data_prep.audit.collect",
+    "overlap": "data_prep.audit.defects",
+    "NEAR_LIMIT": "data_prep.images.hashes",
+}
+
+__all__ = [
+    "IMAGE_PLACEHOLDER",
+    "NEAR_LIMIT",
+    "Collected",
+    "DataError",
+    "ImageLimits",
+    "ImageSource",
+    "Row",
+    "RowError",
+    "collect",
+    "load_rows",
+    "open_image",
+    "overlap",
+    "read_image",
+    "resolve_image_path",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'data_prep' has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)

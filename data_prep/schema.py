@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 
+from data_prep.images.stored import ImageSource
+
 IMAGE_PLACEHOLDER = "<image>"
 MAX_PRECISION = 100
 KINDS = ("auto", "number", "math", "choice", "text")
@@ -63,7 +65,8 @@ class Row:
 
     Attributes:
         id: unique within one `load_rows` call; seeds are derived from it.
-        images: encoded bytes or paths, in the order of their placeholders; empty for a text-only row.
+        images: handles, paths or encoded bytes, in the order of their placeholders; empty for a text-only row. What
+            needs the bytes calls `data_prep.read_image`, what needs the picture `data_prep.open_image`.
         problem: the question, with exactly one `<image>` per image.
         answer: the gold answer, never blank.
         kind: which verifier compares answers: auto, number, math, choice or text.
@@ -76,7 +79,7 @@ class Row:
     """
 
     id: str
-    images: tuple[bytes | Path, ...]
+    images: tuple[ImageSource, ...]
     problem: str
     answer: str
     kind: str = "auto"
@@ -103,7 +106,7 @@ def make_row(
     id: str,
     problem: str,
     answer: str,
-    images: Iterable[bytes | Path] = (),
+    images: Iterable[ImageSource] = (),
     kind: str = "auto",
     choices: Iterable[str] | None = None,
     precision: int | None = None,
@@ -119,8 +122,8 @@ def make_row(
         RowError: naming the field at fault (file and row are the reader's to add, with `placed`).
     """
     images = tuple(images)
-    if not all(isinstance(image, bytes | Path) for image in images):
-        raise RowError("an image is neither encoded bytes nor a path", field="images")
+    if not all(isinstance(image, ImageSource) for image in images):
+        raise RowError("an image is neither a handle, a path nor encoded bytes", field="images")
     if kind not in KINDS:
         raise RowError(f"{kind!r} is not a kind of answer; use one of {', '.join(KINDS)}", field="kind")
     if precision is not None and (type(precision) is not int or not 0 <= precision <= MAX_PRECISION):

@@ -9,11 +9,18 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import atexit
 import ipaddress
+import shutil
 import socket
+import tempfile
 
 import pytest
 from hypothesis import settings
+
+# What programs keep between two starts is not the user's, and not an earlier test run's.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="vlm_mhpo-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 # Derandomised: a red test is a changed program, never a new draw.
 settings.register_profile("steady", derandomize=True, deadline=None, database=None)

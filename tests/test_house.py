@@ -205,6 +205,34 @@ def words_of(node: ast.AST) -> Iterator[str]:
         yield from (node.name.rpartition(".")[2], node.asname or "")
 
 
+def test_few_see_data_prep_beyond_its_door():
+    may = ("prompts/", "records/images.py", "commands/", "cli/")
+    doors = set(ast.literal_eval(assigned(ROOT / "data_prep/__init__.py", "__all__")))
+    beyond = {
+        f"{inside} imports {module}"
+        for path in sources("vlm_mhpo")
+        if not (inside := path.relative_to(ROOT / "vlm_mhpo").as_posix()).startswith(may)
+        for module in imported(path)
+        if module.split(".")[0] == "data_prep" and module.removeprefix("data_prep.") not in {"data_prep", *doors}
+    }
+    assert beyond == set()
+    # Every name of the door is there, and those loaded late are what their modules hold.
+    import data_prep
+
+    assert all(getattr(data_prep, name) is not None for name in doors)
+    with pytest.raises(AttributeError, match="nothing_like_it"):
+        data_prep.nothing_like_it  # noqa: B018
+
+
+def assigned(path: Path, name: str) -> ast.expr:
+    """What a module's top level assigns to `name`."""
+    return next(
+        node.value
+        for node in tree_of(path).body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == name
+    )
+
+
 def test_rewards_import_no_tensor_library():
     found = {module.split(".")[0] for path in sources("rewards") for module in imported(path)}
     assert found & TENSOR_LIBRARIES == set()

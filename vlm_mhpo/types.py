@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from data_prep.schema import Row
+from data_prep import Row
 
 if TYPE_CHECKING:
     import torch

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,28 @@ from typing import Any
 from data_prep.formats import dynamath, mathverse, mathvision, mathvista, mmk12, olympiadbench, we_math
 from data_prep.formats.layout import make_from
 from data_prep.formats.table import TableFile, row_from_record, rows_of
+from data_prep.images.stored import Keys, with_handles
 from data_prep.schema import DataError, Row, RowError
 
 _BENCHMARKS = tuple(m.LAYOUT for m in (mathvista, mathverse, mathvision, dynamath, we_math, olympiadbench, mmk12))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HubTable:
+    """A `datasets.Dataset`, mapped into memory from its local copy, as a `data_prep.images.stored.Table`."""
+
+    name: str
+    rows: Any = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def value(self, row: int, keys: Keys) -> Any:
+        """See `Table`."""
+        value = self.rows[row]
+        for key in keys:
+            value = value[key]
+        return value
 
 
 def matches(source: Path) -> bool:
@@ -39,7 +58,9 @@ def read(
     layout = next((layout for layout in _BENCHMARKS if layout.holds(columns)), None) if dialect is None else None
     file = TableFile(Path(name), source=layout.name if layout else name, split=label)
     make = partial(make_from, layout) if layout else partial(row_from_record, dialect=dialect)
-    yield from rows_of(enumerate(table, start=1), file, None, image_root, make)
+    source = HubTable(name, table)
+    records = ((index + 1, with_handles(record, source, index)) for index, record in enumerate(table))
+    yield from rows_of(records, file, None, image_root, make)
 
 
 def _load(name: str, split: str | None) -> Any:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.formats.table import is_table, rows_of, table_files
+from data_prep.images.stored import ParquetTable, release_memory, with_handles
 from data_prep.schema import DataError, Row, RowError
 
 SCHEMA_KEY = b"vlm_mhpo.schema_version"
 SCHEMA_VERSION = 2  # 1 had no column `metadata`
-_ROWS_AT_ONCE = 64
+_ROWS_AT_ONCE = 16
 
 
 def matches(source: Path) -> bool:
@@ -26,7 +27,7 @@ def read(source: Path, split: str | None, *, image_root: Path | None = None) -> 
 
 
 def read_records(path: Path) -> Iterator[tuple[int, Any]]:
-    """(row number from 1, columns by name) of each row; images stay encoded.
+    """(row number from 1, columns by name) of each row; images are handles.
 
     Raises:
         DataError: the file cannot be read, or its schema is newer than ours.
@@ -34,18 +35,22 @@ def read_records(path: Path) -> Iterator[tuple[int, Any]]:
     import pyarrow
     import pyarrow.parquet
 
-    number = 0
+    number, source = 0, ParquetTable(path)
     try:
-        with pyarrow.parquet.ParquetFile(path) as table:
+        # Mapped, or all of a column of a row group is fetched before its first row.
+        with pyarrow.parquet.ParquetFile(path, memory_map=True) as table:
             version = int((table.schema_arrow.metadata or {}).get(SCHEMA_KEY, 0))  # 0: not written by us
             if version > SCHEMA_VERSION:
                 raise DataError(f"{path} has schema version {version}, newer than {SCHEMA_VERSION}; update vlm_mhpo")
             for batch in table.iter_batches(_ROWS_AT_ONCE):
                 for record in batch.to_pylist():
+                    record = with_handles(record, source, number)
                     number += 1
                     yield number, _with_metadata(record) if version >= 2 else record
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as parquet (after {number} rows): {error}") from error
+    finally:
+        release_memory()
 
 
 def _with_metadata(record: dict[str, Any]) -> dict[str, Any] | RowError:

@@ -10,6 +10,7 @@ from typing import Any
 from data_prep.formats.dialects import as_plain
 from data_prep.formats.golds import number_as_text, read_gold
 from data_prep.images.opening import resolve_image_path
+from data_prep.images.stored import ImageSource, StoredImage
 from data_prep.schema import DataError, Row, RowError, make_row
 
 _SHARD = re.compile(r"-\d+(-of-\d+(-[0-9a-f]{16})?)?$")  # the hub once ended its shards in a checksum
@@ -199,7 +200,7 @@ def _problem(record: Mapping[str, Any]) -> str:
     return problem
 
 
-def _images(record: Mapping[str, Any], image_root: Path | None) -> list[bytes | Path]:
+def _images(record: Mapping[str, Any], image_root: Path | None) -> list[ImageSource]:
     images = record.get("images")
     if images is None:
         images = record.get("image")
@@ -212,7 +213,7 @@ def _images(record: Mapping[str, Any], image_root: Path | None) -> list[bytes | 
     return [image_from(image, image_root) for image in (images if isinstance(images, list | tuple) else [images])]
 
 
-def image_from(image: Any, image_root: Path | None) -> bytes | Path:
+def image_from(image: Any, image_root: Path | None) -> ImageSource:
     """The picture a cell holds or names: bytes, {"bytes", "path"}, or a path below `image_root` (None: refused).
 
     Raises:
@@ -221,7 +222,7 @@ def image_from(image: Any, image_root: Path | None) -> bytes | Path:
     if isinstance(image, Mapping):
         # {"image": ...} is what verl hands to qwen-vl-utils.
         image = next((image[name] for name in ("bytes", "path", "image") if image.get(name) is not None), None)
-    if isinstance(image, bytes):
+    if isinstance(image, StoredImage):
         return image
     if not isinstance(image, str):
         raise RowError(f"holds a {type(image).__name__}, not a path or encoded bytes", field="images")

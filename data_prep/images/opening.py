@@ -13,6 +13,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from data_prep.images.stored import ImageSource, StoredImage
 from data_prep.schema import DataError, RowError
 
 # An honest JPEG has a few dozen segments before its frame header; a hostile one has millions.
@@ -49,7 +50,7 @@ class ImageLimits:
     max_aspect: float = 200
 
 
-def open_image(source: bytes | Path, limits: ImageLimits = ImageLimits()) -> Image.Image:
+def open_image(source: ImageSource, limits: ImageLimits = ImageLimits()) -> Image.Image:
     """Decode one PNG, JPEG or WEBP picture to RGB, upright, on white.
 
     EXIF orientation is applied, transparency is composed onto white, 16-bit grey is scaled to 8 bits and CMYK
@@ -78,13 +79,16 @@ def open_image(source: bytes | Path, limits: ImageLimits = ImageLimits()) -> Ima
         raise ImageError(f"{name}: truncated or broken {image_format} ({type(error).__name__}: {error})") from error
 
 
-def read_image(source: bytes | Path, limits: ImageLimits = ImageLimits()) -> bytes:
-    """The encoded bytes of `source`, not looked into; a path must be resolved, as those of `resolve_image_path` are.
+def read_image(source: ImageSource, limits: ImageLimits = ImageLimits()) -> bytes:
+    """The encoded bytes of a row's image, not looked into: the one way to them.
+
+    A path must be resolved, as those of `resolve_image_path` are.
 
     Raises:
-        ImageError: missing, behind a link, unreadable, not a regular file, or over `limits.max_bytes`.
+        ImageError: missing, behind a link, unreadable, not a regular file, over `limits.max_bytes`, or of a table that
+            has changed since its rows were read.
     """
-    data = source if isinstance(source, bytes) else _read_regular_file(source, limits.max_bytes)
+    data = source if isinstance(source, bytes) else _read_stored(source, limits.max_bytes)
     if len(data) > limits.max_bytes:
         raise ImageError(f"{_name(source)}: larger than {limits.max_bytes:,} bytes; shrink it or raise max_bytes")
     return data
@@ -120,18 +124,22 @@ def resolve_image_path(root: Path, reference: str) -> Path:
     return path
 
 
-def _name(source: bytes | Path) -> str:
+def _name(source: ImageSource) -> str:
     return f"image of {len(source):,} bytes" if isinstance(source, bytes) else f"image {source}"
 
 
-def _read_regular_file(path: Path, max_bytes: int) -> bytes:
+def _read_stored(source: Path | StoredImage, max_bytes: int) -> bytes:
     try:
-        with os.fdopen(_open_without_links(path), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ImageError(f"image {path}: not a regular file")
-            return file.read(max_bytes + 1)
+        return source.read_bytes() if isinstance(source, StoredImage) else _read_regular_file(source, max_bytes)
     except (OSError, ValueError) as error:  # ValueError: a name with NUL or half a surrogate pair
-        raise ImageError(f"image {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+        raise ImageError(f"{_name(source)}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def _read_regular_file(path: Path, max_bytes: int) -> bytes:
+    with os.fdopen(_open_without_links(path), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ImageError(f"image {path}: not a regular file")
+        return file.read(max_bytes + 1)
 
 
 def _open_without_links(path: Path) -> int:

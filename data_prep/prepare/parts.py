@@ -16,6 +16,7 @@ from data_prep.formats.parquet import SCHEMA_KEY, SCHEMA_VERSION
 from data_prep.schema import Row
 
 ROWS_A_PART = 256
+_GROUP_BYTES = 2**22
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,10 @@ class RowWriter:
         import pyarrow
 
         if records:
-            self._table.write_table(pyarrow.Table.from_pylist(list(records), schema=_schema()))
+            table = pyarrow.Table.from_pylist(list(records), schema=_schema())
+            # Small row groups, so that single rows are read without unpacking many others.
+            rows_a_group = max(1, len(records) * _GROUP_BYTES // max(1, table.nbytes))
+            self._table.write_table(table, row_group_size=rows_a_group)
         self.num_rows += len(records)
 
 

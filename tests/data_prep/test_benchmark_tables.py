@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from data_prep import DataError, RowError, load_rows, open_image
+from data_prep import DataError, RowError, load_rows, open_image, read_image
 from data_prep.formats.layout import split_choices
 from data_prep.loading import scan_rows
 from data_prep.prepare.prepare import prepare
@@ -88,7 +88,7 @@ def test_a_hub_table_gives_the_row_of_the_file(tmp_path, monkeypatch, name):
     (from_parquet,) = load_rows(tmp_path)
     assert from_hub == from_parquet
     from_file = next(load_rows(build(name, tmp_path)))
-    assert (from_hub.images, from_hub.split, from_hub.source) == ((RED,), split, name)
+    assert (tuple(map(read_image, from_hub.images)), from_hub.split, from_hub.source) == ((RED,), split, name)
     for field in ("problem", "answer", "kind", "choices", "precision", "unit", "solution"):
         assert getattr(from_hub, field) == getattr(from_file, field)
     assert from_hub.id.split("/")[-1] == from_file.id.split("/")[-1]

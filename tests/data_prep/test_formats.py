@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from data_prep import DataError, RowError, load_rows, open_image
+from data_prep import DataError, RowError, load_rows, open_image, read_image
 from data_prep.loading import scan_rows
 from data_prep.synthetic import generate
 
@@ -246,7 +246,7 @@ def test_parquet_takes_pictures_as_bytes_structs_and_paths(tmp_path):
                          ("path", ["a.png"])):  # fmt: skip
         pyarrow.parquet.write_table(pa.table(columns | {"images": [images]}), tmp_path / f"{name}.parquet")
         (row,) = load_rows(tmp_path / f"{name}.parquet")
-        assert (row.images[0] if isinstance(row.images[0], bytes) else row.images[0].read_bytes()) == PICTURE
+        assert read_image(row.images[0]) == PICTURE
 
 
 def test_hub_style_shards_are_read_in_order(tmp_path):
@@ -295,7 +295,7 @@ def test_hub_pictures_come_as_the_bytes_they_were_stored_as(hub, feature):
     table = hub_table([[image] if isinstance(feature, datasets.List) else image], feature)
     hub["hiyouga/geometry3k"] = datasets.DatasetDict(train=table, test=table)
     (row,) = load_rows("hiyouga/geometry3k@train")
-    assert (row.images, row.problem, row.answer) == ((PICTURE,), "<image>Find x.", "7")
+    assert (tuple(map(read_image, row.images)), row.problem, row.answer) == ((PICTURE,), "<image>Find x.", "7")
     assert (row.split, row.source, row.id) == ("train", "hiyouga/geometry3k", "hiyouga/geometry3k/train/1")
 
 

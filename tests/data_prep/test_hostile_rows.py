@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data_prep
-from data_prep import DataError, RowError, load_rows, open_image
+from data_prep import DataError, RowError, load_rows, open_image, read_image
 from data_prep.formats import hub
 from data_prep.images.opening import ImageError, resolve_image_path
 from data_prep.loading import scan_rows
@@ -269,8 +269,7 @@ def written_as(folder: Path, rows: list[Row], suffix: str) -> Path:
 
 def check_round_trip(folder: Path, rows: list[Row], suffix: str) -> None:
     found = [
-        replace(row, images=tuple(i if isinstance(i, bytes) else i.read_bytes() for i in row.images))
-        for row in load_rows(written_as(folder, rows, suffix))
+        replace(row, images=tuple(map(read_image, row.images))) for row in load_rows(written_as(folder, rows, suffix))
     ]
     assert found == rows
 

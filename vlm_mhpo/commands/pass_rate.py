@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 
-from data_prep import DataError, Row, RowError
+from data_prep import DataError, Row, RowError, read_image
 from data_prep.prepare.checks import with_bytes
 from data_prep.prepare.filters import Filter
 from vlm_mhpo.config import Config
@@ -126,7 +126,7 @@ def key_of(row: Row, setting: str) -> str:
     parts = (row.id, row.problem, row.answer, row.kind, row.choices, row.precision, row.unit)
     seen.update(repr(parts).encode("utf-8", "backslashreplace"))
     for image in row.images:
-        seen.update(hashlib.sha256(image if isinstance(image, bytes) else os.fsencode(image)).digest())
+        seen.update(hashlib.sha256(read_image(image)).digest())
     return seen.hexdigest()
 
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from data_prep import Row
-from data_prep.audit.collect import Collected, collect
-from data_prep.audit.defects import overlap
-from data_prep.images.hashes import NEAR_LIMIT
-from data_prep.loading import load_rows
+from data_prep import NEAR_LIMIT, Collected, Row, collect, load_rows, overlap
 
 SIGNS = ("same_picture", "near_picture", "same_question")
 

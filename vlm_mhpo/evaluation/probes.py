@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,8 +10,7 @@ from itertools import chain, islice
 
 from PIL import Image
 
-from data_prep import Row, open_image
-from data_prep.images.opening import read_image
+from data_prep import ImageSource, Row, open_image, read_image
 from vlm_mhpo.errors import EvaluationError
 from vlm_mhpo.evaluation.benchmarks import Benchmark
 from vlm_mhpo.runtime.seeding import derive_seed, permutation
@@ -41,13 +41,14 @@ def shuffled(rows: Sequence[Row], benchmark: Benchmark, seed: int) -> list[Row]:
     """
     order = permutation(derive_seed(seed, "shuffled", benchmark.name), len(rows)).tolist()
     problems = [benchmark.problem(row) for row in rows]
-    circle = [(problems[index], read_image(image)) for index in order for image in rows[index].images]
+    # Compared by content; a row that was dealt another's picture holds its handle, not its bytes.
+    circle = [(problems[index], image, _content(image)) for index in order for image in rows[index].images]
     changed, start = list(rows), 0
     for index in order:
         row = rows[index]
-        own, start = {image for _, image in circle[start : start + len(row.images)]}, start + len(row.images)
+        own, start = {content for *_, content in circle[start : start + len(row.images)]}, start + len(row.images)
         following = chain(circle[start:], circle[:start])
-        others = (image for problem, image in following if problem != problems[index] and image not in own)
+        others = (image for problem, image, content in following if problem != problems[index] and content not in own)
         found = tuple(islice(others, len(row.images)))
         if len(found) < len(row.images):
             raise EvaluationError(
@@ -56,6 +57,10 @@ def shuffled(rows: Sequence[Row], benchmark: Benchmark, seed: int) -> list[Row]:
             )
         changed[index] = replace(row, images=found)
     return changed
+
+
+def _content(image: ImageSource) -> bytes:
+    return hashlib.sha256(read_image(image)).digest()
 
 
 PROBES: dict[str, Callable[[Sequence[Row], Benchmark, int], list[Row]]] = {"blank": blank, "shuffled": shuffled}

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep import Row
-from data_prep.images.opening import read_image
+from data_prep import Row, read_image
 from vlm_mhpo.errors import EvaluationError
 from vlm_mhpo.records.evaluation import BenchmarkProtocol, Protocol, State
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_prep import Row
+from data_prep import DataError, Row, read_image
 from vlm_mhpo.errors import ConfigError
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.runtime.secrets import without_secrets
@@ -100,7 +100,7 @@ def write_dump(run_dir: Path, step: int, batch: Minibatch, values: Mapping[str, 
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors_of(batch), folder / f"rank_{ranks.rank()}.safetensors")
         (folder / f"rank_{ranks.rank()}.json").write_text(json.dumps(record, indent=1))
-    except OSError as problem:
+    except (OSError, DataError) as problem:
         print(f"WARNING: the batch of step {step} could not be written to {folder} ({problem})", flush=True)
     return folder
 
@@ -139,8 +139,7 @@ def tensors_of(batch: Minibatch) -> dict[str, Tensor]:
         present |= {f"media/{name}": value for name, value in prompt.media.tensors.items()} if prompt.media else {}
         tensors |= {f"{index}/{name}": value.contiguous() for name, value in present.items()}
         for number, image in enumerate(prompt.row.images):
-            encoded = image if isinstance(image, bytes) else image.read_bytes()
-            tensors[f"{index}/images/{number}"] = torch.tensor(list(encoded), dtype=torch.uint8)
+            tensors[f"{index}/images/{number}"] = torch.frombuffer(bytearray(read_image(image)), dtype=torch.uint8)
     return tensors
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from data_prep.images.opening import open_image, resolve_image_path
-from data_prep.schema import DataError
+from data_prep import DataError, open_image, resolve_image_path
 
 MAX_SIDE = 512  # pixels of the longer side on the page
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -42,6 +42,12 @@ class PromptBuilder:
         self.instruction = instruction
         self.max_prompt_length = max_prompt_length
         self.special_tokens = special_tokens(codec)
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """What decides its prompts beside the codec, as plain values."""
+        family = self.family.model_type, self.family.has_vision
+        return (*family, self.system_prompt, self.instruction, self.max_prompt_length, self.special_tokens)
 
     def __call__(self, row: Row) -> Prompt:
         """The prompt of `row`.

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from data_prep import DataError, Row, load_rows
 from vlm_mhpo.config import DataConfig
 from vlm_mhpo.errors import PromptError, TrainingError, VlmMhpoError
+from vlm_mhpo.prompts import checked
 from vlm_mhpo.prompts.builder import OverlongPrompt, PromptBuilder
 from vlm_mhpo.runtime import ranks
 
@@ -30,6 +31,9 @@ def read_rows(source: str | list[str], config: DataConfig, split: str | None, li
 def usable_rows(rows: Sequence[Row], builder: PromptBuilder, *, overlong: str, what: str) -> list[Row]:
     """The rows whose prompts fit; every image is opened once here, so that a bad one stops the run before it starts.
 
+    What was found is kept beside the data (see `prompts.checked`): rows that were checked in the same state for the
+    same processor are not opened again.
+
     Args:
         rows: candidates.
         builder: makes the prompts.
@@ -40,6 +44,30 @@ def usable_rows(rows: Sequence[Row], builder: PromptBuilder, *, overlong: str, w
         PromptError, DataError: a row cannot become a prompt.
         TrainingError: no row is left.
     """
+    name, found = _recalled(rows, builder)
+    # Only the check can name the row that is too long.
+    if found is None or (found[0] and overlong == "error"):
+        found = _check(rows, builder, overlong, what)
+        if name and ranks.is_main():
+            checked.remember(name, rows, found)
+    gone, reason = set(found[0]), found[1]
+    if len(gone) == len(rows):
+        raise TrainingError(f"no {what} rows are left after filtering {len(rows)}; the first refusal: {reason}")
+    if gone and ranks.is_main():
+        tqdm.write(f"{len(gone)} of {len(rows)} {what} rows are left out: {reason}")
+    return [row for index, row in enumerate(rows) if index not in gone]
+
+
+def _recalled(rows: Sequence[Row], builder: PromptBuilder) -> tuple[str | None, checked.Found | None]:
+    """The name of this check on the main rank, and what it found before, the same on all ranks."""
+    if not isinstance(builder, PromptBuilder):
+        return None, None
+    name = checked.name_of(rows, builder) if ranks.is_main() else None
+    return name, ranks.gather_objects(checked.recall(name, rows) if name else None)[0]
+
+
+def _check(rows: Sequence[Row], builder: PromptBuilder, overlong: str, what: str) -> checked.Found:
+    """Build every prompt once, the rows shared among the ranks."""
     mine = range(ranks.rank(), len(rows), ranks.world_size())
     dropped: list[int] = []
     first_reason = ""
@@ -58,10 +86,5 @@ def usable_rows(rows: Sequence[Row], builder: PromptBuilder, *, overlong: str, w
             break
     ranks.raise_together(error)
     gathered = ranks.gather_objects((dropped, first_reason))
-    gone = {index for indices, _ in gathered for index in indices}
-    reason = next((text for _, text in gathered if text), "")
-    if len(gone) == len(rows):
-        raise TrainingError(f"no {what} rows are left after filtering {len(rows)}; the first refusal: {reason}")
-    if gone and ranks.is_main():
-        tqdm.write(f"{len(gone)} of {len(rows)} {what} rows are left out: {reason}")
-    return [row for index, row in enumerate(rows) if index not in gone]
+    gone = sorted(index for indices, _ in gathered for index in indices)
+    return gone, next((text for _, text in gathered if text), "")

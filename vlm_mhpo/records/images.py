@@ -6,11 +6,10 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep import open_image
-from data_prep.images.opening import read_image
+from data_prep import ImageSource, open_image, read_image
 
 
-def store_images(run_dir: Path, images: Sequence[bytes | Path]) -> list[str]:
+def store_images(run_dir: Path, images: Sequence[ImageSource]) -> list[str]:
     """PNG copies in `run_dir/images`, named by content; returns paths relative to `run_dir`."""
     names: list[str] = []
     for image in images:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from data_prep import Row
-from data_prep.schema import IMAGE_PLACEHOLDER
+from data_prep import IMAGE_PLACEHOLDER, Row
 from rewards import verify
 from vlm_mhpo.evaluation.benchmarks.types import Official
 
