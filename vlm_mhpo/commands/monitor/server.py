@@ -170,6 +170,8 @@ class BoundedProtocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Say what is wrong with the head, then wait for the client to hang up: closing on bytes that are still
         under way would take the answer back from him."""
+        if self.cycle is not None:  # the head was whole: what is broken is a body that nobody reads
+            return
         error = sys.exception()
         status = HTTPStatus(error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400)
         body = f"{status.value} {status.phrase}\n".encode()
