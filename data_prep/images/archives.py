@@ -1,5 +1,9 @@
 """Untrusted archives to a fresh folder: every member is checked before the first one is written.
 
+The rules for names and kinds are our own: tarfile's data filter, which knows no zip, lets links inside the folder pass,
+cuts the root off an absolute path instead of refusing it, and takes backslashes, control characters and names that
+differ in case only. A limit on the sum, the number and the ratio no library has.
+
 Not covered: archives inside archives (they stay files), tar compressed otherwise than by gzip, encrypted members.
 """
 

@@ -1,13 +1,12 @@
-"""Names of the built-in rewards and the loader of a user's own reward functions."""
+"""Names of the built-in rewards, and a spec to its function: a built-in one or a user's own."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from rewards.functions.loading import FunctionError, load_function
 from rewards.functions.user import adapt
 from rewards.response.response import FORMATS, format_score
 from rewards.types import RewardError, RewardSpec, Sample, Score
@@ -113,34 +112,14 @@ def resolve(spec: RewardSpec) -> RewardFunction:
         RewardError: no such name, file or function, or the file does not load.
     """
     if spec.path:
-        return load_user_function(spec)
+        try:
+            function = load_function(spec.path)
+        except FunctionError as error:
+            raise RewardError(f"reward {spec.name!r}: {error}") from error
+        return adapt(function, f"reward {spec.name!r} ({spec.path})")
     if spec.name not in BUILT_IN:
         raise RewardError(
             f"unknown reward {spec.name!r}; built in are {', '.join(BUILT_IN)}; "
             f"for your own give path='file.py:function'"
         )
     return BUILT_IN[spec.name]
-
-
-def load_user_function(spec: RewardSpec) -> RewardFunction:
-    """A user's function from "file.py:function", adapted to our signature."""
-    file_name, _, function_name = (spec.path or "").rpartition(":")
-    if not file_name or not function_name:
-        raise RewardError(f"reward {spec.name!r}: path must be 'file.py:function', got {spec.path!r}")
-    file = Path(file_name).expanduser()
-    if not file.is_file():
-        raise RewardError(f"reward {spec.name!r}: there is no file {file_name}")
-    module_spec = importlib.util.spec_from_file_location(f"user_reward_{file.stem}", file)
-    if module_spec is None or module_spec.loader is None:
-        raise RewardError(f"reward {spec.name!r}: {file_name} is not a Python file")
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:  # the user's code may raise anything while it loads
-        raise RewardError(
-            f"reward {spec.name!r}: {file_name} does not load: {type(error).__name__}: {error}"
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise RewardError(f"reward {spec.name!r}: {file_name} has no function {function_name}")
-    return adapt(function, f"reward {spec.name!r} ({file_name}:{function_name})")

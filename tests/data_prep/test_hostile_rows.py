@@ -136,7 +136,7 @@ ALLOWED = {
     "vlm_mhpo/records/recorder.py": {"wandb"},  # only with logging.wandb
     "rewards/workers/worker.py": {"socket"},  # a pair of connected sockets to its own child
     "vlm_mhpo/commands/monitor/access.py": {"http"},  # names of status codes
-    "vlm_mhpo/commands/monitor/server.py": {"http"},  # names of status codes
+    "vlm_mhpo/commands/monitor/server.py": {"http", "socket"},  # names of status codes; listens for readers
 }
 
 

@@ -157,7 +157,7 @@ def test_a_users_bad_function_is_named(tmp_path, body, message):
         ([], "no reward has a weight"),
         ([RewardSpec("accuracy", float("nan"))], "finite"),
         ([RewardSpec("mine", 1.0, "nowhere.py:f")], "there is no file nowhere.py"),
-        ([RewardSpec("mine", 1.0, "nowhere.py")], "must be 'file.py:function'"),
+        ([RewardSpec("mine", 1.0, "nowhere.py")], "is not of the form file.py:function"),
     ],
 )
 def test_bad_specs_are_refused_in_one_sentence(specs, message):

@@ -45,7 +45,7 @@ def test_the_function_is_called_with_its_constants_and_the_chosen_mean(tmp_path)
         ("mine.py", "not of the form file.py:function"),
         ("{folder}/none.py:f", "there is no file"),
         ("{folder}/mine.py:other", "has no function other"),
-        ("{folder}/broken.py:f", "fails when it is read"),
+        ("{folder}/broken.py:f", "does not load: RuntimeError: no"),
         ("{folder}/text.txt:f", "is not a Python file"),
     ],
 )

@@ -87,9 +87,10 @@ def audit(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if there is a defect.")] = False,
 ) -> None:
     """Look for bad golds, pictures and placeholders, duplicates, and overlap with benchmarks and between splits."""
-    from data_prep.audit import as_text, write_audit
+    from data_prep.audit import as_text
     from data_prep.audit import audit as examine_rows
     from data_prep.images.hashes import NEAR_LIMIT
+    from vlm_mhpo.pages.audit_page import write_audit
 
     count_tokens = None
     if model:

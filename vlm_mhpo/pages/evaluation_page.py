@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from vlm_mhpo.pages.evaluation_rows import Gallery, as_json, gather
 from vlm_mhpo.pages.gallery import OUTCOMES
-from vlm_mhpo.pages.html import digest, environment, flatten, source, write_html
+from vlm_mhpo.pages.html import digest, environment, flatten, source, write_text
 from vlm_mhpo.pages.run_figures import Chart, draw_charts
 from vlm_mhpo.records.errors import ReportError
 from vlm_mhpo.records.evaluation import Accuracy, BenchmarkResult, Comparison, Evaluated, load_evaluated
@@ -44,7 +44,7 @@ def write_page(results: Path, out: Path, baseline: Path | None = None) -> Path:
     after = load_evaluated(results)
     before = None if baseline is None else load_evaluated(baseline)
     path = Path(out)
-    return write_html(render(after, before), path / "evaluation.html" if path.is_dir() else path)
+    return write_text(render(after, before), path / "evaluation.html" if path.is_dir() else path)
 
 
 def render(after: Evaluated, before: Evaluated | None = None) -> str:

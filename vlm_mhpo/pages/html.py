@@ -17,14 +17,14 @@ from markupsafe import Markup
 from vlm_mhpo.records.reading import clean_text
 
 MAX_TEXT = 6_000  # characters of a completion on the page
-_HERE = Path(__file__).parent
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 @cache
 def environment() -> jinja2.Environment:
     """The template engine: everything is escaped, and a name that does not exist is an error."""
     engine = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -37,7 +37,7 @@ def environment() -> jinja2.Environment:
 
 def source(*names: str) -> Markup:
     """The page's own style or script: the files of those names, one after the other."""
-    return Markup("\n".join((_HERE / name).read_text(encoding="utf-8") for name in names))
+    return Markup("\n".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in names))
 
 
 def digest(text: str) -> str:
@@ -45,11 +45,11 @@ def digest(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
 
 
-def write_html(html: str, path: Path) -> Path:
-    """Write a page and return its path; a reader of the old page never sees half of the new one."""
+def write_text(text: str, path: Path) -> Path:
+    """Write a page or record and return its path; a reader of the old one never sees half of the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(html, encoding="utf-8", errors="replace", newline="\n")
+    partial.write_text(text, encoding="utf-8", errors="replace", newline="\n")
     os.replace(partial, path)
     return path
 

@@ -15,7 +15,7 @@ from typing import Any
 from markupsafe import Markup
 
 from vlm_mhpo.pages.gallery import OUTCOMES, Entry, Pair, choose_pair, compare, select
-from vlm_mhpo.pages.html import digest, environment, flatten, shorten, source, write_html
+from vlm_mhpo.pages.html import digest, environment, flatten, shorten, source, write_text
 from vlm_mhpo.pages.images import PictureBudget
 from vlm_mhpo.pages.plotting import ends
 from vlm_mhpo.pages.run_figures import draw_charts
@@ -77,7 +77,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
     """
     run = load_run(run_dir)
     path = Path(run_dir) / "report.html" if out is None else Path(out)
-    return write_html(render(run), path / "report.html" if path.is_dir() else path)
+    return write_text(render(run), path / "report.html" if path.is_dir() else path)
 
 
 def render(run: Run, *, live_version: str = "") -> str:
@@ -90,7 +90,7 @@ def render(run: Run, *, live_version: str = "") -> str:
     notes = [*run.notes]
     if run.metrics and undrawn:
         notes.append(f"Not recorded in this run, so not drawn: {', '.join(undrawn)}.")
-    template = environment().get_template("template.html.j2")
+    template = environment().get_template("page.html.j2")
     return template.render(
         run=run,
         live_version=live_version,

@@ -8,30 +8,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vlm_mhpo.commands.monitor.access import Access, access_for
-from vlm_mhpo.commands.monitor.server import Limits, open_server
+from vlm_mhpo.commands.monitor.server import Limits, build_server, listen
 
 
 @contextmanager
 def served(folder: Path, access: Access | None = None, limits: Limits | None = None) -> Iterator[int]:
     """The port of a server on 127.0.0.1 that ends with the block."""
-    started, port = threading.Event(), []
-
-    async def run() -> None:
-        server = await open_server(folder, access or access_for("127.0.0.1", None), "127.0.0.1", 0, limits or Limits())
-        loop, stop = asyncio.get_running_loop(), asyncio.Event()
-        port.extend((server.sockets[0].getsockname()[1], lambda: loop.call_soon_threadsafe(stop.set)))
-        started.set()
-        async with server:
-            await stop.wait()
-
-    thread = threading.Thread(target=asyncio.run, args=(run(),), daemon=True)
+    listener = listen("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    server = build_server(folder, access or access_for("127.0.0.1", None), limits or Limits())
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True)
     thread.start()
-    assert started.wait(20)
     try:
-        yield port[0]
+        yield port
     finally:
-        port[1]()
+        server.should_exit = True
         thread.join(20)
+        assert not thread.is_alive()
 
 
 def exchange(port: int, request: bytes) -> bytes:

@@ -1,6 +1,11 @@
 """Who may start a server where, and which files count as a secret."""
 
+import os
+import signal
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -77,3 +82,26 @@ def test_the_command_refuses_what_would_be_open_before_it_listens(tmp_path):
 def test_a_taken_port_is_said_in_a_sentence(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(MonitorError, match="choose another --port"):
         serve(tmp_path, host="127.0.0.1", port=taken.getsockname()[1], token_file=None, say=print)
+
+
+def test_without_its_packages_the_monitor_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "vlm_mhpo.commands.monitor.server", raising=False)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(MonitorError, match=r"pip install 'vlm-mhpo\[monitor\]'"):
+        serve(tmp_path, host="127.0.0.1", port=0, token_file=None, say=print)
+
+
+def test_the_command_says_its_port_and_ends_in_silence_when_interrupted(tmp_path):
+    command = [sys.executable, "-u", "-m", "vlm_mhpo.cli", "monitor", str(tmp_path), "--port", "0"]
+    root = Path(__file__).resolve().parents[3]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=root, env=os.environ | {"PYTHONPATH": "."}, **pipes) as server:
+        address = server.stdout.readline().strip()
+        port = int(address.removeprefix("http://127.0.0.1:").removesuffix("/"))
+        # A reader who only holds the line does not keep the server from ending.
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert client.recv(12) == b"HTTP/1.1 200"
+            server.send_signal(signal.SIGINT)
+            out, errors = server.communicate(timeout=30)
+    assert (server.returncode, out, errors) == (0, "", "")

@@ -149,6 +149,8 @@ def test_with_the_token_the_name_does_not_matter(closed_port, given):
         (STATE + "Host: localhost\r\nContent-Length: 5\r\n\r\nhello", 413),
         (STATE + "Host: localhost\r\nContent-Length: 99999999999\r\n\r\n", 413),
         (STATE + "Host: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", 413),
+        (STATE + "Host: localhost\r\nTransfer-Encoding: chunked\r\n\r\nno number\r\n", 413),
+        (STATE + "Host: localhost\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n", 413),
         (STATE + "Host: localhost\r\nContent-Length: -1\r\n\r\n", 400),
         (STATE + "Host: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
         (STATE + "\r\n", 400),  # HTTP/1.1 without a Host
@@ -162,9 +164,10 @@ def test_with_the_token_the_name_does_not_matter(closed_port, given):
         ("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 a TLS hello\r\n\r\n", 400),
     ],
 )
-def test_a_body_or_a_broken_head_is_refused(port, request_text, status):
+def test_a_body_or_a_broken_head_is_refused(port, request_text, status, caplog):
     answer = exchange(port, request_text.encode("latin-1"))
     assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    assert answer.count(b"HTTP/1.1") == 1 and caplog.records == []
 
 
 def test_a_second_request_in_the_same_connection_is_not_answered(port):

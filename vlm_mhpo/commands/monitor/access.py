@@ -1,4 +1,7 @@
-"""Who may read the monitor: loopback by name, anybody else by a token; decided from a request's head alone."""
+"""Who may read the monitor: loopback by name, anybody else by a token; decided from a request's head alone.
+
+Starlette's TrustedHostMiddleware does not do for the names: it takes a Host without a name or with two, and cuts IPv6.
+"""
 
 from __future__ import annotations
 

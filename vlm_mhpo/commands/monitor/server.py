@@ -1,26 +1,34 @@
-"""A small read-only HTTP server: one request a connection, two addresses, a time limit on every wait.
+"""The monitor as two Starlette routes behind a guard, and uvicorn with the bounds that it does not have itself.
 
-h11 parses and frames; here is only when to give up. Not covered: TLS. Beyond loopback the token and the page travel in
-the clear, so put a proxy or a tunnel in front.
+Not covered: TLS. Beyond loopback the token and the page travel in the clear, so put a proxy or a tunnel in front.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import socket
+import sys
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 import h11
+import uvicorn
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from vlm_mhpo.commands.monitor.access import METHODS, Access, MonitorError, access_for, refusal
+from vlm_mhpo.commands.monitor.access import METHODS, Access, MonitorError, refusal
 from vlm_mhpo.commands.monitor.view import View
 
 MAX_HEAD_BYTES = 16_384
 MAX_CONNECTIONS = 32
 CHUNK_BYTES = 65_536
-MAX_DISCARDED_BYTES = 2**20
 HEADERS = {
     "Cache-Control": "no-store",
     "Connection": "close",
@@ -33,7 +41,6 @@ EXTRA_HEADERS = {
     HTTPStatus.METHOD_NOT_ALLOWED: {"Allow": ", ".join(METHODS)},
     HTTPStatus.UNAUTHORIZED: {"WWW-Authenticate": 'Basic realm="vlm-mhpo monitor", charset="UTF-8"'},
 }
-PLAIN = "text/plain; charset=utf-8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,125 +51,139 @@ class Limits:
     chunk_s: float = 10.0
 
 
-def serve(run_dir: Path, *, host: str, port: int, token_file: Path | None, say: Callable[[str], None]) -> None:
-    """Serve the page of a run until interrupted.
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; uvicorn would end the process with a log line where it cannot have the address.
 
-    Args:
-        run_dir: the run folder; it may still be empty.
-        host: address to listen on; any but loopback needs a token.
-        port: 0 takes a free one.
-        token_file: see `access.read_token`.
-        say: gets the page's address once it is served.
     Raises:
-        MonitorError: no such folder, an address that cannot be had, or access that would be open.
+        MonitorError: the address cannot be had.
     """
-    if not run_dir.is_dir():
-        raise MonitorError(f"There is no run folder at {run_dir}; give the output_dir of the training run.")
-    access = access_for(host, token_file)
-
-    async def run() -> None:
-        server = await open_server(run_dir.resolve(), access, host, port)
-        shown = f"[{host}]" if ":" in host else host
-        say(f"http://{shown}:{server.sockets[0].getsockname()[1]}/")
-        async with server:
-            await server.serve_forever()
-
     try:
-        asyncio.run(run())
-    except KeyboardInterrupt:
-        return
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise MonitorError(f"{host}:{port} cannot be served: {error.strerror}; choose another --port.") from error
 
 
-async def open_server(
-    folder: Path, access: Access, host: str, port: int, limits: Limits = Limits()
-) -> asyncio.base_events.Server:
-    """A listening server; at most MAX_CONNECTIONS clients at a time, the next is hung up on."""
-    view = View(folder)
-    num_open = 0
-
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal num_open
-        if num_open >= MAX_CONNECTIONS:
-            writer.transport.abort()
-            return
-        num_open += 1
-        try:
-            await answer(reader, writer, view, access, limits)
-        except OSError:  # too slow (TimeoutError is one), or gone
-            writer.transport.abort()
-        finally:
-            num_open -= 1
-            writer.close()
-
-    return await asyncio.start_server(accept, host, port, limit=MAX_HEAD_BYTES)
+def build_server(folder: Path, access: Access, limits: Limits = Limits()) -> uvicorn.Server:
+    """The server of a run folder, to be run with the socket of `listen`; it says nothing but unexpected errors."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            build_app(View(folder), access),
+            http=partial(BoundedProtocol, limits=limits),
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            headers=list(HEADERS.items()),
+            server_header=False,
+            proxy_headers=False,
+            loop="asyncio",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            timeout_graceful_shutdown=1,
+        )
+    )
 
 
-async def answer(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, view: View, access: Access, limits: Limits
-) -> None:
-    """Read one request, write one response.
+def build_app(view: View, access: Access) -> ASGIApp:
+    """The page at `/`, its state at `/state.json`, and nothing else, for those that `access` lets in."""
 
-    Raises:
-        OSError: the client was too slow, or went away.
-    """
-    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
-    method = "GET"
-    try:
-        async with asyncio.timeout(limits.request_s):
-            request = await read_head(connection, reader)
-    except h11.RemoteProtocolError as error:
-        status, kind, body = HTTPStatus(error.error_status_hint), PLAIN, b""
-    else:
-        if request is None:
-            return
-        method = request.method.decode("ascii")
-        status, kind, body = await respond(request, view, access)
-    body = body or f"{status.value} {status.phrase}\n".encode()
-    headers = {**HEADERS, **EXTRA_HEADERS.get(status, {}), "Content-Type": kind, "Content-Length": str(len(body))}
-    head = connection.send(h11.Response(status_code=status, headers=list(headers.items()), reason=status.phrase))
-    await write(writer, (head or b"") + (b"" if method == "HEAD" else body), limits)
-    await hang_up(reader, writer, limits)
+    async def page(_: Request) -> Response:
+        html = await view.page()
+        # In chunks, so that the time to read is one chunk's, however long the page.
+        headers = {"Content-Length": str(len(html))}
+        return StreamingResponse(_chunks(html), headers=headers, media_type="text/html")
+
+    async def state(_: Request) -> Response:
+        return Response(await asyncio.to_thread(view.state), media_type="application/json")
+
+    nothing = _answer(HTTPStatus.NOT_FOUND)
+    router = Router([Route("/", page), Route("/state.json", state)], redirect_slashes=False, default=nothing)
+
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        reason = refusal(access, scope["method"], scope["headers"])
+        app = _answer(reason) if reason else nothing if scope["query_string"] else router
+        await app(scope, receive, send)
+
+    return guarded
 
 
-async def read_head(connection: h11.Connection, reader: asyncio.StreamReader) -> h11.Request | None:
-    """The request line and headers; None when the client closed without a request."""
-    while True:
-        event = connection.next_event()
-        if isinstance(event, h11.Request):
-            return event
-        if event is not h11.NEED_DATA:
-            return None
-        connection.receive_data(await reader.read(4096))
+def _answer(status: HTTPStatus) -> Response:
+    """A status in words."""
+    return PlainTextResponse(f"{status.value} {status.phrase}\n", status, EXTRA_HEADERS.get(status))
 
 
-async def respond(request: h11.Request, view: View, access: Access) -> tuple[HTTPStatus, str, bytes]:
-    """Status, content type and body; an empty body stands for the status in words."""
-    reason = refusal(access, request.method.decode("ascii"), list(request.headers))
-    if reason is not None:
-        return reason, PLAIN, b""
-    target = request.target
-    if target == b"/":
-        return HTTPStatus.OK, "text/html; charset=utf-8", await view.page()
-    if target == b"/state.json":
-        return HTTPStatus.OK, "application/json", await asyncio.to_thread(view.state)
-    return HTTPStatus.NOT_FOUND, PLAIN, b""
-
-
-async def write(writer: asyncio.StreamWriter, data: bytes, limits: Limits) -> None:
-    """Write in chunks, each of which the client must have taken within its time."""
-    writer.transport.set_write_buffer_limits(high=CHUNK_BYTES)
+async def _chunks(data: bytes) -> AsyncIterator[bytes]:
     for start in range(0, len(data), CHUNK_BYTES):
-        writer.write(data[start : start + CHUNK_BYTES])
-        async with asyncio.timeout(limits.chunk_s):
-            await writer.drain()
+        yield data[start : start + CHUNK_BYTES]
 
 
-async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limits: Limits) -> None:
-    """End the response and wait until the client has it: closing on unread bytes would take it back from him."""
-    writer.write_eof()
-    async with asyncio.timeout(limits.chunk_s):
-        for _ in range(MAX_DISCARDED_BYTES // CHUNK_BYTES):
-            if not await reader.read(CHUNK_BYTES):
+class BoundedProtocol(H11Protocol):
+    """uvicorn's HTTP with a bound on every wait and on the number of open connections.
+
+    uvicorn alone bounds neither the time of a request's head nor that of a client that does not read, its
+    `limit_concurrency` lets silent connections in, and it answers a head that is too long with 400.
+    """
+
+    def __init__(self, *args: Any, limits: Limits, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._limits = limits
+        self._deadline: asyncio.TimerHandle | None = None
+        self._is_refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        """Hang up on one client too many; the request of any other must be here in time."""
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.abort()
+        self._wait(self._limits.request_s)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is waited for any more."""
+        self._wait(None)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Once the head is here the client may take its time until it is answered."""
+        # In pieces: h11 measures a head only while it waits for more of it.
+        for start in range(0, len(data), 4096):
+            if self._is_refused or self.cycle is not None:  # one request per connection
                 return
+            super().data_received(data[start : start + 4096])
+        if self.cycle is not None:
+            self._wait(None)
+
+    def pause_writing(self) -> None:
+        """What was sent must be read in time."""
+        super().pause_writing()
+        self._wait(self._limits.chunk_s)
+
+    def resume_writing(self) -> None:
+        """It was; after the last chunk the connection must close in time."""
+        super().resume_writing()
+        self._wait(self._limits.chunk_s if self.transport.is_closing() else None)
+
+    def on_response_complete(self) -> None:
+        """The rest must be read in time too."""
+        super().on_response_complete()
+        self._wait(self._limits.chunk_s)
+
+    def send_400_response(self, msg: str) -> None:
+        """Say what is wrong with the head, then wait for the client to hang up: closing on bytes that are still
+        under way would take the answer back from him."""
+        if self.cycle is not None:  # the head was whole: what is broken is a body that nobody reads
+            return
+        error = sys.exception()
+        status = HTTPStatus(error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400)
+        body = f"{status.value} {status.phrase}\n".encode()
+        headers = [*HEADERS.items(), ("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
+        head = self.conn.send(h11.Response(status_code=status, headers=headers, reason=status.phrase))
+        self._is_refused = True
+        self.transport.write((head or b"") + body)
+        self.transport.write_eof()
+        self._wait(self._limits.chunk_s)
+
+    def _wait(self, seconds: float | None) -> None:
+        """Hang up after so many seconds from now unless this is called again; None waits for ever."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = None if seconds is None else self.loop.call_later(seconds, self.transport.abort)
