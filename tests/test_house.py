@@ -33,8 +33,9 @@ FLOORS = (
     ("cli",),
 )
 # Outside of it the rewards package is seen only here, and only through its doors: what their `__all__` names.
-REWARD_DOORS = ("rewards", "rewards.answers", "rewards.response")
-SEES_REWARDS = {"scoring", "evaluation"}
+# The last one is the loader of a user's function, which rewards and objectives share.
+REWARD_DOORS = ("rewards", "rewards.answers", "rewards.response", "rewards.functions.loading")
+SEES_REWARDS = {"scoring", "evaluation", "objectives"}
 # One word for one idea: the names that were given up.
 OLD_WORDS = {"Batch", "Chosen", "Examiner", "Finding", "Tools", "batches_of", "build_batches"}
 # Still to be renamed; it can only shrink.

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+__all__ = ["FunctionError", "load_function"]
+
 
 class FunctionError(ValueError):
     """A user's function cannot be had; the text says why, to go on from "reward 'mine': "."""

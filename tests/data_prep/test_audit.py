@@ -14,7 +14,7 @@ from data_prep import DataError
 from data_prep.audit import as_text, audit
 from data_prep.audit.run import histogram
 from data_prep.images.hashes import nearest, perceptual_hash, pixel_hash
-from vlm_mhpo.pages.audit_page import write_audit
+from vlm_mhpo.commands.audit_page import write_audit
 
 REPOSITORY = Path(__file__).parents[2]
 FORMALGEO = REPOSITORY / "tests" / "data" / "formalgeo7k"

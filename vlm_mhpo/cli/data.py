@@ -90,7 +90,7 @@ def audit(
     from data_prep.audit import as_text
     from data_prep.audit import audit as examine_rows
     from data_prep.images.hashes import NEAR_LIMIT
-    from vlm_mhpo.pages.audit_page import write_audit
+    from vlm_mhpo.commands.audit_page import write_audit
 
     count_tokens = None
     if model:
