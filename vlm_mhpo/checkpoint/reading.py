@@ -41,7 +41,7 @@ def newest_valid(root: Path) -> tuple[int, dict[str, Any]] | None:
 
 def read_state(folder: Path) -> dict[str, Any]:
     """The state of a checkpoint after checking every file against the manifest."""
-    refuse_links(folder)
+    _refuse_links(folder)
     try:
         entries = json.loads((folder / MANIFEST).read_text())["files"].items()
         listing = {name: (entry["bytes"], entry["sha256"]) for name, entry in entries}
@@ -65,7 +65,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def refuse_links(folder: Path) -> None:
+def _refuse_links(folder: Path) -> None:
     """CheckpointError for a checkpoint that is, or holds, anything but files and folders of its own."""
     for path in (folder, *sorted(folder.rglob("*"))):
         mode = path.lstat().st_mode

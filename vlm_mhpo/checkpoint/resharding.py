@@ -74,7 +74,7 @@ def load_resharded(engine: Engine, folder: Path) -> None:
     """
     error: CheckpointError | None = None
     try:
-        fill(engine, read_shards(folder / ENGINE_TAG, trained_parameters(engine)))
+        fill(engine, _read_shards(folder / ENGINE_TAG, _trained_parameters(engine)))
     except CheckpointError as problem:
         error = CheckpointError(f"{folder}: {problem}")
     except (KeyError, IndexError, AttributeError, TypeError) as problem:
@@ -83,61 +83,61 @@ def load_resharded(engine: Engine, folder: Path) -> None:
     settle(engine)
 
 
-def trained_parameters(engine: Engine) -> dict[str, torch.nn.Parameter]:
+def _trained_parameters(engine: Engine) -> dict[str, torch.nn.Parameter]:
     """What the optimizer moves, by name, in its order."""
     return {name: parameter for name, parameter in engine.policy.named_parameters() if parameter.requires_grad}
 
 
-def read_shards(folder: Path, trained: dict[str, torch.nn.Parameter]) -> Saved:
+def _read_shards(folder: Path, trained: dict[str, torch.nn.Parameter]) -> Saved:
     """Find every value in DeepSpeed's shards of any stage."""
-    models = {rank_of(file): file for file in sorted(folder.glob("*model_states.pt"))}
-    optimizers = {rank_of(file): file for file in sorted(folder.glob("*optim_states.pt"))}
+    models = {_rank_of(file): file for file in sorted(folder.glob("*model_states.pt"))}
+    optimizers = {_rank_of(file): file for file in sorted(folder.glob("*optim_states.pt"))}
     model = safe_load(str(models[0]), "cpu", mmap=True)
     saved = Saved(counters={name: model[name] for name in ("global_steps", "global_samples", "skipped_steps")})
     if not optimizers:
-        read_stage_0(saved, model, trained)
+        _read_stage_0(saved, model, trained)
     position: dict[str, int] = {}
     for rank in range(len(optimizers)):
         state = safe_load(str(optimizers[rank]), "cpu", mmap=True)["optimizer_state_dict"]
         if int(state["zero_stage"]) == 3:
-            read_stage_3(saved, state, model["param_shapes"], rank, len(optimizers))
+            _read_stage_3(saved, state, model["param_shapes"], rank, len(optimizers))
         else:
-            read_stage_1_2(saved, state, position)
+            _read_stage_1_2(saved, state, position)
     return saved
 
 
-def rank_of(file: Path) -> int:
+def _rank_of(file: Path) -> int:
     """The rank that a shard's name tells."""
     found = re.search(r"zero_pp_rank_(\d+)_", file.name)
     return int(found[1]) if found else 0
 
 
-def read_stage_0(saved: Saved, model: dict[str, Any], trained: dict[str, torch.nn.Parameter]) -> None:
+def _read_stage_0(saved: Saved, model: dict[str, Any], trained: dict[str, torch.nn.Parameter]) -> None:
     """Whole parameters; the optimizer numbers them in its own order."""
     states = model["optimizer"]["state"]
     for index, name in enumerate(trained):
-        flat = flat_values(saved, model["module"][name], states.get(index, {}))
+        flat = _flat_values(saved, model["module"][name], states.get(index, {}))
         saved.add(name, 0, flat, 0, flat[WEIGHT].numel())
 
 
-def read_stage_1_2(saved: Saved, state: dict[str, Any], position: dict[str, int]) -> None:
+def _read_stage_1_2(saved: Saved, state: dict[str, Any], position: dict[str, int]) -> None:
     """One flat part of all parameters a rank, in rank order; `position` is how far each parameter has come."""
     states = state["base_optimizer_state"]["state"]
     for group, weights in enumerate(state["single_partition_of_fp32_groups"]):
-        flat = flat_values(saved, weights, states.get(group, {}))
+        flat = _flat_values(saved, weights, states.get(group, {}))
         for name, address in state["param_slice_mappings"][group].items():
             begin = position.get(name, 0)
             saved.add(name, begin, flat, address.start, address.numel)
             position[name] = begin + address.numel
 
 
-def read_stage_3(
+def _read_stage_3(
     saved: Saved, state: dict[str, Any], shapes: list[dict[str, torch.Size]], rank: int, num_ranks: int
 ) -> None:
     """Every parameter cut into equal parts, one a rank, the last one padded; one flat tensor a sub-group."""
     states = state["optimizer_state_dict"]["state"]
     for group, weights in enumerate(state["fp32_flat_groups"]):
-        flat = flat_values(saved, weights, states.get(group, {}))
+        flat = _flat_values(saved, weights, states.get(group, {}))
         start = 0
         for name, shape in shapes[group].items():
             part = -(-shape.numel() // num_ranks)
@@ -146,7 +146,7 @@ def read_stage_3(
             start += part
 
 
-def flat_values(saved: Saved, weights: Tensor, state: dict[str, Any]) -> dict[str, Tensor]:
+def _flat_values(saved: Saved, weights: Tensor, state: dict[str, Any]) -> dict[str, Tensor]:
     """Weights with their moments, and the update count noted; zeros before the first update."""
     saved.step = state.get("step", saved.step)
     return {WEIGHT: weights.reshape(-1)} | {
@@ -157,7 +157,7 @@ def flat_values(saved: Saved, weights: Tensor, state: dict[str, Any]) -> dict[st
 def slots(engine: Engine) -> Iterator[Slot]:
     """Everything that this rank's optimizer owns."""
     optimizer = engine.deepspeed.optimizer
-    for name, parameter in trained_parameters(engine).items():
+    for name, parameter in _trained_parameters(engine).items():
         if engine.zero_stage == 0:
             yield Slot(name, 0, parameter, 0, parameter.numel())
         elif engine.zero_stage < 3:
@@ -187,7 +187,7 @@ def fill(engine: Engine, saved: Saved) -> None:
                 state["step"] = saved.step.clone() if isinstance(saved.step, Tensor) else saved.step
             saved.copy(slot.name, WEIGHT, slot.begin, part_of(slot.flat, slot))
         if engine.zero_stage in (1, 2):
-            for name, parameter in trained_parameters(engine).items():
+            for name, parameter in _trained_parameters(engine).items():
                 whole = torch.empty(parameter.numel())
                 saved.copy(name, WEIGHT, 0, whole)
                 parameter.copy_(whole.view_as(parameter))

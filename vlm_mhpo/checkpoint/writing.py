@@ -95,9 +95,9 @@ def begin(
     state = {**state, "format_version": FORMAT_VERSION, "step": step}
     saving = Saving(root, step, state, keep, best, disk, Future())
     staging = saving.staging
-    with clearing(saving):
-        together(step, lambda: make_staging(disk, root, staging), main_only=True)
-        written = together(step, lambda: write_shards(engine, staging, disk))
+    with _clearing(saving):
+        together(step, lambda: _make_staging(disk, root, staging), main_only=True)
+        written = together(step, lambda: _write_shards(engine, staging, disk))
         together(step, lambda: extra(staging, disk))
     if ranks.is_main():
         # The shards of other ranks may lie there, too; each settles its own.
@@ -128,7 +128,7 @@ def finish(saving: Saving) -> Path:
         SaveError: on every rank, when any could not write; older checkpoints are intact.
     """
     final = folder_of(saving.root, saving.step)
-    with clearing(saving):
+    with _clearing(saving):
         own = together(saving.step, saving.settled.result)
         listing = {name: entry for part in ranks.gather_objects(own) for name, entry in part.items()}
         together(
@@ -137,13 +137,13 @@ def finish(saving: Saving) -> Path:
             main_only=True,
         )
     if ranks.is_main():
-        tidy(saving.disk, saving.root, saving.keep, saving.step, saving.best)
+        _tidy(saving.disk, saving.root, saving.keep, saving.step, saving.best)
     ranks.barrier()
     return final
 
 
 @contextmanager
-def clearing(saving: Saving) -> Iterator[None]:
+def _clearing(saving: Saving) -> Iterator[None]:
     """Inside, a save that is refused removes what it has written."""
     try:
         yield
@@ -167,7 +167,7 @@ def together(step: int, act: Callable[[], Any], *, main_only: bool = False) -> A
     return result
 
 
-def make_staging(disk: Disk, root: Path, staging: Path) -> None:
+def _make_staging(disk: Disk, root: Path, staging: Path) -> None:
     """Clear away what interrupted saves left, and make the folder that is filled."""
     if not root.is_dir():
         disk.make_folder(root)
@@ -177,7 +177,7 @@ def make_staging(disk: Disk, root: Path, staging: Path) -> None:
     disk.make_folder(staging)
 
 
-def write_shards(engine: Engine, staging: Path, disk: Disk) -> list[Path]:
+def _write_shards(engine: Engine, staging: Path, disk: Disk) -> list[Path]:
     """DeepSpeed's shards of this rank, written by `disk`; not yet forced to the disk."""
     with through(disk, engine.deepspeed) as written:
         engine.deepspeed.save_checkpoint(str(staging), tag=ENGINE_TAG, save_latest=False)
@@ -241,7 +241,7 @@ def commit(
     disk.fsync(final.parent)
 
 
-def tidy(disk: Disk, root: Path, keep: int, step: int, best: Best | None) -> None:
+def _tidy(disk: Disk, root: Path, keep: int, step: int, best: Best | None) -> None:
     """Name the best checkpoint and remove the needless ones. The new one is safe, so a failure here is a warning."""
     try:
         prune(root, keep, newest=step, best=best, disk=disk)
@@ -256,18 +256,18 @@ def prune(root: Path, keep: int, *, newest: int, best: Best | None = None, disk:
     """
     for step in steps_in(root):
         if step > newest:
-            remove_checkpoint(disk, root, step)
+            _remove_checkpoint(disk, root, step)
     kept = steps_in(root)[-keep:]
     if best is not None:
         kept.append(write_best(disk, root, best))
     for step in steps_in(root):
         if step not in kept:
-            remove_checkpoint(disk, root, step)
+            _remove_checkpoint(disk, root, step)
     for left in leftovers_in(root):
         remove_tree(disk, left)
 
 
-def remove_checkpoint(disk: Disk, root: Path, step: int) -> None:
+def _remove_checkpoint(disk: Disk, root: Path, step: int) -> None:
     """Take a checkpoint its name at once, so that half of one is never taken for a checkpoint, then its files."""
     removed = root / f"{REMOVED}{folder_of(root, step).name}"
     disk.rename(folder_of(root, step), removed)

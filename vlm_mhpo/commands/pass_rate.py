@@ -47,7 +47,7 @@ def rated(
     """
     setting = sampling_setting(config, model, num_samples)
     chosen = pass_rate_filter(*bounds, setting)
-    with model_judge(config, model, num_samples) as judge:
+    with _model_judge(config, model, num_samples) as judge:
         # A copy: the caller adds the filter of the rates to its own list.
         yield with_pass_rates(rows, judge, cache, setting, tuple(others)), chosen
 
@@ -95,7 +95,7 @@ def with_pass_rates(
     while chunk := list(islice(stream, CHUNK)):
         loaded = [readable(row) for row in chunk]
         keys = {
-            index: key_of(row, setting)
+            index: _key_of(row, setting)
             for index, row in enumerate(loaded)
             if row is not None and not any(each.reason(row) for each in others)
         }
@@ -103,7 +103,7 @@ def with_pass_rates(
         if missing:
             rates = judge([row for index in missing if (row := loaded[index])])
             fresh = {keys[index]: rate for index, rate in zip(missing, rates, strict=True)}
-            append_cache(cache, fresh)
+            _append_cache(cache, fresh)
             known |= fresh
         for index, row in enumerate(chunk):
             rate = known.get(keys[index]) if index in keys else None
@@ -120,7 +120,7 @@ def readable(row: Row | RowError) -> Row | None:
         return None
 
 
-def key_of(row: Row, setting: str) -> str:
+def _key_of(row: Row, setting: str) -> str:
     """Names a rate: everything of the row that the model or the verifier sees, and how it was sampled."""
     seen = hashlib.sha256(setting.encode())
     parts = (row.id, row.problem, row.answer, row.kind, row.choices, row.precision, row.unit)
@@ -142,7 +142,7 @@ def read_cache(file: Path) -> dict[str, float | None]:
     return known
 
 
-def append_cache(file: Path, rates: dict[str, float | None]) -> None:
+def _append_cache(file: Path, rates: dict[str, float | None]) -> None:
     """Add rates and flush them to the disk."""
     file.parent.mkdir(parents=True, exist_ok=True)
     # A torn line of a killed run must not swallow the first of ours.
@@ -156,7 +156,7 @@ def append_cache(file: Path, rates: dict[str, float | None]) -> None:
 
 
 @contextmanager
-def model_judge(config: Config, model: str, num_samples: int) -> Iterator[Judge]:
+def _model_judge(config: Config, model: str, num_samples: int) -> Iterator[Judge]:
     """A judge that samples `model` as `config` samples in training: its prompts, pixel limits, budget, temperature.
 
     Args:

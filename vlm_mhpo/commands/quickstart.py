@@ -51,10 +51,10 @@ def run_quickstart(config: Config) -> dict[str, float]:
         train(rl)
     run_dir = Path(rl.output_dir)
     with clock("report"):
-        report = finish_report(run_dir, seconds_of(clock))
+        report = _finish_report(run_dir, _seconds_of(clock))
     before, after = (json.loads((run_dir / "eval" / f"{name}.json").read_text()) for name in ("before", "after"))
-    print_summary(before, after, seconds_of(clock), report)
-    return {"before": before["accuracy"], "after": after["accuracy"], **seconds_of(clock)}
+    _print_summary(before, after, _seconds_of(clock), report)
+    return {"before": before["accuracy"], "after": after["accuracy"], **_seconds_of(clock)}
 
 
 def clear(root: Path) -> None:
@@ -89,7 +89,7 @@ def stage_config(config: Config, root: Path, stage: str, model: Path, *, data: s
     )
 
 
-def finish_report(run_dir: Path, seconds: dict[str, float]) -> Path:
+def _finish_report(run_dir: Path, seconds: dict[str, float]) -> Path:
     """Put the stage times into run.json and write the page and the picture."""
     from vlm_mhpo.pages import write_report, write_result_picture
 
@@ -99,7 +99,7 @@ def finish_report(run_dir: Path, seconds: dict[str, float]) -> Path:
     return write_report(run_dir)
 
 
-def print_summary(before: dict, after: dict, seconds: dict[str, float], report: Path) -> None:
+def _print_summary(before: dict, after: dict, seconds: dict[str, float], report: Path) -> None:
     """What came out, how long each stage took, where the report is, what to do next."""
     console = Console()
     table = Table(title="quickstart")
@@ -119,6 +119,6 @@ def print_summary(before: dict, after: dict, seconds: dict[str, float], report: 
     console.print(f"next, a real model: {NEXT_STEP}", soft_wrap=True)
 
 
-def seconds_of(clock: Clock) -> dict[str, float]:
+def _seconds_of(clock: Clock) -> dict[str, float]:
     """Seconds of each stage, in order."""
     return {stage: round(seconds, 1) for stage, seconds in clock.totals.items()}

@@ -73,7 +73,7 @@ def report(folder: Path, model: str | None = None) -> tuple[str, bool]:
     """What a replay of a dump finds, for a terminal, and whether everything was finite; arguments as in `replay`."""
     dumps, found = replay(folder, model)
     try:
-        rewards = changed_rewards(dumps, config_of(dumps[0], folder))
+        rewards = _changed_rewards(dumps, config_of(dumps[0], folder))
     except (RewardError, VerifierError) as problem:
         rewards = [f"scoring fails: {problem}"]
     return as_text(dumps, found, rewards), all(one.is_finite for one in found)
@@ -92,7 +92,7 @@ def replay(folder: Path, model: str | None = None) -> tuple[list[Dump], list[Rep
     dumps = read_dump(folder)
     config = config_of(dumps[0], folder)
     ranks.start(config.num_threads)
-    found = config.model.model_copy(update={"path": policy_for(folder, dumps[0], model), "revision": None})
+    found = config.model.model_copy(update={"path": _policy_for(folder, dumps[0], model), "revision": None})
     opened = open_policy(found, folder, "repeat")
     objective = build_objective(config.objective, config.rollout.max_completion_length)
     return dumps, list(replayed(dumps, opened.policy, opened.codec, objective, config))
@@ -103,7 +103,7 @@ def config_of(dump: Dump, folder: Path) -> Config:
     return parse_config(dump.values, where=str(folder))
 
 
-def policy_for(folder: Path, dump: Dump, model: str | None) -> str:
+def _policy_for(folder: Path, dump: Dump, model: str | None) -> str:
     """The weights that a replay uses."""
     if model is not None:
         return find_policy(model)
@@ -126,11 +126,11 @@ def replayed(
         flat = 0
         for scored in dump.batch.groups:
             for index in range(len(scored.group.completions)):
-                yield replay_one(dump, scored, index, flat, policy, codec, objective, config, counts)
+                yield _replay_one(dump, scored, index, flat, policy, codec, objective, config, counts)
                 flat += 1
 
 
-def replay_one(
+def _replay_one(
     dump: Dump,
     scored: ScoredGroup,
     index: int,
@@ -164,7 +164,7 @@ def replay_one(
             kl_BT = kl_penalty(log_probs_BT, frozen_BT, mask_BT)
             loss = loss + config.objective.beta * objective.aggregate(kl_BT, mask_BT, **counts)
         loss.backward()
-        loss_value, norm = float(loss.detach()), gradient_norm(policy)
+        loss_value, norm = float(loss.detach()), _gradient_norm(policy)
     except (ValueError, IndexError, RuntimeError) as problem:
         # What stopped the run may stop it here again, and that is the answer.
         refusal = f"{type(problem).__name__}: {problem}"
@@ -180,13 +180,13 @@ def worst(log_ratio_T: Tensor) -> tuple[int, float]:
     return position, float(log_ratio_T[position])
 
 
-def gradient_norm(policy: Policy) -> float:
+def _gradient_norm(policy: Policy) -> float:
     """L2 norm over all gradients."""
     squares = [weight.grad.double().square().sum() for weight in policy.parameters() if weight.grad is not None]
     return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
 
 
-def changed_rewards(dumps: Sequence[Dump], config: Config) -> list[str]:
+def _changed_rewards(dumps: Sequence[Dump], config: Config) -> list[str]:
     """Score the dumped completions again; one line for each whose rewards are now others.
 
     Raises:

@@ -27,7 +27,7 @@ OWN_KEYS = (
 
 def deepspeed_settings(config: DeepSpeedConfig, *, dtype: str, max_grad_norm: float) -> dict[str, Any]:
     """DeepSpeed's own configuration: the user's JSON if there is one, with what must follow from ours."""
-    settings = read_user_settings(config.config) if config.config else {}
+    settings = _read_user_settings(config.config) if config.config else {}
     zero = settings.setdefault("zero_optimization", {})
     zero.setdefault("stage", config.zero_stage)
     if config.offload_optimizer:
@@ -59,7 +59,7 @@ def adds_in_float32(stage: int) -> bool:
     return stage >= 2
 
 
-def read_user_settings(path: str) -> dict[str, Any]:
+def _read_user_settings(path: str) -> dict[str, Any]:
     """A user's DeepSpeed JSON; ConfigError when it is unreadable or decides what is ours to decide."""
     try:
         settings = json.loads(Path(path).read_text())

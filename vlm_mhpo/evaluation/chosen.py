@@ -68,7 +68,7 @@ def choose(
         DataError: rows cannot be had; says what to download and where to put it.
         EvaluationError: a benchmark without rows.
     """
-    parsed = [parse_entry(entry) for entry in entries]
+    parsed = [_parse_entry(entry) for entry in entries]
     names = [name for name, _, _ in parsed]
     twice = sorted({name for name in names if names.count(name) > 1})
     strange = sorted(set(places or {}) - set(names))
@@ -102,7 +102,7 @@ def benchmark_builder(
     return prompt_builder(asked, codec, family)
 
 
-def parse_entry(entry: str) -> tuple[str, str | None, str | None]:
+def _parse_entry(entry: str) -> tuple[str, str | None, str | None]:
     """(name, split or None, place or None) of NAME[@SPLIT][=PLACE]."""
     named, _, place = entry.partition("=")
     name, _, split = named.strip().partition("@")
@@ -116,10 +116,10 @@ def with_rows(
     rows = tuple(benchmark_rows(benchmark, split=split, source=place, folder=folder)[:limit])
     if not rows:
         raise EvaluationError(f"{benchmark.name}: {place or folder / benchmark.name} has no rows of it")
-    shown = rows if prompt == "run" else tuple(official_question(benchmark, row) for row in rows)
+    shown = rows if prompt == "run" else tuple(_official_question(benchmark, row) for row in rows)
     return BenchmarkRows(benchmark, split or benchmark.splits[0], rows, shown)
 
 
-def official_question(benchmark: Benchmark, row: Row) -> Row:
+def _official_question(benchmark: Benchmark, row: Row) -> Row:
     """The row with the whole official text as its problem, to which nothing is added."""
     return replace(row, problem=benchmark.prompt(row) + benchmark.instruction, kind="auto", choices=None)

@@ -77,7 +77,7 @@ def benchmark_result(
         mean_tokens=sum(completion.num_tokens for completion in completions) / len(completions),
         categories=categories(items),
         probes=dict(probes or {}),
-        overlap=None if shared is None else overlap_record(items, shared),
+        overlap=None if shared is None else _overlap_record(items, shared),
         items=items_file,
     )
 
@@ -130,7 +130,7 @@ def _paired(pairs: Iterable[tuple[Item, Item]]) -> statistics.Paired:
     return statistics.paired(ours, theirs, problems)
 
 
-def overlap_record(items: Sequence[Item], shared: Shared) -> Overlap:
+def _overlap_record(items: Sequence[Item], shared: Shared) -> Overlap:
     """How many rows training has seen, and the accuracy on the others."""
     clean = [item for item in items if item.id not in shared.all_ids]
     return Overlap(

@@ -19,12 +19,12 @@ def append_chunk(file: Path, items: Iterable[tuple[int, Item]]) -> None:
     """Add judged rows with their places to a rank's file, and wait until they are on the disk."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("ab") as stream:
-        stream.writelines(b'{"index":%d,"item":%s}\n' % (place, item_line(item)) for place, item in items)
+        stream.writelines(b'{"index":%d,"item":%s}\n' % (place, _item_line(item)) for place, item in items)
         stream.flush()
         os.fsync(stream.fileno())
 
 
-def item_line(item: Item) -> bytes:
+def _item_line(item: Item) -> bytes:
     """The JSON of a row, without a line end."""
     return item.model_dump_json().encode()
 
@@ -35,8 +35,8 @@ def recover(parts: Path, ids: Sequence[str], chunk_size: int) -> set[int]:
     Raises:
         EvaluationError: a row is there twice or under another id, or a line before the last cannot be read.
     """
-    by_file = {file: list(read_part(file, ids)) for file in part_files(parts)}
-    places = check_once([place for pairs in by_file.values() for place, _ in pairs], ids, parts)
+    by_file = {file: list(_read_part(file, ids)) for file in _part_files(parts)}
+    places = _check_once([place for pairs in by_file.values() for place, _ in pairs], ids, parts)
     chunks = range(-(-len(ids) // chunk_size))
     finished = {
         chunk
@@ -57,8 +57,8 @@ def merge(parts: Path, ids: Sequence[str]) -> list[Item]:
     Raises:
         EvaluationError: a row is missing, or there twice.
     """
-    pairs = [pair for file in part_files(parts) for pair in read_part(file, ids)]
-    found = check_once([place for place, _ in pairs], ids, parts)
+    pairs = [pair for file in _part_files(parts) for pair in _read_part(file, ids)]
+    found = _check_once([place for place, _ in pairs], ids, parts)
     missing = [ids[place] for place in range(len(ids)) if place not in found]
     if missing:
         raise EvaluationError(
@@ -73,7 +73,7 @@ def write_items(file: Path, items: Iterable[Item]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     replacement = file.with_suffix(".tmp")
     with replacement.open("wb") as stream:
-        stream.writelines(item_line(item) + b"\n" for item in items)
+        stream.writelines(_item_line(item) + b"\n" for item in items)
         stream.flush()
         os.fsync(stream.fileno())
     replacement.replace(file)
@@ -114,12 +114,12 @@ def remove_parts(parts: Path) -> None:
         parts.parent.rmdir()
 
 
-def part_files(parts: Path) -> list[Path]:
+def _part_files(parts: Path) -> list[Path]:
     """The ranks' files, in the order of their names."""
     return sorted(parts.glob("*.jsonl"))
 
 
-def read_part(file: Path, ids: Sequence[str]) -> Iterator[tuple[int, Item]]:
+def _read_part(file: Path, ids: Sequence[str]) -> Iterator[tuple[int, Item]]:
     """(place, row) of each line of a rank's file; a last line without its end is the trace of a kill and left out."""
     lines = file.read_bytes().split(b"\n")
     for number, line in enumerate(lines[:-1], start=1):
@@ -133,7 +133,7 @@ def read_part(file: Path, ids: Sequence[str]) -> Iterator[tuple[int, Item]]:
         yield place, item
 
 
-def check_once(places: Sequence[int], ids: Sequence[str], parts: Path) -> set[int]:
+def _check_once(places: Sequence[int], ids: Sequence[str], parts: Path) -> set[int]:
     """The places as a set; EvaluationError if one is there twice."""
     found: set[int] = set()
     for place in places:

@@ -16,7 +16,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def with_interval(found: Accuracy | MethodScore) -> str:
+def _with_interval(found: Accuracy | MethodScore) -> str:
     """Accuracy and its interval, percent; without one where runs are all alike."""
     if found.low is None:
         return f"{percent(found.accuracy)} (all runs alike)"
@@ -25,10 +25,10 @@ def with_interval(found: Accuracy | MethodScore) -> str:
 
 def signed(found: Difference) -> str:
     """A difference, its interval in points, and its p-value."""
-    return f"{100 * found.difference:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}], {p_value(found.p)}"
+    return f"{100 * found.difference:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}], {_p_value(found.p)}"
 
 
-def p_value(p: float) -> str:
+def _p_value(p: float) -> str:
     """A p-value as a paper prints it."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
@@ -55,16 +55,16 @@ def markdown(results: Results) -> str:
         "",
         f"{decoding(results)}; {hashes}; {results.created_by}. Accuracy in percent with its 95 % interval.",
         "",
-        markdown_table(SCORE_HEAD, map(score_cells, results.benchmarks)),
+        markdown_table(SCORE_HEAD, map(_score_cells, results.benchmarks)),
         "",
         "## Verdicts of our verifier, percent of the completions",
         "",
-        verdict_table(results.benchmarks),
+        _verdict_table(results.benchmarks),
     ]
     for title, head, rows in (
         (f"Against {results.comparison.baseline}" if results.comparison else "", DIFFERENCE_HEAD, compared(results)),
         ("How much needs the picture", PROBE_HEAD, probed(results)),
-        ("Shared with the training rows", OVERLAP_HEAD, overlapping(results)),
+        ("Shared with the training rows", OVERLAP_HEAD, _overlapping(results)),
         ("By category", CATEGORY_HEAD, by_category(results)),
     ):
         if rows:
@@ -84,19 +84,19 @@ OVERLAP_HEAD = ("benchmark", "training rows", "same picture", "near picture", "s
 CATEGORY_HEAD = ("benchmark", "axis", "value", "rows", "official", "protocol")
 
 
-def titled(found: BenchmarkResult) -> str:
+def _titled(found: BenchmarkResult) -> str:
     """A benchmark's title, with its split where the title does not say it."""
     return found.title if found.split in found.title else f"{found.title} ({found.split})"
 
 
-def score_cells(found: BenchmarkResult) -> list[str]:
+def _score_cells(found: BenchmarkResult) -> list[str]:
     """One benchmark's line of the summary."""
     j = found.num_samples
     return [
-        titled(found),
+        _titled(found),
         str(found.num_rows) + (f" ({found.num_problems} problems)" if found.num_problems < found.num_rows else ""),
-        with_interval(found.scores.official),
-        with_interval(found.scores.ours),
+        _with_interval(found.scores.official),
+        _with_interval(found.scores.ours),
         f"{percent(found.pass_at[j])} (k = {j})",
         ", ".join(f"{name} {percent(value)}" for name, value in found.extra.items()) or "-",
         f"{found.mean_tokens:.0f}",
@@ -104,7 +104,7 @@ def score_cells(found: BenchmarkResult) -> list[str]:
     ]
 
 
-def verdict_table(benchmarks: Sequence[BenchmarkResult]) -> str:
+def _verdict_table(benchmarks: Sequence[BenchmarkResult]) -> str:
     """Share of each verdict, a line a benchmark."""
     names = sorted({name for found in benchmarks for name in found.verdicts})
     rows = [
@@ -120,10 +120,10 @@ def compared(results: Results) -> list[list[str]]:
         return []
     hashes = {found.name: found.protocol_hash for found in results.benchmarks}
     titles = {found.name: found.title for found in results.benchmarks}
-    return [difference_cells(titles[one.name], one, hashes[one.name]) for one in results.comparison.benchmarks]
+    return [_difference_cells(titles[one.name], one, hashes[one.name]) for one in results.comparison.benchmarks]
 
 
-def difference_cells(label: str, found: BenchmarkComparison, protocol: str) -> list[str]:
+def _difference_cells(label: str, found: BenchmarkComparison, protocol: str) -> list[str]:
     """One line of a comparison."""
     return [label, str(found.num_rows), signed(found), str(found.wins), str(found.losses), protocol]
 
@@ -131,20 +131,27 @@ def difference_cells(label: str, found: BenchmarkComparison, protocol: str) -> l
 def probed(results: Results) -> list[list[str]]:
     """Lines of the probes."""
     return [
-        [found.title, name, str(probe.num_rows), with_interval(probe), signed(probe.needs_picture), found.protocol_hash]
+        [
+            found.title,
+            name,
+            str(probe.num_rows),
+            _with_interval(probe),
+            signed(probe.needs_picture),
+            found.protocol_hash,
+        ]
         for found in results.benchmarks
         for name, probe in found.probes.items()
     ]
 
 
-def overlapping(results: Results) -> list[list[str]]:
+def _overlapping(results: Results) -> list[list[str]]:
     """Lines of the overlap with training rows."""
     return [
         [
             found.title,
             f"{part.train} ({part.num_train_rows})",
             *map(str, (part.same_picture, part.near_picture, part.same_question, part.num_clean_rows)),
-            with_interval(part.clean) if part.clean else "-",
+            _with_interval(part.clean) if part.clean else "-",
             found.protocol_hash,
         ]
         for found in results.benchmarks
@@ -155,7 +162,7 @@ def overlapping(results: Results) -> list[list[str]]:
 def by_category(results: Results) -> list[list[str]]:
     """Lines of the categories."""
     return [
-        [found.title, axis, value, str(part.num_rows), with_interval(part), found.protocol_hash]
+        [found.title, axis, value, str(part.num_rows), _with_interval(part), found.protocol_hash]
         for found in results.benchmarks
         for axis, values in found.categories.items()
         for value, part in values.items()
@@ -169,10 +176,10 @@ def latex(results: Results) -> str:
     """The summary as a booktabs table, its protocol in the last line."""
     rows = [
         [
-            titled(found),
+            _titled(found),
             str(found.num_rows),
-            with_interval(found.scores.official),
-            with_interval(found.scores.ours),
+            _with_interval(found.scores.official),
+            _with_interval(found.scores.ours),
             percent(found.pass_at[found.num_samples]),
         ]
         for found in results.benchmarks
@@ -197,12 +204,12 @@ def csv_text(results: Results) -> str:
         (
             (found.name, found.split, group, value, metric, num_rows, *figures, found.protocol_hash)
             for found in results.benchmarks
-            for group, value, metric, num_rows, figures in csv_figures(found, comparisons.get(found.name))
+            for group, value, metric, num_rows, figures in _csv_figures(found, comparisons.get(found.name))
         ),
     )
 
 
-def csv_figures(found: BenchmarkResult, compared: BenchmarkComparison | None) -> Iterator[tuple]:
+def _csv_figures(found: BenchmarkResult, compared: BenchmarkComparison | None) -> Iterator[tuple]:
     """(group, value, metric, rows, (score, low, high, p)) of a benchmark."""
     rows = found.num_rows
     yield "", "", "official_accuracy", rows, spread(found.scores.official)
@@ -249,20 +256,20 @@ def comparison_markdown(found: ReportComparison) -> str:
     """Methods against the baseline as Markdown."""
     parts = [f"# Against {plain(found.baseline)}", f"Accuracy in percent; protocol {found.protocol_hash}."]
     parts += [
-        markdown_table(COMPARISON_SCORES, comparison_scores(found)),
-        markdown_table(COMPARISON_DIFFERENCES, comparison_differences(found)),
+        markdown_table(COMPARISON_SCORES, _comparison_scores(found)),
+        markdown_table(COMPARISON_DIFFERENCES, _comparison_differences(found)),
     ]
     if found.protocol_differences:
         parts += ["Protocols differ:", "\n".join(f"- {plain(text)}" for text in found.protocol_differences)]
     return "\n\n".join(parts) + "\n"
 
 
-def comparison_scores(found: ReportComparison) -> list[list[str]]:
+def _comparison_scores(found: ReportComparison) -> list[list[str]]:
     """Lines of the methods' accuracies."""
-    return [[one.method, one.name, str(one.num_runs), with_interval(one), found.protocol_hash] for one in found.scores]
+    return [[one.method, one.name, str(one.num_runs), _with_interval(one), found.protocol_hash] for one in found.scores]
 
 
-def comparison_differences(found: ReportComparison) -> list[list[str]]:
+def _comparison_differences(found: ReportComparison) -> list[list[str]]:
     """Lines of the methods' differences from the baseline."""
     return [
         [
@@ -281,8 +288,8 @@ def comparison_latex(found: ReportComparison) -> str:
     note = f"protocol {found.protocol_hash}"
     return "\n".join(
         [
-            latex_table(COMPARISON_SCORES[:-1], [row[:-1] for row in comparison_scores(found)], note),
-            latex_table(COMPARISON_DIFFERENCES[:-1], [row[:-1] for row in comparison_differences(found)], note),
+            latex_table(COMPARISON_SCORES[:-1], [row[:-1] for row in _comparison_scores(found)], note),
+            latex_table(COMPARISON_DIFFERENCES[:-1], [row[:-1] for row in _comparison_differences(found)], note),
         ]
     )
 

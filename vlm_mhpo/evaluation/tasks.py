@@ -100,7 +100,7 @@ def run_task(task: Task, judge: Judge, folder: Path, *, gallery: int = 0, chunk_
     finished = on_main(lambda: None if file.is_file() else shards.recover(parts, task.ids, chunk_size))
     if finished is not None:
         own = parts / f"rank-{ranks.rank():04d}.jsonl"
-        judge_chunks(task, judge, lambda pairs: shards.append_chunk(own, pairs), finished, chunk_size)
+        _judge_chunks(task, judge, lambda pairs: shards.append_chunk(own, pairs), finished, chunk_size)
         on_main(lambda: _merge(task, file, parts, folder, gallery))
     return shards.read_items(file, task.ids)
 
@@ -120,12 +120,12 @@ def _merge(task: Task, file: Path, parts: Path, folder: Path, gallery: int) -> N
 def judge_in_memory(task: Task, judge: Judge, *, chunk_size: int = CHUNK_SIZE) -> list[Item]:
     """All rows in order, judged without a trace on disk; the same on all ranks."""
     mine: list[tuple[int, Item]] = []
-    judge_chunks(task, judge, mine.extend, set(), chunk_size)
+    _judge_chunks(task, judge, mine.extend, set(), chunk_size)
     pairs = [pair for part in ranks.gather_objects(mine) for pair in part]
     return [item for _, item in sorted(pairs, key=lambda pair: pair[0])]
 
 
-def judge_chunks(
+def _judge_chunks(
     task: Task,
     judge: Judge,
     keep: Callable[[list[tuple[int, Item]]], None],

@@ -21,7 +21,7 @@ def check_same_setting(config: Mapping[str, Any], run_dir: Path) -> None:
     """ConfigError on every rank, naming what differs, unless configuration, folder and program are everywhere alike."""
     values = {key: repr(value) for key, value in flatten(dict(config)).items()}
     values["run folder"] = str(run_dir.resolve())
-    values["source code"] = source_hash()
+    values["source code"] = _source_hash()
     values |= {f"version of {name}": version for name, version in versions().items()}
     require_same(values)
 
@@ -50,7 +50,7 @@ def require_same(values: Mapping[str, str]) -> None:
         )
 
 
-def source_hash() -> str:
+def _source_hash() -> str:
     """Digest of our own source files."""
     digest = hashlib.sha256()
     for package in PACKAGES:

@@ -92,7 +92,7 @@ def write_dump(run_dir: Path, step: int, batch: Minibatch, values: Mapping[str, 
         "reason": without_secrets(reason),
         "checkpoint": str(checkpoints[-1].resolve()) if checkpoints else "",
         "masked": sorted(batch.masked),
-        "groups": [group_record(scored) for scored in batch.groups],
+        "groups": [_group_record(scored) for scored in batch.groups],
         # A replay scores nothing, so it can do without the keys of a reward.
         "config": without_secrets(values),
     }
@@ -105,7 +105,7 @@ def write_dump(run_dir: Path, step: int, batch: Minibatch, values: Mapping[str, 
     return folder
 
 
-def group_record(scored: ScoredGroup) -> dict[str, Any]:
+def _group_record(scored: ScoredGroup) -> dict[str, Any]:
     """A scored group without its tensors."""
     row = scored.group.prompt.row
     fields = {name: getattr(row, name) for name in Row.__slots__ if name not in ("images", "metadata")}
@@ -158,19 +158,19 @@ def read_dump(folder: Path) -> list[Dump]:
     if not files:
         raise ConfigError(f"{folder}: no rank_N.json; give the folder of one step, such as RUN/dumps/step_3")
     try:
-        return [read_rank(file) for file in files]
+        return [_read_rank(file) for file in files]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{folder}: not a readable dump ({type(error).__name__}: {error})") from error
 
 
-def read_rank(file: Path) -> Dump:
+def _read_rank(file: Path) -> Dump:
     """One rank's share."""
     from safetensors.torch import load_file
 
     record, tensors = json.loads(file.read_text()), load_file(file.with_suffix(".safetensors"))
     if record["format_version"] != FORMAT_VERSION:
         raise ValueError(f"format {record['format_version']}, this program reads {FORMAT_VERSION}")
-    groups = [read_group(values, tensors, index) for index, values in enumerate(record["groups"])]
+    groups = [_read_group(values, tensors, index) for index, values in enumerate(record["groups"])]
     lengths = [len(completion.token_ids) for scored in groups for completion in scored.group.completions]
     frozen = tensors.get("reference_log_probs")
     return Dump(
@@ -190,7 +190,7 @@ def read_rank(file: Path) -> Dump:
     )
 
 
-def read_group(values: Mapping[str, Any], tensors: Mapping[str, Tensor], index: int) -> ScoredGroup:
+def _read_group(values: Mapping[str, Any], tensors: Mapping[str, Tensor], index: int) -> ScoredGroup:
     """The scored group with this number."""
     images = [tensors[f"{index}/images/{number}"] for number in range(values["num_images"])]
     row = values["row"]

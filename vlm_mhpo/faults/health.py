@@ -53,7 +53,7 @@ def vitals_of(metrics: Mapping[str, float]) -> Vitals:
 
 def idle_steps(history: Sequence[Vitals]) -> int:
     """Steps up to the last one in which every group had equal rewards, so that there was nothing to learn."""
-    return streak(history, lambda vitals: vitals.idle)
+    return _streak(history, lambda vitals: vitals.idle)
 
 
 def alarms(
@@ -75,7 +75,7 @@ def alarms(
                 faults.on_idle == "stop",
             )
         )
-    cut = streak(history, lambda vitals: vitals.truncated)
+    cut = _streak(history, lambda vitals: vitals.truncated)
     if faults.max_truncated_steps and cut == faults.max_truncated_steps:
         found.append(
             Alarm(
@@ -93,9 +93,9 @@ def alarms(
                 True,
             )
         )
-    zeros = streak(history, lambda vitals: vitals.accuracy == 0.0)
+    zeros = _streak(history, lambda vitals: vitals.accuracy == 0.0)
     limit = rewards.max_zero_accuracy_steps
-    if limit and zeros >= limit and chance_of_zeros(history, zeros, num_prompts) < MAX_CHANCE:
+    if limit and zeros >= limit and _chance_of_zeros(history, zeros, num_prompts) < MAX_CHANCE:
         found.append(
             Alarm(
                 f"no completion was right in the last {zeros} steps, and before there were some: the policy has "
@@ -106,7 +106,7 @@ def alarms(
     return found
 
 
-def streak(history: Sequence[Vitals], holds: Callable[[Vitals], bool]) -> int:
+def _streak(history: Sequence[Vitals], holds: Callable[[Vitals], bool]) -> int:
     """Steps up to the last one for all of which `holds`."""
     return sum(1 for _ in takewhile(holds, reversed(history)))
 
@@ -123,7 +123,7 @@ def timeout_share(history: Sequence[Vitals], num_completions: int) -> float | No
     return None
 
 
-def chance_of_zeros(history: Sequence[Vitals], zeros: int, num_prompts: int) -> float:
+def _chance_of_zeros(history: Sequence[Vitals], zeros: int, num_prompts: int) -> float:
     """The chance that `zeros` steps without a correct completion follow on what was before; 1 when nothing was right.
 
     The completions of a prompt may all fail together, so each prompt counts as one try. Few tries before the streak

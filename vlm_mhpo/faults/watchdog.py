@@ -92,7 +92,7 @@ class Watchdog:
     def __enter__(self) -> Watchdog:
         if ranks.world_size() == 1 or not self._silence_s:
             return self
-        store = own_connection(self._silence_s)
+        store = _own_connection(self._silence_s)
         store.set(key(ranks.rank()), encoded(self._place, 0))
         ranks.barrier()
         self._talked = time.monotonic()
@@ -188,8 +188,8 @@ class Watchdog:
         """What is wrong with another rank at this monotonic time; "" = nothing."""
         # At the end the host may leave before us.
         if now - self._talked > self._silence_s and self._place.phase != "done":
-            host = "the launcher" if uses_launchers_store() else "rank 0"
-            where = "" if uses_launchers_store() else f"; last seen in {self._peers[0].place}"
+            host = "the launcher" if _uses_launchers_store() else "rank 0"
+            where = "" if _uses_launchers_store() else f"; last seen in {self._peers[0].place}"
             return f"{host} is gone or frozen: no answer for {now - self._talked:.0f} s{where}"
         others = [(rank, peer) for rank, peer in enumerate(self._peers) if rank != ranks.rank()]
         for rank, peer in others:
@@ -223,7 +223,7 @@ class Watchdog:
         os._exit(RankError.exit_code)
 
 
-def own_connection(timeout_s: float) -> dist.TCPStore:
+def _own_connection(timeout_s: float) -> dist.TCPStore:
     """Another connection to the process group's store: two threads must not share one."""
     return dist.TCPStore(
         os.environ["MASTER_ADDR"],
@@ -234,7 +234,7 @@ def own_connection(timeout_s: float) -> dist.TCPStore:
     )
 
 
-def uses_launchers_store() -> bool:
+def _uses_launchers_store() -> bool:
     """torchrun's agent hosts the store; else the first rank does."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 

@@ -59,10 +59,10 @@ def attention(
         return shared_prefix.attention(module.layer_idx, query, key, value, options["scaling"]), None
     if segments is not None:
         return segment_attention(query, key, value, segments, options["scaling"]), None
-    return usual_attention(module)(module, query, key, value, attention_mask, **options)
+    return _usual_attention(module)(module, query, key, value, attention_mask, **options)
 
 
-def usual_attention(module: nn.Module) -> Any:
+def _usual_attention(module: nn.Module) -> Any:
     """The function of transformers that a layer would call by itself."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -89,13 +89,13 @@ def segments_of(lengths: Sequence[Sequence[int]], like: Tensor) -> Segments:
 
     def bias(num_prompt: int, num_own: int) -> Tensor:
         if (num_prompt, num_own) not in made:
-            made[num_prompt, num_own] = causal_bias(num_prompt, num_own, like)
+            made[num_prompt, num_own] = _causal_bias(num_prompt, num_own, like)
         return made[num_prompt, num_own]
 
     return Segments(lengths, [[bias(prompt, own) for own in completions] for prompt, *completions in lengths])
 
 
-def causal_bias(num_prompt: int, num_own: int, like: Tensor) -> Tensor:
+def _causal_bias(num_prompt: int, num_own: int, like: Tensor) -> Tensor:
     """[num_own, num_prompt + num_own]: 0 where a token of a completion may look, else -inf; on a GPU only its kind."""
     if like.device.type != "cpu":
         from torch.nn.attention.bias import causal_lower_right

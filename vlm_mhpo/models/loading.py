@@ -66,7 +66,7 @@ def load_policy(
     from safetensors import SafetensorError
     from transformers.integrations import HfDeepSpeedConfig
 
-    check_revision(revision)
+    _check_revision(revision)
     transformers.utils.logging.disable_progress_bar()
     try:
         config = transformers.AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
@@ -77,7 +77,7 @@ def load_policy(
         ) from error
     family = family_for(config)
     # transformers partitions while it loads for as long as this object lives.
-    partition = HfDeepSpeedConfig(zero3_settings) if stage_of(zero3_settings) == 3 else None
+    partition = HfDeepSpeedConfig(zero3_settings) if _stage_of(zero3_settings) == 3 else None
     try:
         model = family.auto_classes[0].from_pretrained(
             path,
@@ -114,7 +114,7 @@ def adapt(model: nn.Module, family: Family, attn_implementation: str) -> None:
         set_z3_leaf_modules(model, list(family.leaf_modules))
 
 
-def check_revision(revision: str | None) -> None:
+def _check_revision(revision: str | None) -> None:
     """ModelError unless a revision is a commit hash: a branch or tag is another model tomorrow."""
     if revision is not None and not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise ModelError(
@@ -133,7 +133,7 @@ def loaded_commit(path: str, revision: str | None) -> str | None:
     return Path(file).parent.name if isinstance(file, str) else None
 
 
-def stage_of(settings: dict[str, Any] | None) -> int:
+def _stage_of(settings: dict[str, Any] | None) -> int:
     """ZeRO stage of a DeepSpeed configuration; 0 without one."""
     return settings["zero_optimization"]["stage"] if settings else 0
 

@@ -96,7 +96,7 @@ class TokenLogProbs(torch.autograd.Function):
         entropy_N, total_N = torch.empty_like(log_probs_N), torch.empty_like(log_probs_N)
         ctx.settings = temperature, chunk_size
         for chunk in chunks(len(targets_N), chunk_size):
-            logits_NV = chunk_logits(hidden_NH[chunk], weight_VH, bias_V, banned_V, temperature)
+            logits_NV = _chunk_logits(hidden_NH[chunk], weight_VH, bias_V, banned_V, temperature)
             for rows in chunks(len(logits_NV), SLICE):
                 here = slice(chunk.start + rows.start, chunk.start + rows.stop)
                 total_N[here] = logits_NV[rows].logsumexp(dim=-1)
@@ -112,7 +112,7 @@ class TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient_N: Tensor, _entropy: Tensor) -> tuple[Tensor | None, ...]:
         call = HeadCall(*ctx.saved_tensors, *ctx.settings)
-        gradients = gradients_by_words if rounds(call.weight_VH) else gradients_by_tokens
+        gradients = _gradients_by_words if rounds(call.weight_VH) else _gradients_by_tokens
         return (*gradients(call, gradient_N, ctx.needs_input_grad[:3]), None, None, None, None)
 
 
@@ -135,7 +135,7 @@ def rounds(weight_VH: Tensor) -> bool:
     return weight_VH.dtype != torch.float32
 
 
-def gradients_by_tokens(
+def _gradients_by_tokens(
     call: HeadCall, gradient_N: Tensor, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of states, weight and bias as far as `wanted`, `chunk_size` tokens at a time."""
@@ -144,7 +144,7 @@ def gradients_by_tokens(
     weight_gradient = torch.zeros_like(weight_VH) if wanted[1] else None
     bias_gradient = torch.zeros_like(bias_V) if bias_V is not None and wanted[2] else None
     for chunk in chunks(len(targets_N), call.chunk_size):
-        logits_NV = chunk_logits(hidden_NH[chunk], weight_VH, bias_V, call.banned_V, call.temperature)
+        logits_NV = _chunk_logits(hidden_NH[chunk], weight_VH, bias_V, call.banned_V, call.temperature)
         # From here on the buffer holds the gradient of the logits.
         probs_NV = logits_NV.sub_(call.total_N[chunk, None]).exp_()
         # The logit of a banned target is a constant.
@@ -161,7 +161,7 @@ def gradients_by_tokens(
     return hidden_gradient, weight_gradient, bias_gradient
 
 
-def gradients_by_words(
+def _gradients_by_words(
     call: HeadCall, gradient_N: Tensor, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The same with all tokens and as many words at a time as make a buffer of that size."""
@@ -172,7 +172,7 @@ def gradients_by_words(
     is_allowed_N = ~call.banned_V[targets_N]
     for words in chunks(len(weight_VH), max(1, call.chunk_size * len(weight_VH) // max(1, len(targets_N)))):
         bias = None if bias_V is None else bias_V[words]
-        logits_NV = chunk_logits(hidden_NH, weight_VH[words], bias, call.banned_V[words], call.temperature)
+        logits_NV = _chunk_logits(hidden_NH, weight_VH[words], bias, call.banned_V[words], call.temperature)
         probs_NV = logits_NV.sub_(call.total_N[:, None]).exp_()
         place_N = targets_N - words.start
         is_here_N = is_allowed_N & (place_N >= 0) & (place_N < probs_NV.shape[1])
@@ -190,7 +190,7 @@ def gradients_by_words(
     return None if hidden_gradient is None else hidden_gradient.to(hidden_NH.dtype), weight_gradient, bias_gradient
 
 
-def chunk_logits(
+def _chunk_logits(
     hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, banned_V: Tensor, temperature: float
 ) -> Tensor:
     """`scaled_logits` of some states, in one buffer if the weights are float32."""

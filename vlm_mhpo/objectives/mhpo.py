@@ -141,11 +141,11 @@ def mhpo_loss(
     )
     advantages_B1 = column(advantages, weight_BT)
     loss = -aggregate(weight_BT * advantages_B1, mask, num_completions=num_completions, num_tokens=num_tokens)
-    return loss, mhpo_metrics(log_ratio_BT.detach(), psi_BT, zeta_BT, advantages_B1, mask, constants)
+    return loss, _mhpo_metrics(log_ratio_BT.detach(), psi_BT, zeta_BT, advantages_B1, mask, constants)
 
 
 @torch.no_grad()
-def mhpo_metrics(
+def _mhpo_metrics(
     log_ratio_BT: Tensor, psi_BT: Tensor, zeta_BT: Tensor, advantages_B1: Tensor, mask_BT: Tensor, constants: dict
 ) -> dict[str, Tensor]:
     """Token statistics of the ratio, the modulator, the hazard and the dead zone, for `records.metrics`."""

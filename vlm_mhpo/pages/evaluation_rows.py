@@ -51,7 +51,7 @@ def as_json(value: object) -> str:
 
 def gather(after: Evaluated, before: Evaluated | None) -> Gallery:
     """Every row with its outcome against the baseline, its completions side by side, and the pictures that fit."""
-    limit = text_limit(after, before)
+    limit = _text_limit(after, before)
     earlier = {(name, row.id): row for name, rows in (before.rows if before else {}).items() for row in rows}
     rows = [
         _row(index, row, earlier.get((benchmark.name, row.id)), limit)
@@ -70,7 +70,7 @@ def gather(after: Evaluated, before: Evaluated | None) -> Gallery:
     return Gallery(titles, tuple(rows), tuple(pictures), tuple(notes))
 
 
-def text_limit(after: Evaluated, before: Evaluated | None) -> int:
+def _text_limit(after: Evaluated, before: Evaluated | None) -> int:
     """Characters of a completion on the page: the largest of TEXT_LIMITS with which all of them fit."""
     lengths = [
         len(completion.text)

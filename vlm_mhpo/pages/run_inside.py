@@ -34,7 +34,7 @@ def draw_inside(run: Run) -> tuple[Figure, str] | None:
     parts = []
     for ax, (name, by_sign) in zip(axes, shown.items(), strict=True):
         ax.set_title(TITLES[name])
-        draw_histogram(ax, by_sign)
+        _draw_histogram(ax, by_sign)
         both = [sum(counts) for counts in zip(*by_sign.values(), strict=True)]
         low, middle, high = (quantile(both, share) for share in (0.01, 0.5, 0.99))
         parts.append(f"{name.removeprefix('mhpo/').replace('_', '-')} {middle:.3g} ({low:.3g} to {high:.3g})")
@@ -42,7 +42,7 @@ def draw_inside(run: Run) -> tuple[Figure, str] | None:
     return figure, f"Tokens of the last tenth of the steps; median and 1st to 99th percentile: {', '.join(parts)}."
 
 
-def draw_histogram(ax: Axes, by_sign: Mapping[str, Sequence[int]]) -> None:
+def _draw_histogram(ax: Axes, by_sign: Mapping[str, Sequence[int]]) -> None:
     """One outline a sign, each as a share of its own tokens."""
     labels = []
     for sign in SIGNS:

@@ -83,7 +83,7 @@ def write_comparison(runs: Runs, out: Path, *, baseline: str, title: str, descri
     }
     (out / RECORD).write_text(json.dumps(clean(record), indent=1) + "\n")
     (out / "comparison.md").write_text(markdown(title, description, over_seeds, paired, baseline))
-    (out / "comparison.tex").write_text(latex_table(HEAD, table_rows(over_seeds)))
+    (out / "comparison.tex").write_text(latex_table(HEAD, _table_rows(over_seeds)))
     pictures = {"curves": draw_curves(runs), "intervals": draw_intervals(over_seeds, baseline)}
     for name, picture in pictures.items():
         (out / f"{name}.png").write_bytes(picture)
@@ -94,7 +94,7 @@ def write_comparison(runs: Runs, out: Path, *, baseline: str, title: str, descri
             description=description,
             **{name: base64.b64encode(picture).decode() for name, picture in pictures.items()},
             method=METHOD,
-            paired_method=paired_method(paired),
+            paired_method=_paired_method(paired),
             means=over_seeds,
             paired=paired,
             baseline=baseline,
@@ -160,19 +160,19 @@ def shown(name: str, value: Estimate) -> str:
     return f"{mean}{unit} (one seed)" if value.count == 1 else f"{mean}{unit} (all {value.count} alike)"
 
 
-def paired_method(paired: Table) -> str:
+def _paired_method(paired: Table) -> str:
     """How differences are judged, with the number of them that have an interval."""
     return PAIRED_METHOD.format(count=sum(found.has_interval for cells in paired.values() for found in cells.values()))
 
 
 def markdown(title: str, description: str, over_seeds: Table, paired: Table, baseline: str) -> str:
     """The tables in Markdown."""
-    parts = [f"# {plain(title)}", plain(description), METHOD, markdown_table(HEAD, table_rows(over_seeds))]
-    parts += [f"Paired differences, objective minus {plain(baseline)}. {paired_method(paired)}"]
-    return "\n\n".join([*parts, markdown_table(HEAD, table_rows(paired, mark=True))]) + "\n"
+    parts = [f"# {plain(title)}", plain(description), METHOD, markdown_table(HEAD, _table_rows(over_seeds))]
+    parts += [f"Paired differences, objective minus {plain(baseline)}. {_paired_method(paired)}"]
+    return "\n\n".join([*parts, markdown_table(HEAD, _table_rows(paired, mark=True))]) + "\n"
 
 
-def table_rows(table: Table, *, mark: bool = False) -> list[list[str]]:
+def _table_rows(table: Table, *, mark: bool = False) -> list[list[str]]:
     """Cells of a table, those that exclude 0 in Markdown's bold if so asked."""
     return [
         [

@@ -38,9 +38,9 @@ def latex_table(head: Sequence[str], rows: Iterable[Sequence[str]], note: str = 
     """A booktabs table, its first column left and the others right aligned, with a note below it if there is one."""
 
     def line(cells: Sequence[str]) -> str:
-        return " & ".join(map(latex_text, cells)) + r" \\"
+        return " & ".join(map(_latex_text, cells)) + r" \\"
 
-    below = [r"\midrule", rf"\multicolumn{{{len(head)}}}{{l}}{{\footnotesize {latex_text(note)}}} \\"] if note else []
+    below = [r"\midrule", rf"\multicolumn{{{len(head)}}}{{l}}{{\footnotesize {_latex_text(note)}}} \\"] if note else []
     return "\n".join(
         [
             rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
@@ -56,7 +56,7 @@ def latex_table(head: Sequence[str], rows: Iterable[Sequence[str]], note: str = 
     )
 
 
-def latex_text(text: str) -> str:
+def _latex_text(text: str) -> str:
     """Text that LaTeX prints as it is."""
     return " ".join(text.split()).translate(_LATEX)
 

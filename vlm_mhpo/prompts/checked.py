@@ -49,7 +49,7 @@ def name_of(rows: Sequence[Row], builder: PromptBuilder) -> str | None:
 
 def recall(name: str, rows: Sequence[Row]) -> Found | None:
     """What was found under this name; None where nothing whole is kept."""
-    for file in caching.kept(name, home_of(rows)):
+    for file in caching.kept(name, _home_of(rows)):
         try:
             entry = json.loads(file.read_bytes())
             dropped, reason = entry["dropped"], entry["reason"]
@@ -65,10 +65,10 @@ def remember(name: str, rows: Sequence[Row], found: Found) -> None:
     dropped, reason = found
     text = json.dumps({"dropped": dropped, "reason": reason, "sum": _sum(name, dropped, reason)})
     with suppress(OSError):
-        caching.keep(name, home_of(rows), lambda path: path.write_text(text))
+        caching.keep(name, _home_of(rows), lambda path: path.write_text(text))
 
 
-def home_of(rows: Sequence[Row]) -> Path | None:
+def _home_of(rows: Sequence[Row]) -> Path | None:
     """The folder of the first image that lies in a file; None for drawn images, texts and tables of the hub."""
     for row in rows:
         for image in row.images:

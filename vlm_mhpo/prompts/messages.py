@@ -43,7 +43,7 @@ def build_messages(
             f"row {row.id}: the problem has {len(pieces) - 1} {IMAGE_PLACEHOLDER} placeholders for "
             f"{len(row.images)} images"
         )
-    pieces[-1] = f"{pieces[-1]}{choices_text(row)}{instruction}"
+    pieces[-1] = f"{pieces[-1]}{_choices_text(row)}{instruction}"
     content: list[dict] = []
     for index, piece in enumerate(pieces):
         if index:
@@ -54,7 +54,7 @@ def build_messages(
     return [*system, {"role": "user", "content": content}]
 
 
-def choices_text(row: Row) -> str:
+def _choices_text(row: Row) -> str:
     """The choices of a multiple-choice row, one a line behind its letter; empty for other rows."""
     if row.kind != "choice" or not row.choices:
         return ""

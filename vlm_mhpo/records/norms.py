@@ -21,7 +21,7 @@ def percentile(values: Sequence[float], share: float) -> float:
     return float(np.quantile(values, share))
 
 
-def is_spike(norms: Sequence[float], index: int) -> bool:
+def _is_spike(norms: Sequence[float], index: int) -> bool:
     """True when a norm is above `SPIKE_FACTOR` times the median of the `SPIKE_WINDOW` before it."""
     if index < SPIKE_HISTORY:
         return False
@@ -32,7 +32,7 @@ def is_spike(norms: Sequence[float], index: int) -> bool:
 
 def count_spikes(norms: Sequence[float], start: int = 0) -> int:
     """Spikes among `norms[start:]`."""
-    return sum(is_spike(norms, index) for index in range(start, len(norms)))
+    return sum(_is_spike(norms, index) for index in range(start, len(norms)))
 
 
 class NormHistory:

@@ -33,13 +33,13 @@ class Recorder:
         for file in (self.metrics_file, self.updates_file):
             # A run without a finished step evaluates again before the first: row 0 would be there twice.
             keep_rows(file, start_step or -1)
-        self._norms = NormHistory(norms_in(self.updates_file))
+        self._norms = NormHistory(_norms_in(self.updates_file))
         self._tensorboard = None
         if logging.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)
-        self._wandb = start_wandb(run_dir) if logging.wandb else None
+        self._wandb = _start_wandb(run_dir) if logging.wandb else None
 
     def write(self, step: int, metrics: dict[str, float], update: StepUpdate, scored: Sequence[ScoredGroup]) -> None:
         """Everything of finished step `step` (1-based): metrics, what each update did, the sample table if due."""
@@ -124,7 +124,7 @@ def sample_rows(run_dir: Path, step: int, scored: ScoredGroup) -> list[dict[str,
     ]
 
 
-def norms_in(file: Path) -> list[float]:
+def _norms_in(file: Path) -> list[float]:
     """The gradient norms that an updates.jsonl holds."""
     lines = file.read_text().splitlines() if file.exists() else []
     return [norm for line in lines for norm in json.loads(line)["grad_norm"]]
@@ -147,7 +147,7 @@ def keep_rows(file: Path, last_step: int) -> None:
     replacement.replace(file)
 
 
-def start_wandb(run_dir: Path):
+def _start_wandb(run_dir: Path):
     """A Weights & Biases run; ConfigError without the package."""
     from vlm_mhpo.errors import ConfigError
 

@@ -66,8 +66,8 @@ Table = Mapping[str, Mapping[str, Estimate]]
 
 def measure(run_dir: Path) -> RunMeasures:
     """Read the measures off a finished run folder."""
-    rows = read_lines(run_dir / "metrics.jsonl")
-    updates = read_lines(run_dir / "updates.jsonl")
+    rows = _read_lines(run_dir / "metrics.jsonl")
+    updates = _read_lines(run_dir / "updates.jsonl")
     max_grad_norm = json.loads((run_dir / "run.json").read_text())["config"]["train"]["max_grad_norm"]
     norms = [norm for update in updates for norm in update["grad_norm"]]
     middle = percentile(norms, 0.5) if norms else float("nan")
@@ -92,7 +92,7 @@ def measure(run_dir: Path) -> RunMeasures:
     )
 
 
-def read_lines(file: Path) -> list[dict[str, Any]]:
+def _read_lines(file: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file."""
     return [json.loads(line) for line in file.read_text().splitlines()]
 

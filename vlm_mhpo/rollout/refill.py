@@ -13,7 +13,7 @@ from vlm_mhpo.runtime import ranks
 from vlm_mhpo.types import Prompt, ScoredGroup
 
 
-def is_flat(scored: ScoredGroup) -> bool:
+def _is_flat(scored: ScoredGroup) -> bool:
     """All completions of the group have the same reward."""
     return max(scored.rewards) == min(scored.rewards)
 
@@ -40,10 +40,10 @@ def refill(
         (the yield), tries, share of the final batch that is still flat.
     """
     groups = list(scored)
-    num_sampled, num_useful, tries = len(groups), sum(not is_flat(group) for group in groups), 0
+    num_sampled, num_useful, tries = len(groups), sum(not _is_flat(group) for group in groups), 0
     used = {group.group.prompt.id for group in groups}
     while tries < max_resample_times:
-        flat = [index for index, group in enumerate(groups) if is_flat(group)]
+        flat = [index for index, group in enumerate(groups) if _is_flat(group)]
         if not ranks.largest(len(flat)):
             break
         tries += 1
@@ -51,11 +51,11 @@ def refill(
         used |= {prompt.id for prompt in prompts}
         fresh = sample_and_score(prompts, tries)
         num_sampled += len(fresh)
-        useful = [group for group in fresh if not is_flat(group)]
+        useful = [group for group in fresh if not _is_flat(group)]
         num_useful += len(useful)
         for index, group in zip(flat, useful, strict=False):
             groups[index] = group
-    still_flat = sum(is_flat(group) for group in groups)
+    still_flat = sum(_is_flat(group) for group in groups)
     counts = (num_sampled, num_useful, still_flat, len(groups))
     totals = [sum(part) for part in zip(*ranks.gather_objects(counts), strict=True)]
     return groups, {

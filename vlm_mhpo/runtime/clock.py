@@ -152,29 +152,29 @@ def span(phase: str) -> AbstractContextManager[None]:
 def device_clock(device: torch.device) -> tuple[Clock, str]:
     """A clock for a device, and what its memory figure means."""
     if device.type == "cuda":
-        return Clock(torch.cuda.synchronize, allocated_peak), "GPU memory allocated"
+        return Clock(torch.cuda.synchronize, _allocated_peak), "GPU memory allocated"
     try:
         # Open for as long as the process lives: opening it at every mark would be most of a mark's cost.
         marker = os.open(CLEAR_REFS, os.O_WRONLY)
     except OSError:
-        return Clock(do_nothing, resident_peak), "resident memory, highest so far"
-    return Clock(do_nothing, partial(fresh_resident_peak, marker)), "resident memory"
+        return Clock(do_nothing, _resident_peak), "resident memory, highest so far"
+    return Clock(do_nothing, partial(_fresh_resident_peak, marker)), "resident memory"
 
 
-def allocated_peak() -> int:
+def _allocated_peak() -> int:
     """Bytes that torch had allocated on the GPU at most since the last call."""
     peak = torch.cuda.max_memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     return peak
 
 
-def resident_peak() -> int:
+def _resident_peak() -> int:
     """Bytes of this process in memory at most, since it began."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def fresh_resident_peak(marker: int) -> int:
+def _fresh_resident_peak(marker: int) -> int:
     """Bytes of this process in memory at most since the last call (Linux); `marker` is CLEAR_REFS, opened to write."""
-    peak = resident_peak()
+    peak = _resident_peak()
     os.write(marker, b"5")
     return peak

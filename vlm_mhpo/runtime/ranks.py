@@ -44,7 +44,7 @@ def start(num_threads: int) -> None:
         )
     import deepspeed
 
-    quiet_deepspeed()
+    _quiet_deepspeed()
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if backend == "gloo":
         # DeepSpeed would compile a shared-memory reduction at first use: a minute, and a compiler that a laptop may
@@ -82,7 +82,7 @@ def end(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def quiet_deepspeed() -> None:
+def _quiet_deepspeed() -> None:
     """DeepSpeed's information lines would drown the one log line a step."""
     import logging
 

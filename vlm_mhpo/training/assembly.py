@@ -62,13 +62,13 @@ def build_parts(config: Config, optimizer: OptimizerConfig, *, what: str = "trai
     train_rows = usable_rows(
         read_rows(data.train, data, data.train_split, data.max_rows), builder, overlong=data.overlong_prompts, what=what
     )
-    eval_rows = held_out_rows(data, builder)
+    eval_rows = _held_out_rows(data, builder)
     engine = Engine(policy, optimizer=optimizer, deepspeed=config.deepspeed, dtype=config.model.dtype)
     sampler = build_sampler(config.rollout, policy, codec, engine.whole_weights)
     return Parts(engine, codec, builder, sampler, train_rows, eval_rows)
 
 
-def held_out_rows(data: DataConfig, builder: PromptBuilder) -> Sequence[Row]:
+def _held_out_rows(data: DataConfig, builder: PromptBuilder) -> Sequence[Row]:
     """The usable rows of `data.eval`; none without one."""
     if not data.eval:
         return []
@@ -118,7 +118,7 @@ def print_start(config: Config, parts: Parts) -> None:
             f"WARNING: ZeRO-{zero_stage} adds the gradients of micro-batches in bfloat16, which is 1 % off after 64 of "
             "them; deepspeed.zero_stage=2 adds them in float32"
         )
-    for note in regime_notes(config):
+    for note in _regime_notes(config):
         tqdm.write(note)
     if not policy.family.shares_prompt:
         tqdm.write(
@@ -128,7 +128,7 @@ def print_start(config: Config, parts: Parts) -> None:
         )
 
 
-def regime_notes(config: Config) -> list[str]:
+def _regime_notes(config: Config) -> list[str]:
     """What the numbers of this configuration mean for the objective."""
     notes = []
     if config.updates_per_step == 1:

@@ -101,7 +101,7 @@ class HeldOut:
         return step == self._max_steps or bool(every and step % every == 0)
 
     def _judged(self, step: int, *, name: str, keep: bool = True) -> dict[str, float]:
-        return evaluation_metrics(self._judge_rows(step, name=name, keep=keep)) | self._benchmark_metrics()
+        return _evaluation_metrics(self._judge_rows(step, name=name, keep=keep)) | self._benchmark_metrics()
 
     def _judge_rows(self, step: int, *, name: str, keep: bool) -> Evaluation | None:
         """The record of the held-out rows, None without any; with `keep` in eval/NAME.json and .md.
@@ -162,7 +162,7 @@ def no_longer_improves(values: Sequence[float], patience: int) -> bool:
     return len(values) > patience and max(values[-patience:]) <= max(values[:-patience])
 
 
-def evaluation_metrics(record: Evaluation | None) -> dict[str, float]:
+def _evaluation_metrics(record: Evaluation | None) -> dict[str, float]:
     """The row of metrics.jsonl of an evaluation."""
     if record is None:
         return {}

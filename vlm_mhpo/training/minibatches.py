@@ -43,7 +43,7 @@ def make_minibatches(
     old = sampled
     if settings.recompute:
         old = log_probs_of(engine, engine.policy, scored, settings)
-        metrics = mismatch_metrics(sampled, old)
+        metrics = _mismatch_metrics(sampled, old)
     frozen = log_probs_of(reference.forward, engine.policy, scored, settings) if reference else None
     size, width = len(scored) // settings.num_minibatches, advantages_PG.shape[1]
     minibatches = []
@@ -75,7 +75,7 @@ def advantages_of(scored: Sequence[ScoredGroup], scale_rewards: str) -> torch.Te
     return group_advantages(rewards_PG, scale_rewards=scale_rewards)[start : start + len(scored)]
 
 
-def mismatch_metrics(sampled: Sequence[Tensor], old: Sequence[Tensor]) -> dict[str, float]:
+def _mismatch_metrics(sampled: Sequence[Tensor], old: Sequence[Tensor]) -> dict[str, float]:
     """Difference of the sampler's and the trainer's log-probs of the same tokens and weights, nats."""
     gaps_N = (torch.cat(list(old)).cpu().double() - torch.cat(list(sampled)).double()).abs()
     everyone = ranks.gather_objects((float(gaps_N.sum()), len(gaps_N), float(gaps_N.max())))

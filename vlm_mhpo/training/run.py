@@ -83,16 +83,16 @@ def open_training(config: Config, clock: Clock | None = None) -> Iterator[tuple[
             parts = build_parts(config, config.train)
             check_context(config.data.max_prompt_length + budget, parts.codec)
             parts = replace(parts, sampler=Watched(parts.sampler, guard.on_token))
-            held_out = build_held_out(config, parts, verifier, benchmarks, guard)
+            held_out = _build_held_out(config, parts, verifier, benchmarks, guard)
             check_same_rows(parts.train_rows)
             print_start(config, parts)
-            watch = build_watch(config, parts, guard, clock)
+            watch = _build_watch(config, parts, guard, clock)
             start = watch.saving.resume()
             record_run(config, parts)
             records = stack.enter_context(recording(run_dir, config.logging, start))
             guard.remember(run_dir / "metrics.jsonl", start)
             scoring = stack.enter_context(Scoring(scorer, config.data.template))
-            yield build_loop(config, parts, objective, scoring, held_out, records, watch), start
+            yield _build_loop(config, parts, objective, scoring, held_out, records, watch), start
         if config.logging.report and ranks.is_main():
             from vlm_mhpo.pages import write_report
 
@@ -110,7 +110,7 @@ def recording(run_dir: Path, logging: LoggingConfig, start: int) -> Iterator[Rec
             recorder.close()
 
 
-def build_watch(config: Config, parts: Parts, guard: Guard, clock: Clock) -> Watch:
+def _build_watch(config: Config, parts: Parts, guard: Guard, clock: Clock) -> Watch:
     """What the steps of RL stand under."""
     run_dir, values, engine = Path(config.output_dir), config.model_dump(), parts.engine
     identity = identity_of("rl", values, parts.train_rows, engine.zero_stage)
@@ -119,7 +119,7 @@ def build_watch(config: Config, parts: Parts, guard: Guard, clock: Clock) -> Wat
     return Watch(guard, clock, saving, config.train.max_steps, Dumps(run_dir, values, weights))
 
 
-def build_held_out(
+def _build_held_out(
     config: Config, parts: Parts, verifier: Verifier, benchmarks: Sequence[BenchmarkRows], guard: Guard
 ) -> HeldOut:
     """The evaluations of a run; every row that they ask becomes a prompt once, so that a bad one stops it here."""
@@ -142,7 +142,7 @@ def build_held_out(
     )
 
 
-def build_loop(
+def _build_loop(
     config: Config,
     parts: Parts,
     objective: Objective,
@@ -154,7 +154,7 @@ def build_loop(
     """The stages of RL, each with the sections of the configuration that it reads."""
     train, rollout, engine = config.train, config.rollout, parts.engine
     settings = update_settings(train, rollout, objective, beta=config.objective.beta, pad_id=parts.codec.pad_id)
-    reference = open_reference(config) if config.objective.beta else None
+    reference = _open_reference(config) if config.objective.beta else None
     return Loop(
         prompts=PromptStream(
             parts.train_rows,
@@ -194,7 +194,7 @@ def build_loop(
     )
 
 
-def open_reference(config: Config) -> Reference:
+def _open_reference(config: Config) -> Reference:
     """The policy that the run started from, frozen."""
     opened = open_policy(config.model, Path(config.output_dir), "reference", deepspeed=config.deepspeed)
     return Reference.hold(opened.policy, config.deepspeed, dtype=config.model.dtype)

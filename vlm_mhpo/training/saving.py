@@ -126,7 +126,7 @@ class Checkpoints:
                 if found:
                     recut = self._check(*found)
                 else:
-                    refuse_silent_restart(self._run_dir)
+                    _refuse_silent_restart(self._run_dir)
             except CheckpointError as problem:
                 error = problem
         ranks.raise_together(error)
@@ -216,9 +216,9 @@ class Checkpoints:
                 tqdm.write(f"WARNING: {problem}; going on without it (checkpoint.on_error=continue)")
 
 
-def refuse_silent_restart(run_dir: Path) -> None:
+def _refuse_silent_restart(run_dir: Path) -> None:
     """CheckpointError when the folder holds trained steps and no checkpoint to continue from."""
-    steps = trained_steps(run_dir / "metrics.jsonl")
+    steps = _trained_steps(run_dir / "metrics.jsonl")
     if steps:
         raise CheckpointError(
             f"{run_dir} holds {steps} trained steps but no checkpoint to continue from: remove the folder or "
@@ -226,7 +226,7 @@ def refuse_silent_restart(run_dir: Path) -> None:
         )
 
 
-def trained_steps(metrics_file: Path) -> int:
+def _trained_steps(metrics_file: Path) -> int:
     """Rows of training steps of RL or of a warm start; the evaluation before the first step is none."""
     lines = metrics_file.read_text(errors="replace").splitlines() if metrics_file.exists() else []
     return sum(any(f'"{metric.name}"' in line for metric in (REWARD, SFT_LOSS)) for line in lines)

@@ -153,7 +153,7 @@ def update_on(
             if not result.applied:
                 bad_prompts += [name for value, ids in own.gradients if not value.isfinite() for name in ids]
                 # Its sums may lack names on the rank that failed, so no rank adds them.
-                report_bad_update(bad_prompts, partial(on_bad, batch), settings, step)
+                _report_bad_update(bad_prompts, partial(on_bad, batch), settings, step)
                 continue
             norms.append(result.grad_norm)
             minibatches.append(reduce_metrics(pick(own, DRIFT), own.num_tokens))
@@ -220,10 +220,10 @@ def accumulate(
     """Add the gradients of a minibatch; returns the prompts whose loss was not finite."""
     counts = global_counts(batch)
     bad_prompts: list[str] = []
-    with gradient_sums(engine.policy) as sums:
+    with _gradient_sums(engine.policy) as sums:
         for micro_batch in micro_batches_of(engine.policy, batch.groups, settings):
-            prompts = prompts_in(batch.groups, micro_batch)
-            if not add_gradient(engine, objective, batch, micro_batch, settings, counts, totals):
+            prompts = _prompts_in(batch.groups, micro_batch)
+            if not _add_gradient(engine, objective, batch, micro_batch, settings, counts, totals):
                 bad_prompts += prompts
             # Looked at only after a bad update: a look waits for the device.
             totals.gradients += [(value, prompts) for value in sums]
@@ -231,7 +231,7 @@ def accumulate(
     return bad_prompts
 
 
-def add_gradient(
+def _add_gradient(
     engine: Engine,
     objective: Objective,
     batch: Minibatch,
@@ -249,7 +249,7 @@ def add_gradient(
     entropy_BT, _ = micro_batch.scatter(entropy_N)
     masked = [row for row, flat in enumerate(micro_batch.completion_indices) if flat in batch.masked]
     mask_BT[masked] = False
-    old_BT = constants_like(log_probs_BT, batch.old_log_probs, micro_batch)
+    old_BT = _constants_like(log_probs_BT, batch.old_log_probs, micro_batch)
     advantages_B = log_probs_BT.new_tensor([batch.advantages[flat] for flat in micro_batch.completion_indices])
     try:
         loss, metrics = objective.loss(log_probs_BT, old_BT, advantages_B, mask_BT, **counts)
@@ -263,7 +263,7 @@ def add_gradient(
         totals.add(measure(objective, loss, log_probs_BT, old_BT, advantages_B, mask_BT, counts, settings.on_policy))
     metrics |= {"add/policy_loss": loss.detach(), "sum/entropy": torch.where(mask_BT, entropy_BT, 0.0).sum()}
     if batch.reference_log_probs is not None:
-        reference_BT = constants_like(log_probs_BT, batch.reference_log_probs, micro_batch)
+        reference_BT = _constants_like(log_probs_BT, batch.reference_log_probs, micro_batch)
         kl_BT = kl_penalty(log_probs_BT, reference_BT, mask_BT)
         loss = loss + settings.beta * objective.aggregate(kl_BT, mask_BT, **counts)
         metrics["sum/kl"] = torch.where(mask_BT, kl_BT.detach(), 0.0).sum()
@@ -274,7 +274,7 @@ def add_gradient(
 
 
 @contextmanager
-def gradient_sums(policy: Policy) -> Iterator[list[Tensor]]:
+def _gradient_sums(policy: Policy) -> Iterator[list[Tensor]]:
     """Inside, each backward adds the sum of the gradient that reaches the token embeddings.
 
     It is this rank's own, whatever the stage shares out, and a NaN from the loss or any text layer passes through it.
@@ -301,12 +301,12 @@ def global_counts(batch: Minibatch) -> dict[str, int]:
     return {"num_completions": num_completions, "num_tokens": max(1, num_tokens)}
 
 
-def constants_like(like_BT: Tensor, rows: Sequence[Tensor], micro_batch: MicroBatch) -> Tensor:
+def _constants_like(like_BT: Tensor, rows: Sequence[Tensor], micro_batch: MicroBatch) -> Tensor:
     """[B, T] of per-token constants of the micro-batch's completions, zeros where there is no token."""
     return pad_sequence([rows[flat] for flat in micro_batch.completion_indices], batch_first=True).to(like_BT)
 
 
-def prompts_in(groups: Sequence[ScoredGroup], micro_batch: MicroBatch) -> list[str]:
+def _prompts_in(groups: Sequence[ScoredGroup], micro_batch: MicroBatch) -> list[str]:
     """Ids of the prompts whose completions are in a micro-batch."""
     owners = [scored.group.prompt.id for scored in groups for _ in scored.group.completions]
     return sorted({owners[flat] for flat in micro_batch.completion_indices})
@@ -318,11 +318,13 @@ def named(groups: Sequence[ScoredGroup], micro_batch: MicroBatch) -> Iterator[No
     try:
         yield
     except (ValueError, IndexError) as problem:
-        prompts = ", ".join(prompts_in(groups, micro_batch))
+        prompts = ", ".join(_prompts_in(groups, micro_batch))
         raise UnreadableError(f"the model cannot read a completion of prompts {prompts} ({problem})") from problem
 
 
-def report_bad_update(bad_prompts: list[str], keep: Callable[[str], None], settings: UpdateSettings, step: int) -> None:
+def _report_bad_update(
+    bad_prompts: list[str], keep: Callable[[str], None], settings: UpdateSettings, step: int
+) -> None:
     """Keep the minibatch, then stop, or print, with the ranks and prompts of a non-finite loss or gradient."""
     by_rank = ranks.gather_objects(bad_prompts)
     culprits = "; ".join(

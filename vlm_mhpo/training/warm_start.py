@@ -44,7 +44,7 @@ def warm_start(config: Config) -> Path:
         # Held-out rows are for RL.
         config = config.model_copy(update={"data": config.data.model_copy(update={"eval": None})})
         parts = build_parts(config, sft, what="warm start")
-        check_solutions(parts.train_rows)
+        _check_solutions(parts.train_rows)
         check_same_rows(parts.train_rows)
         identity = identity_of("warm start", config.model_dump(), parts.train_rows, parts.engine.zero_stage)
         saving = Checkpoints(parts.engine, parts.codec, run_dir, config.checkpoint, identity, sft.max_steps)
@@ -75,7 +75,7 @@ def warm_start(config: Config) -> Path:
     return run_dir / POLICY_FOLDER
 
 
-def check_solutions(rows: Sequence[Row]) -> None:
+def _check_solutions(rows: Sequence[Row]) -> None:
     """TrainingError when a row has nothing to imitate; before the first step, and the same on all ranks."""
     without = [row.id for row in rows if not row.solution]
     if without:

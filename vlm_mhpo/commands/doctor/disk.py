@@ -12,7 +12,7 @@ from vlm_mhpo.commands.doctor.shapes import Shapes
 from vlm_mhpo.config import Config
 
 
-def checkpoint_bytes(config: Config, shapes: Shapes, stage: int) -> int:
+def _checkpoint_bytes(config: Config, shapes: Shapes, stage: int) -> int:
     """One checkpoint, all ranks: DeepSpeed's weights and optimizer state, and the policy for from_pretrained."""
     width = BYTES[config.model.dtype]
     master = FLOAT32 if stage > 0 or config.model.dtype == "bfloat16" else 0
@@ -27,7 +27,7 @@ def examine_disk(config: Config, shapes: Shapes, *, stage: int) -> Iterator[Chec
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
-    one, kept = checkpoint_bytes(config, shapes, stage), config.checkpoint.save_total_limit
+    one, kept = _checkpoint_bytes(config, shapes, stage), config.checkpoint.save_total_limit
     needed = one * (kept + 1)
     text = f"a checkpoint has {in_gib(one)}; {kept} kept and one being written need {in_gib(needed)}, {place} has "
     text += in_gib(free)

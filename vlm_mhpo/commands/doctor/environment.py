@@ -23,11 +23,11 @@ NAMED = ("torch", "transformers", "deepspeed")
 
 def examine_environment(config: Config) -> Iterator[Check]:
     """All of it."""
-    yield from examine_versions(requirements(), installed_versions(), tested_versions())
-    yield from examine_devices(config)
+    yield from examine_versions(_requirements(), _installed_versions(), _tested_versions())
+    yield from _examine_devices(config)
 
 
-def requirements() -> list[Requirement]:
+def _requirements() -> list[Requirement]:
     """What the package asks for: of the source tree if there is one (it may be newer), else of the installation."""
     file = SOURCE_TREE / "pyproject.toml"
     if file.is_file():
@@ -37,13 +37,13 @@ def requirements() -> list[Requirement]:
     return [each for each in map(Requirement, lines) if each.marker is None]
 
 
-def installed_versions() -> dict[str, str]:
+def _installed_versions() -> dict[str, str]:
     """Version of every installed package by its normalised name."""
     found = ((each.name, each.version) for each in importlib.metadata.distributions() if each.name)
     return {name.lower().replace("_", "-"): version for name, version in found}
 
 
-def tested_versions() -> dict[str, str]:
+def _tested_versions() -> dict[str, str]:
     """The exact versions of constraints.txt; {} where the program was installed without it."""
     file = SOURCE_TREE / "constraints.txt"
     lines = file.read_text().splitlines() if file.is_file() else []
@@ -75,7 +75,7 @@ def minor(version: str) -> tuple[int, ...]:
     return Version(version).release[:2]
 
 
-def examine_devices(config: Config) -> Iterator[Check]:
+def _examine_devices(config: Config) -> Iterator[Check]:
     """GPUs with their memory, and whether the threads of a process fit the cores."""
     import torch
 

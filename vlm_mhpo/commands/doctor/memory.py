@@ -173,14 +173,14 @@ def estimate(config: Config, shapes: Shapes, *, stage: int, num_ranks: int, offl
         states=states,
         reference=reference,
         bucket=float(width * REDUCE_BUCKET) if stage else 0.0,
-        activations=micro_batch_bytes(config, shapes),
-        logits=chunk_bytes(config, shapes),
+        activations=_micro_batch_bytes(config, shapes),
+        logits=_chunk_bytes(config, shapes),
         whole_weights=weights if stage == 3 else 0.0,
-        cache=cache_bytes(config, shapes),
+        cache=_cache_bytes(config, shapes),
     )
 
 
-def micro_batch_bytes(config: Config, shapes: Shapes) -> float:
+def _micro_batch_bytes(config: Config, shapes: Shapes) -> float:
     """Activations of the largest micro-batch: packed groups of full length, prompts as much image as allowed."""
     dtype, width = config.model.dtype, BYTES[config.model.dtype]
     checkpointing = config.model.gradient_checkpointing
@@ -204,14 +204,14 @@ def micro_batch_bytes(config: Config, shapes: Shapes) -> float:
     return float(total)
 
 
-def chunk_bytes(config: Config, shapes: Shapes) -> float:
+def _chunk_bytes(config: Config, shapes: Shapes) -> float:
     """Logits of one chunk in backward: in float32, and twice in the weights' type where that is another."""
     size = min(config.train.logits_chunk_size, config.train.max_tokens_per_micro_batch)
     width = BYTES[config.model.dtype]
     return float(size * shapes.vocabulary * (FLOAT32 + (2 * width if width != FLOAT32 else 0)))
 
 
-def cache_bytes(config: Config, shapes: Shapes) -> float:
+def _cache_bytes(config: Config, shapes: Shapes) -> float:
     """Keys and values of the completions decoded together, and their logits (float32 twice, float64 twice)."""
     rollout = config.rollout
     row = config.data.max_prompt_length + rollout.max_completion_length
@@ -241,7 +241,7 @@ def examine_memory(
     for other in settings():
         if other != chosen:
             found = estimate(config, shapes, stage=other[0], num_ranks=num_ranks, offload=other[1])
-            fits = "" if device_bytes is None else (", fits" if fits_in(found, device_bytes) else ", does not fit")
+            fits = "" if device_bytes is None else (", fits" if _fits_in(found, device_bytes) else ", does not fit")
             host = f", {in_gib(found.states.host)} of host memory" if found.states.host else ""
             peaks = f"update {in_gib(found.update)}, rollout {in_gib(found.rollout)}"
             yield Check("ok", f"instead: {name_of(*other)}", f"{peaks}{host}{fits}")
@@ -262,7 +262,7 @@ def name_of(stage: int, offload: tuple[bool, bool]) -> str:
     return f"ZeRO-{stage}" + (f", offload of {' and '.join(parts)}" if parts else "")
 
 
-def fits_in(found: Estimate, device_bytes: float) -> bool:
+def _fits_in(found: Estimate, device_bytes: float) -> bool:
     """With a tenth left free."""
     return found.peak <= (1 - FREE_SHARE) * device_bytes
 

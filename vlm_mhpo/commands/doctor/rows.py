@@ -39,7 +39,7 @@ def examine_rows(config: Config, *, num_rows: int) -> Iterator[Check]:
             yield Check("error", f"{what} rows", str(error))
             continue
         sample = spread(rows, num_rows)
-        yield examine_golds(sample, len(rows), what, config)
+        yield _examine_golds(sample, len(rows), what, config)
         if builder:
             prompts, problems = build_prompts(sample, builder, what)
             if problems:
@@ -47,7 +47,7 @@ def examine_rows(config: Config, *, num_rows: int) -> Iterator[Check]:
                 yield Check("error", f"{what} prompts", text)
             if prompts:
                 overlong = data.overlong_prompts if what == "training" else "error"
-                yield examine_lengths(prompts, builder, data, overlong, what)
+                yield _examine_lengths(prompts, builder, data, overlong, what)
 
 
 def spread(rows: Sequence[Row], number: int) -> Sequence[Row]:
@@ -57,7 +57,7 @@ def spread(rows: Sequence[Row], number: int) -> Sequence[Row]:
     return [rows[index * len(rows) // number] for index in range(number)]
 
 
-def examine_golds(sample: Sequence[Row], num_all: int, what: str, config: Config) -> Check:
+def _examine_golds(sample: Sequence[Row], num_all: int, what: str, config: Config) -> Check:
     """Share of golds that our verifier accepts as their own answers."""
     shown = tqdm(sample, desc=f"verifying {what} golds", unit="row", leave=False)
     scores = gold_scores(shown, config.rewards)
@@ -103,7 +103,7 @@ def build_prompts(sample: Sequence[Row], builder: PromptBuilder, what: str) -> t
     return prompts, problems
 
 
-def examine_lengths(
+def _examine_lengths(
     prompts: Sequence[Prompt], builder: PromptBuilder, data: DataConfig, overlong: str, what: str
 ) -> Check:
     """The longest prompts, and the pixel limit under which those that are too long would fit."""
@@ -118,7 +118,7 @@ def examine_lengths(
     text = f"longest of {len(prompts)}, of data.max_prompt_length={limit}: {named}"
     if not too_long:
         return Check("ok", f"{what} prompts", text)
-    pixels = fitting_pixels(too_long, limit, builder)
+    pixels = _fitting_pixels(too_long, limit, builder)
     cure = f"raise data.max_prompt_length to {longest[0].num_tokens}"
     if pixels:
         cure += f", or set model.max_pixels={pixels}"
@@ -128,7 +128,7 @@ def examine_lengths(
     return Check(state, f"{what} prompts", text)
 
 
-def fitting_pixels(too_long: Sequence[Prompt], limit: int, builder: PromptBuilder) -> int | None:
+def _fitting_pixels(too_long: Sequence[Prompt], limit: int, builder: PromptBuilder) -> int | None:
     """The largest model.max_pixels under which every one of these prompts fits; None when their text is too long."""
     least: int | None = None
     for prompt in too_long:

@@ -14,11 +14,11 @@ HUB_NAME_PARTS = 2
 
 def examine_settings(config: Config) -> list[Check]:
     """All checks, in the order of the configuration's sections."""
-    parts = (examine_model, examine_data, examine_batches, examine_objective, examine_rewards, examine_packages)
+    parts = (_examine_model, _examine_data, _examine_batches, _examine_objective, _examine_rewards, _examine_packages)
     return [check for examine in parts for check in examine(config)]
 
 
-def examine_model(config: Config) -> Iterator[Check]:
+def _examine_model(config: Config) -> Iterator[Check]:
     """Is there something to load?"""
     path = config.model.path
     if path.startswith("tiny:"):
@@ -26,14 +26,14 @@ def examine_model(config: Config) -> Iterator[Check]:
     elif Path(path).exists():
         ok = (Path(path) / "config.json").is_file()
         yield Check("ok" if ok else "error", "model", path if ok else f"{path} has no config.json")
-    elif looks_like_hub_name(path):
+    elif _looks_like_hub_name(path):
         pinned = config.model.revision or "not pinned: set model.revision to a commit hash for a repeatable run"
         yield Check("ok" if config.model.revision else "warning", "model", f"{path} from the hub, revision {pinned}")
     else:
         yield Check("error", "model", f"{path} is neither a folder nor a hub name")
 
 
-def examine_data(config: Config) -> Iterator[Check]:
+def _examine_data(config: Config) -> Iterator[Check]:
     """Do the row sources exist?"""
     for name, source in (("data.train", config.data.train), ("data.eval", config.data.eval)):
         for one in [source] if isinstance(source, str) else source or []:
@@ -42,7 +42,7 @@ def examine_data(config: Config) -> Iterator[Check]:
                 yield Check("ok", name, f"{one}: drawn")
             elif Path(place).exists():
                 yield Check("ok", name, place)
-            elif looks_like_hub_name(place):
+            elif _looks_like_hub_name(place):
                 yield Check("ok", name, f"{one} from the hub")
             else:
                 yield Check("error", name, f"{place} does not exist")
@@ -50,7 +50,7 @@ def examine_data(config: Config) -> Iterator[Check]:
         yield Check("warning", "data.eval", "not set: nothing will be evaluated")
 
 
-def examine_batches(config: Config) -> Iterator[Check]:
+def _examine_batches(config: Config) -> Iterator[Check]:
     """Batch arithmetic."""
     train, rollout = config.train, config.rollout
     per_update = train.num_prompts_per_step // train.num_minibatches
@@ -66,7 +66,7 @@ def examine_batches(config: Config) -> Iterator[Check]:
         yield Check("warning", "micro-batch", text)
 
 
-def examine_objective(config: Config) -> Iterator[Check]:
+def _examine_objective(config: Config) -> Iterator[Check]:
     """Can the ratio leave 1, and what does the weight at ratio 1 do?"""
     if config.updates_per_step == 1:
         still = "one update a rollout batch keeps every ratio at 1: modulator, hazard and clipping never act"
@@ -83,7 +83,7 @@ def examine_objective(config: Config) -> Iterator[Check]:
         yield Check("ok", "on-policy weight", text)
 
 
-def examine_rewards(config: Config) -> Iterator[Check]:
+def _examine_rewards(config: Config) -> Iterator[Check]:
     """Can every reward be found?"""
     from vlm_mhpo.scoring import RewardError
     from vlm_mhpo.scoring.scorer import start_scorer
@@ -95,7 +95,7 @@ def examine_rewards(config: Config) -> Iterator[Check]:
         yield Check("error", "rewards", str(error))
 
 
-def examine_packages(config: Config) -> Iterator[Check]:
+def _examine_packages(config: Config) -> Iterator[Check]:
     """Optional packages that this configuration needs."""
     if config.logging.wandb and importlib.util.find_spec("wandb") is None:
         yield Check("error", "wandb", "logging.wandb=true needs: pip install 'vlm-mhpo[wandb]'")
@@ -103,7 +103,7 @@ def examine_packages(config: Config) -> Iterator[Check]:
         yield Check("error", "deepspeed.config", f"{config.deepspeed.config} does not exist")
 
 
-def looks_like_hub_name(text: str) -> bool:
+def _looks_like_hub_name(text: str) -> bool:
     """`org/name`, and not something that a file system would have."""
     parts = text.split("/")
     return len(parts) == HUB_NAME_PARTS and all(parts) and not text.startswith((".", "~"))

@@ -67,7 +67,7 @@ def build_server(folder: Path, access: Access, limits: Limits = Limits()) -> uvi
     """The server of a run folder, to be run with the socket of `listen`; it says nothing but unexpected errors."""
     return uvicorn.Server(
         uvicorn.Config(
-            build_app(View(folder), access),
+            _build_app(View(folder), access),
             http=partial(BoundedProtocol, limits=limits),
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             headers=list(HEADERS.items()),
@@ -84,7 +84,7 @@ def build_server(folder: Path, access: Access, limits: Limits = Limits()) -> uvi
     )
 
 
-def build_app(view: View, access: Access) -> ASGIApp:
+def _build_app(view: View, access: Access) -> ASGIApp:
     """The page at `/`, its state at `/state.json`, and nothing else, for those that `access` lets in."""
 
     async def page(_: Request) -> Response:

@@ -35,10 +35,10 @@ def advise(profile: Profile, config: Config, *, most: int = 2) -> list[str]:
     """One or two sentences: the advice on the largest shares of the step, or what takes longest if no rule speaks."""
     found = [advice for rule in RULES if (advice := rule(profile, config))]
     found.sort(key=lambda advice: -advice.share)
-    return [advice.text for advice in found[:most]] or [nothing_to_change(profile)]
+    return [advice.text for advice in found[:most]] or [_nothing_to_change(profile)]
 
 
-def nothing_to_change(profile: Profile) -> str:
+def _nothing_to_change(profile: Profile) -> str:
     """What to say when every setting fits."""
     longest = max(profile.phases, key=lambda phase: phase.seconds)
     group = longest.name.split("/")[0]
@@ -50,7 +50,7 @@ def nothing_to_change(profile: Profile) -> str:
 def small_sampling_batches(profile: Profile, config: Config) -> Advice | None:
     """Sampling dominates and the completions of a step are decoded in several batches, one after the other."""
     batches = profile.forwards_of("sample/prefill").calls / profile.num_ranks
-    if profile.share("sample") < 0.4 or batches <= 1.5 or not has_room(profile, "sample"):
+    if profile.share("sample") < 0.4 or batches <= 1.5 or not _has_room(profile, "sample"):
         return None
     if profile.utilisation("sample") > WELL_USED:
         return None
@@ -60,8 +60,8 @@ def small_sampling_batches(profile: Profile, config: Config) -> Advice | None:
     return Advice(
         profile.share("sample"),
         f"Sampling is {percent(profile.share('sample'))} of the step and decodes {rows:.0f} rows at a time in "
-        f"{batches:.0f} batches: raise rollout.max_batch_tokens from {now} towards {round_up(now * batches)}"
-        f"{caution(profile)}.",
+        f"{batches:.0f} batches: raise rollout.max_batch_tokens from {now} towards {_round_up(now * batches)}"
+        f"{_caution(profile)}.",
     )
 
 
@@ -69,7 +69,7 @@ def small_micro_batches(profile: Profile, config: Config) -> Advice | None:
     """Updates dominate, run at a small part of the matmul rate, and cut a minibatch into several forwards."""
     forwards = profile.forwards_of("update")
     calls = forwards.calls / profile.num_ranks / config.updates_per_step
-    if profile.share("update") < 0.3 or calls <= 1.5 or not has_room(profile, "update"):
+    if profile.share("update") < 0.3 or calls <= 1.5 or not _has_room(profile, "update"):
         return None
     tokens, budget = forwards.tokens / forwards.calls, config.train.max_tokens_per_micro_batch
     if profile.utilisation("update") > WELL_USED:
@@ -78,21 +78,21 @@ def small_micro_batches(profile: Profile, config: Config) -> Advice | None:
     return Advice(
         profile.share("update"),
         f"An update is {calls:.0f} forwards{filled}, at {percent(profile.utilisation('update'))} of the matmul rate: "
-        f"raise train.max_tokens_per_micro_batch from {budget} towards {round_up(tokens * calls)}{caution(profile)}.",
+        f"raise train.max_tokens_per_micro_batch from {budget} towards {_round_up(tokens * calls)}{_caution(profile)}.",
     )
 
 
 def split_groups(profile: Profile, config: Config) -> Advice | None:
     """Groups do not fit a micro-batch, so their prompts are computed more than once."""
     stage, rows = profile.stage("update"), profile.forwards_of("update").rows
-    if stage is None or rows < 1.2 * stage.prompts or not has_room(profile, "update"):
+    if stage is None or rows < 1.2 * stage.prompts or not _has_room(profile, "update"):
         return None
     whole = (stage.prompt_tokens + stage.completion_tokens) / stage.prompts
     return Advice(
         profile.share("update") * stage.waste,
         f"Groups are split: each prompt is trained on {rows / stage.prompts:.1f} times instead of once; a whole group "
         f"has about {whole:.0f} tokens, train.max_tokens_per_micro_batch is {config.train.max_tokens_per_micro_batch}: "
-        f"raise it{caution(profile)}.",
+        f"raise it{_caution(profile)}.",
     )
 
 
@@ -109,7 +109,7 @@ def padded_rows(profile: Profile, config: Config) -> Advice | None:
     return Advice(
         profile.share("update") * stage.waste,
         f"{percent(stage.waste)} of the trained tokens are padding, because rows of different lengths share a "
-        f"micro-batch: lower train.max_tokens_per_micro_batch from {now} to about {round_up(min(now, largest) / 2)}.",
+        f"micro-batch: lower train.max_tokens_per_micro_batch from {now} to about {_round_up(min(now, largest) / 2)}.",
     )
 
 
@@ -222,12 +222,12 @@ def needless_checkpointing(profile: Profile, config: Config) -> Advice | None:
 def offloaded_optimizer(profile: Profile, config: Config) -> Advice | None:
     """The optimizer runs on the host."""
     share = profile.share("update/optimizer")
-    if share < 0.15 or not config.deepspeed.offload_optimizer or not has_room(profile, "update"):
+    if share < 0.15 or not config.deepspeed.offload_optimizer or not _has_room(profile, "update"):
         return None
     return Advice(
         share,
         f"The optimizer takes {percent(share)} of the step on the host: set deepspeed.offload_optimizer=false"
-        f"{caution(profile)}.",
+        f"{_caution(profile)}.",
     )
 
 
@@ -275,13 +275,13 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def has_room(profile: Profile, group: str) -> bool:
+def _has_room(profile: Profile, group: str) -> bool:
     """Whether larger batches may fit; on a CPU nobody can tell."""
     total = profile.device_memory_bytes
     return total is None or profile.peak_bytes(group) < ROOM * total
 
 
-def caution(profile: Profile) -> str:
+def _caution(profile: Profile) -> str:
     """What to add where room in memory is not known."""
     return " if memory allows" if profile.device_memory_bytes is None else ""
 
@@ -291,6 +291,6 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1f} %"
 
 
-def round_up(tokens: float) -> int:
+def _round_up(tokens: float) -> int:
     """The next power of two: a round number to write into a configuration."""
     return 1 << max(0, int(tokens) - 1).bit_length()

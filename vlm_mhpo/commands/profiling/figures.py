@@ -174,9 +174,9 @@ def merge(profiles: Sequence[Profile]) -> Profile:
     return replace(
         first,
         step_seconds=tuple(sum(times) / count for times in zip(*(each.step_seconds for each in profiles), strict=True)),
-        phases=tuple(merge_phase([held[name] for held in by_phase if name in held], count) for name in phase_names),
-        forwards=tuple(merge_forwards([held[name] for held in by_place if name in held]) for name in place_names),
-        stages=tuple(merge_stage([held[name] for held in by_stage if name in held], count) for name in stage_names),
+        phases=tuple(_merge_phase([held[name] for held in by_phase if name in held], count) for name in phase_names),
+        forwards=tuple(_merge_forwards([held[name] for held in by_place if name in held]) for name in place_names),
+        stages=tuple(_merge_stage([held[name] for held in by_stage if name in held], count) for name in stage_names),
         timeout_share=sum(each.timeout_share for each in profiles) / count,
         background_prompts_s=sum(each.background_prompts_s for each in profiles) / count,
         busy_cores=sum(each.busy_cores for each in profiles) / count,
@@ -185,20 +185,20 @@ def merge(profiles: Sequence[Profile]) -> Profile:
     )
 
 
-def merge_phase(phases: Sequence[Phase], num_ranks: int) -> Phase:
+def _merge_phase(phases: Sequence[Phase], num_ranks: int) -> Phase:
     """One phase over ranks; a rank without it spent no time in it."""
     seconds, calls = (sum(values) / num_ranks for values in zip(*((p.seconds, p.calls) for p in phases), strict=True))
     return Phase(phases[0].name, seconds, calls, max(phase.peak_bytes for phase in phases))
 
 
-def merge_forwards(places: Sequence[Forwards]) -> Forwards:
+def _merge_forwards(places: Sequence[Forwards]) -> Forwards:
     """The forwards of one place over ranks, added up."""
     return Forwards(
         places[0].name, sum(p.calls for p in places), sum(p.rows for p in places), sum(p.tokens for p in places)
     )
 
 
-def merge_stage(stages: Sequence[Stage], num_ranks: int) -> Stage:
+def _merge_stage(stages: Sequence[Stage], num_ranks: int) -> Stage:
     """One stage over ranks."""
     sums = {
         name: sum(getattr(stage, name) for stage in stages)

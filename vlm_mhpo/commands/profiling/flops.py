@@ -38,7 +38,7 @@ def model_flops(parts: Sequence[Part], work: Work, *, backward: bool) -> float:
 
 def sampling_work(prompt_length: int, lengths: Iterable[int]) -> Work:
     """Work of one prompt and its completions when the prompt is run once; the last sampled token is never fed back."""
-    total = causal_prompt(prompt_length)
+    total = _causal_prompt(prompt_length)
     for length in lengths:
         fed = length - 1
         total += Work(tokens=fed, pairs=fed * prompt_length + fed * (fed + 1) // 2, predictions=fed)
@@ -47,13 +47,13 @@ def sampling_work(prompt_length: int, lengths: Iterable[int]) -> Work:
 
 def training_work(prompt_length: int, lengths: Iterable[int]) -> Work:
     """Work of one forward over a prompt and its completions when they share the prompt."""
-    total = causal_prompt(prompt_length)
+    total = _causal_prompt(prompt_length)
     for length in lengths:
         total += Work(tokens=length, pairs=length * prompt_length + length * (length + 1) // 2, predictions=length)
     return total
 
 
-def causal_prompt(length: int) -> Work:
+def _causal_prompt(length: int) -> Work:
     """Work of a prompt of which no logits are needed."""
     return Work(tokens=length, pairs=length * (length + 1) // 2)
 

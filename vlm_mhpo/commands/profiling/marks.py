@@ -129,7 +129,7 @@ def hooked(policy: Policy, clock: Clock, tally: Tally) -> Iterator[None]:
 
     def before_model(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if clock.is_own_thread:
-            rows, width = first_of(args, kwargs, "input_ids", "inputs_embeds").shape[:2]
+            rows, width = _first_of(args, kwargs, "input_ids", "inputs_embeds").shape[:2]
             # The phases of sampling are apart: prefill and decode are different work.
             place = clock.current if group_of(clock.current) == "sample" else group_of(clock.current)
             tally.forwards[place].update(calls=1, rows=rows, tokens=rows * width)
@@ -160,7 +160,7 @@ def hooked(policy: Policy, clock: Clock, tally: Tally) -> Iterator[None]:
             handle.remove()
 
 
-def first_of(args: tuple, kwargs: dict[str, Any], *names: str) -> torch.Tensor:
+def _first_of(args: tuple, kwargs: dict[str, Any], *names: str) -> torch.Tensor:
     """The first keyword argument of these names that is given, else the first positional one."""
     return next((kwargs[name] for name in names if kwargs.get(name) is not None), args[0] if args else None)
 

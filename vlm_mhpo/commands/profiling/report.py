@@ -37,8 +37,8 @@ def write_profile(profiles: Sequence[Profile], config: Config, out: Path) -> Non
     (out / "profile.json").write_text(json.dumps(record(profiles, profile, sentences, config), indent=1))
     draw_profile(profile, out / "profile.png")
     console = Console()
-    console.print(phase_table(profile))
-    console.print(stage_table(profile))
+    console.print(_phase_table(profile))
+    console.print(_stage_table(profile))
     console.print(conditions(profile))
     for sentence in sentences:
         console.print(f"-> {sentence}", style="bold", soft_wrap=True)
@@ -69,7 +69,7 @@ def record(profiles: Sequence[Profile], profile: Profile, sentences: Sequence[st
     }
 
 
-def phase_table(profile: Profile) -> Table:
+def _phase_table(profile: Profile) -> Table:
     """Seconds, share, calls and peak memory of every phase, with a line above those that belong together."""
     title = f"{profile.wall_s:.3f} s a step, mean of {len(profile.step_seconds)}; peak: {profile.memory_kind}"
     table = Table(title=title, title_justify="left")
@@ -100,7 +100,7 @@ def lines(profile: Profile) -> Iterator[tuple[str, str]]:
         yield phase.name, ("  " if part else "") + PHASES[phase.name]
 
 
-def stage_table(profile: Profile) -> Table:
+def _stage_table(profile: Profile) -> Table:
     """Sampling, log-probs and training: tokens a second, share of the matmul rate, tokens computed for nothing."""
     table = Table()
     table.add_column("")
@@ -142,7 +142,7 @@ def draw_profile(profile: Profile, out: Path) -> None:
         gib = [phase.peak_bytes / GIB for phase in shown]
         bars(memory_ax, names, gib, [GREYS[0]] * len(shown), [f"{value:.2f}" if value else "" for value in gib])
         memory_ax.set_title(f"peak GiB ({profile.memory_kind})", color=INK)
-        head = "     ".join(stage_words(profile, stage) for stage in profile.stages)
+        head = "     ".join(_stage_words(profile, stage) for stage in profile.stages)
         figure.suptitle(head, x=0.01, ha="left", fontsize=9)
         figure.savefig(out, format="png", metadata={"Software": None})
 
@@ -153,7 +153,7 @@ def words_of(name: str) -> str:
     return f"{GROUPS[group]}: {PHASES[name]}" if "/" in name else PHASES[name]
 
 
-def stage_words(profile: Profile, stage: Stage) -> str:
+def _stage_words(profile: Profile, stage: Stage) -> str:
     """One stage in the picture's head line."""
     rate = (stage.prompt_tokens + stage.completion_tokens) / stage.seconds
     return f"{STAGES[stage.name]} {rate:,.0f} tokens/s, {percent(profile.utilisation(stage.name))} of the matmul rate"

@@ -32,7 +32,7 @@ WARMUP_STEPS = 1
 
 def profile_run(config: Config, *, num_steps: int, out: Path) -> None:
     """Take a profile; the main rank prints it and writes profile.json and profile.png into `out`."""
-    profiles = take_profile(config, num_steps=num_steps, out=out)
+    profiles = _take_profile(config, num_steps=num_steps, out=out)
     if ranks.is_main():
         # Only where it draws: matplotlib is slow to load.
         from vlm_mhpo.commands.profiling.report import write_profile
@@ -40,7 +40,7 @@ def profile_run(config: Config, *, num_steps: int, out: Path) -> None:
         write_profile(profiles, config, out)
 
 
-def take_profile(config: Config, *, num_steps: int, out: Path) -> list[Profile]:
+def _take_profile(config: Config, *, num_steps: int, out: Path) -> list[Profile]:
     """Train for a few steps and say where they went.
 
     Args:
@@ -57,7 +57,7 @@ def take_profile(config: Config, *, num_steps: int, out: Path) -> list[Profile]:
     """
     ranks.start(config.num_threads)
     device = ranks.device()
-    with scratch_folder(out) as run_dir:
+    with _scratch_folder(out) as run_dir:
         steps = Steps(config, num_steps, device)
         few = short(config, run_dir, WARMUP_STEPS + num_steps)
         with open_training(few, steps.clock) as (loop, start), steps.hooked(loop.update.engine.policy):
@@ -68,7 +68,7 @@ def take_profile(config: Config, *, num_steps: int, out: Path) -> list[Profile]:
 
 
 @contextmanager
-def scratch_folder(out: Path) -> Iterator[Path]:
+def _scratch_folder(out: Path) -> Iterator[Path]:
     """A new folder in `out`, the same on all ranks, gone afterwards."""
     folder, error = "", None
     if ranks.is_main():
@@ -143,9 +143,9 @@ class Steps:
         )
         return Profile(
             step_seconds=tuple(end - start for start, end in zip([0.0, *self._ends], self._ends, strict=False)),
-            phases=phases_of(clock, count),
+            phases=_phases_of(clock, count),
             forwards=forwards,
-            stages=stages_of(self.tally, self._config, clock, count),
+            stages=_stages_of(self.tally, self._config, clock, count),
             timeout_share=self.tally.tokens["sample"]["timeouts"] / max(1, self.tally.tokens["sample"]["completions"]),
             background_prompts_s=clock.background["prompts"] / count,
             busy_cores=cpu_s / self._ends[-1],
@@ -161,7 +161,7 @@ class Steps:
         )
 
 
-def phases_of(clock: Clock, num_steps: int) -> tuple[Phase, ...]:
+def _phases_of(clock: Clock, num_steps: int) -> tuple[Phase, ...]:
     """The phases that the clock has seen, and the clock itself."""
     seconds, calls, peaks = Counter(profiler=clock.overhead), Counter(), Counter()
     for span, taken in clock.seconds.items():
@@ -183,7 +183,7 @@ def phase_of(span: str) -> str:
     return known if known in PHASES else stage if stage in PHASES else "other"
 
 
-def stages_of(tally: Tally, config: Config, clock: Clock, num_steps: int) -> tuple[Stage, ...]:
+def _stages_of(tally: Tally, config: Config, clock: Clock, num_steps: int) -> tuple[Stage, ...]:
     """What sampling, log-probs and updates got done in the measured steps."""
     stages = []
     for name in ("sample", "log_probs", "update"):

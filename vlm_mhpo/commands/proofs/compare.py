@@ -51,10 +51,10 @@ def weights_in(folder: Path) -> dict[str, Tensor]:
 def metrics_rows(run_dir: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl, times left out."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: row[name] for name in row if not is_time(name)} for row in rows]
+    return [{name: row[name] for name in row if not _is_time(name)} for row in rows]
 
 
-def is_time(name: str) -> bool:
+def _is_time(name: str) -> bool:
     """Whether a metric is a time, which no two runs share."""
     metric = metric_of(name)
     return metric is not None and metric.group == TIMES

@@ -99,7 +99,7 @@ def check_invariance(
     planned = planned or variants(config, num_ranks)
     for ranks in sorted({variant.num_ranks for variant in planned}):
         jobs = [
-            job_of(variant, f"variant{index}", small, model, folder)
+            _job_of(variant, f"variant{index}", small, model, folder)
             for index, variant in enumerate(planned)
             if variant.num_ranks == ranks
         ]
@@ -111,7 +111,7 @@ def check_invariance(
     return [*findings, *compare_gradients(planned, gradients)]
 
 
-def job_of(variant: Variant, name: str, small: Config, model: Path, folder: Path) -> dict[str, Any]:
+def _job_of(variant: Variant, name: str, small: Config, model: Path, folder: Path) -> dict[str, Any]:
     """What a rank is asked to do for a variant; see `checks.updates.run_update`."""
     checkpointing = small.model.gradient_checkpointing if variant.checkpointing is None else variant.checkpointing
     zero = {"zero_stage": variant.zero_stage, "offload_optimizer": False, "offload_param": False}
@@ -152,14 +152,14 @@ def compare_gradients(planned: Sequence[Variant], gradients: Sequence[dict[str, 
     scale = PROPORTIONAL["learning_rate"] / PROPORTIONAL["adam_epsilon"]
     findings = [Check("ok", "reference", f"{planned[0].name}: gradient norm {whole / scale:.3e}, limit {LIMIT:g}")]
     for variant, gradient in zip(planned[1:], gradients[1:], strict=True):
-        gap, name = largest_gap(reference, gradient, whole)
+        gap, name = _largest_gap(reference, gradient, whole)
         state = "ok" if gap <= LIMIT else "error"
         where = "" if state == "ok" else f" in {name}: the gradient depends on how the batch is cut or shared"
         findings.append(Check(state, variant.name, f"{gap:.1e}{where}"))
     return findings
 
 
-def largest_gap(reference: dict[str, Tensor], found: dict[str, Tensor], whole: float) -> tuple[float, str]:
+def _largest_gap(reference: dict[str, Tensor], found: dict[str, Tensor], whole: float) -> tuple[float, str]:
     """The largest relative L2 difference of a weight tensor's gradient, and the tensor's name; inf where one lacks."""
     if reference.keys() != found.keys():
         return float("inf"), min(reference.keys() ^ found.keys())

@@ -100,11 +100,11 @@ def compare_runs(straight: Path, again: Path, num_steps: int, saved: int) -> lis
         verdict("metrics file", gaps, "no gap and no double row"),
         verdict("metrics rows", first_difference(*rows, "row"), f"{len(rows[0][0]) if rows[0] else 0} figures a row"),
         verdict("weights", first_difference(*weights), f"{len(weights[0])} tensors"),
-        shards_verdict(*ends),
+        _shards_verdict(*ends),
     ]
 
 
-def shards_verdict(straight: Path, again: Path) -> Check:
+def _shards_verdict(straight: Path, again: Path) -> Check:
     """DeepSpeed's shards: masters, moments, counters of every rank."""
     names = [sorted(str(file.relative_to(end)) for file in end.rglob("*.pt")) for end in (straight, again)]
     if not names[0] or names[0] != names[1]:

@@ -40,7 +40,7 @@ def shrink(config: Config, folder: Path, *, num_ranks: int, family: str | None) 
         ModelError: the family cannot be told, or has no tiny model.
     """
     family = family or tiny_family(config)
-    values = small_values(config, family, num_ranks)
+    values = _small_values(config, family, num_ranks)
     values["deepspeed"] |= {"config": str(every_weight_partitioned(config, folder))}
     values["output_dir"] = str(folder / "run")
     small, rows = with_rows(parse_config(values), folder, family)
@@ -73,7 +73,7 @@ def tiny_family(config: Config) -> str:
     raise ModelError(f"{path}: its family cannot be told on this machine: give --family, one of {', '.join(families)}")
 
 
-def small_values(config: Config, family: str, num_ranks: int) -> dict[str, Any]:
+def _small_values(config: Config, family: str, num_ranks: int) -> dict[str, Any]:
     """The nested values of the small configuration; every section stays, lengths and sizes shrink."""
     values = config.model_dump(mode="json")
     minibatches = min(MOST_MINIBATCHES, config.train.num_minibatches)
@@ -137,13 +137,13 @@ def with_rows(config: Config, folder: Path, family: str) -> tuple[Config, Check]
             return config, Check("ok", "rows", f"{fitting} of {data.train}")
     except (DataError, VlmMhpoError) as error:
         reason = str(error)
-    made = made_rows(folder, family)
+    made = _made_rows(folder, family)
     plain = {"train": made, "format": "auto", "train_split": None, "image_root": None, "max_rows": None}
     changed = config.model_copy(update={"data": data.model_copy(update=plain)})
     return changed, Check("warning", "rows", f"{made} in the place of {data.train}: {reason}")
 
 
-def made_rows(folder: Path, family: str) -> str:
+def _made_rows(folder: Path, family: str) -> str:
     """Drawn pictures, or sums in words for a text family."""
     if family != "qwen2":
         return f"synthetic:shapes?seed=0&num_rows={NUM_SUMS}@train"

@@ -40,7 +40,7 @@ def run_update(job: dict[str, Any]) -> None:
     if not file.exists():
         file.write_text(json.dumps(sample(parts.sampler, prompts, config)))
         write_weights(engine, Path(job["start"]))
-    batch = shared_batch(prompts, json.loads(file.read_text()), config, packed=job["packed"])
+    batch = _shared_batch(prompts, json.loads(file.read_text()), config, packed=job["packed"])
     objective = build_objective(config.objective, config.rollout.max_completion_length)
     longest = max(prompt.num_tokens for prompt in prompts)
     settings = replace(
@@ -61,7 +61,7 @@ def sample(sampler: Sampler, prompts: Sequence[Prompt], config: Config) -> list[
     return [[[list(c.token_ids), c.log_probs.tolist()] for c in group.completions] for group in groups]
 
 
-def shared_batch(
+def _shared_batch(
     prompts: Sequence[Prompt], sampled: list[list[list[Any]]], config: Config, *, packed: bool
 ) -> Minibatch:
     """This rank's share of the batch: advantages of made-up rewards, constants a little off the sampler's."""

@@ -62,13 +62,13 @@ def run_all(config: Path, jobs: Sequence[Job], *, num_jobs: int) -> dict[str, di
         ConfigError: a folder holds a run of another setting.
     """
     for job in jobs:
-        check_setting(config, job)
+        _check_setting(config, job)
     waiting = [job for job in jobs if not is_finished(job)]
     with (
         ThreadPoolExecutor(num_jobs) as pool,
         tqdm(total=len(jobs), initial=len(jobs) - len(waiting), desc="comparing", unit="run") as bar,
     ):
-        futures = {pool.submit(run_one, config, job): job for job in waiting}
+        futures = {pool.submit(_run_one, config, job): job for job in waiting}
         try:
             for future in as_completed(futures):
                 future.result()
@@ -101,31 +101,31 @@ def last_step(file: Path) -> int | None:
         return None
 
 
-def setting_file(job: Job) -> Path:
+def _setting_file(job: Job) -> Path:
     """Where the setting that a run was started with is kept, beside its folder."""
     return job.run_dir.with_suffix(".json")
 
 
-def setting_of(config: Path, job: Job) -> dict:
+def _setting_of(config: Path, job: Job) -> dict:
     """The resolved configuration of a job, as JSON values, without passwords and tokens."""
     return without_secrets(load_config(config, job.overrides).model_dump(mode="json"))
 
 
-def check_setting(config: Path, job: Job) -> None:
+def _check_setting(config: Path, job: Job) -> None:
     """ConfigError when the job's folder was filled with another configuration."""
-    file = setting_file(job)
-    if file.is_file() and json.loads(file.read_text()) != setting_of(config, job):
+    file = _setting_file(job)
+    if file.is_file() and json.loads(file.read_text()) != _setting_of(config, job):
         raise ConfigError(f"{job.run_dir} holds a run of another setting ({file}): choose another --out or remove it")
 
 
-def run_one(config: Path, job: Job) -> None:
+def _run_one(config: Path, job: Job) -> None:
     """One training process; its output goes to a log beside the run folder."""
     log = job.run_dir.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     if job.run_dir.is_dir() and not steps_in(job.run_dir / "checkpoints"):
         # It died before its first checkpoint, so there is nothing to continue from.
         shutil.rmtree(job.run_dir)
-    setting_file(job).write_text(json.dumps(setting_of(config, job), indent=1))
+    _setting_file(job).write_text(json.dumps(_setting_of(config, job), indent=1))
     command = [sys.executable, "-m", "vlm_mhpo.cli", "train", str(config), *job.overrides]
     with log.open("w") as stream:
         # One thread a process: several share the cores.

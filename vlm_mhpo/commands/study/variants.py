@@ -43,7 +43,7 @@ def parse_variants(text: str) -> list[Variant]:
     Raises:
         ConfigError: an unknown name, a doubled one, or no variant.
     """
-    variants = [parse_variant(part.strip()) for part in text.split(",") if part.strip()]
+    variants = [_parse_variant(part.strip()) for part in text.split(",") if part.strip()]
     names = [variant.name for variant in variants]
     if not variants:
         raise ConfigError("--objectives names nothing: give for example mhpo,grpo")
@@ -52,7 +52,7 @@ def parse_variants(text: str) -> list[Variant]:
     return variants
 
 
-def parse_variant(text: str) -> Variant:
+def _parse_variant(text: str) -> Variant:
     """One variant of the list."""
     name, *constants = text.split(":")
     if name in ABLATIONS:

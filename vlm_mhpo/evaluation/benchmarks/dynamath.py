@@ -33,7 +33,7 @@ def prompt(row: Row) -> str:
 
 def official(row: Row, response: str) -> Official:
     """Numbers within 0.001 of the gold; the letter alone or among the first three characters; else the gold's text."""
-    answer, right = short_answer(response), gold(row)
+    answer, right = _short_answer(response), gold(row)
     answer_type = row.metadata["answer_type"]
     if answer_type == "float":
         value, wanted = _float(answer), plain_float(right)
@@ -46,7 +46,7 @@ def official(row: Row, response: str) -> Official:
     return verdict(correct, answer)
 
 
-def short_answer(response: str) -> str:
+def _short_answer(response: str) -> str:
     """The "short answer" of the JSON object in a response; of a response without one, the answer our rules find."""
     start, end = response.find("{"), response.rfind("}")
     if 0 <= start < end:

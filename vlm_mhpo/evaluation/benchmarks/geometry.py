@@ -14,12 +14,12 @@ _GEOQA = (
 _GRADED = "public training frameworks grade this with mathruler or math-verify; our verifier does here"
 
 
-def free_form_prompt(row: Row) -> str:
+def _free_form_prompt(row: Row) -> str:
     """The problem without its choices."""
     return pictured(row, row.problem)
 
 
-def choice_prompt(row: Row) -> str:
+def _choice_prompt(row: Row) -> str:
     """The problem with its choices behind letters."""
     return f"{pictured(row, row.problem)}\nChoices:\n{lettered(choices(row))}"
 
@@ -41,7 +41,7 @@ def _with_letter(row: Row) -> Row:
     return replace(row, kind="choice", choices=options, answer=same[0] if len(same) == 1 else row.answer)
 
 
-def geoqa_prompt(row: Row) -> str:
+def _geoqa_prompt(row: Row) -> str:
     """R1-V's wording."""
     return pictured(row, _GEOQA.format(question=bare(row.problem)))
 
@@ -57,7 +57,7 @@ FREE_FORM = Benchmark(
     splits=("test",),
     sources=("hiyouga/geometry3k@test",),
     download=_DOWNLOAD.format(name="hiyouga/geometry3k"),
-    prompt=free_form_prompt,
+    prompt=_free_form_prompt,
     official=free_form,
     instruction=BOXED,
     deviation=_GRADED,
@@ -69,7 +69,7 @@ CHOICE = Benchmark(
     splits=("test",),
     sources=("Yang130/geometry3k_4choices_mixed@test",),
     download=_DOWNLOAD.format(name="Yang130/geometry3k_4choices_mixed"),
-    prompt=choice_prompt,
+    prompt=_choice_prompt,
     official=choice,
     instruction="\nPlease reason step by step, and put the letter of the right choice within \\boxed{}.",
     deviation="the authors compare a computed number with the four choices; a letter or a choice's text is read here",
@@ -82,7 +82,7 @@ GEOQA = Benchmark(
     sources=(),
     download="put geoqa_test_prompts.jsonl of github.com/Deep-Agent/R1-V and the pictures of Geo170K that it names "
     "into {folder}",
-    prompt=geoqa_prompt,
+    prompt=_geoqa_prompt,
     official=by_verifier,
     deviation="math-verify parses and compares there; our verifier does here",
 )

@@ -64,7 +64,7 @@ def _hint(row: Row) -> str:
 
 def official(row: Row, response: str) -> Official:
     """The authors' normalisation of what our rules extract, compared with the gold as text."""
-    extraction = extraction_of(row, response)
+    extraction = _extraction_of(row, response)
     prediction = normalised(row, extraction)
     return verdict(prediction == gold(row), extraction)
 
@@ -100,7 +100,7 @@ def edit_distance(a: str, b: str) -> int:
     return row[-1]
 
 
-def extraction_of(row: Row, response: str) -> str:
+def _extraction_of(row: Row, response: str) -> str:
     """The answer in a response: the authors' short cuts, then rules in place of their language model."""
     text, options = response.strip(), choices(row)
     if not text or text in options or (not options and plain_float(text) is not None):
@@ -147,7 +147,7 @@ def _counted(text: str) -> list[str]:
     return [str(_COUNTS.index(words.pop()))] if len(words) == 1 else []
 
 
-def by_skill(judged: Sequence[Judged]) -> dict[str, float]:
+def _by_skill(judged: Sequence[Judged]) -> dict[str, float]:
     """Accuracy of each skill; a problem may need several."""
     answers: dict[str, list[bool]] = defaultdict(list)
     for one in judged:
@@ -167,6 +167,6 @@ BENCHMARK = Benchmark(
     prompt=prompt,
     official=official,
     deviation="GPT-4 extracts the answer there; rules extract it here",
-    aggregate=by_skill,
+    aggregate=_by_skill,
     categories=axes("task", "context", "grade", "category", "source", "question_type", "answer_type", "language"),
 )

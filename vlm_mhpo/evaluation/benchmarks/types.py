@@ -28,7 +28,7 @@ class Judged:
     sample: int = 0
 
 
-def no_categories(row: Row) -> dict[str, str]:
+def _no_categories(row: Row) -> dict[str, str]:
     """For a benchmark without categories."""
     return {}
 
@@ -38,12 +38,12 @@ def own_problem(row: Row) -> str:
     return row.id
 
 
-def no_scores(judged: Sequence[Judged]) -> dict[str, float]:
+def _no_scores(judged: Sequence[Judged]) -> dict[str, float]:
     """For a benchmark whose only score is accuracy."""
     return {}
 
 
-def all_rows(rows: list[Row]) -> list[Row]:
+def _all_rows(rows: list[Row]) -> list[Row]:
     """For a benchmark that asks every row of its source."""
     return rows
 
@@ -82,7 +82,7 @@ class Benchmark:
     official: Callable[[Row, str], Official] | None
     instruction: str = ""
     deviation: str = ""
-    categories: Callable[[Row], Mapping[str, str]] = no_categories
+    categories: Callable[[Row], Mapping[str, str]] = _no_categories
     problem: Callable[[Row], str] = own_problem
-    aggregate: Callable[[Sequence[Judged]], Mapping[str, float]] = no_scores
-    select: Callable[[list[Row]], list[Row]] = all_rows
+    aggregate: Callable[[Sequence[Judged]], Mapping[str, float]] = _no_scores
+    select: Callable[[list[Row]], list[Row]] = _all_rows

@@ -25,7 +25,7 @@ from vlm_mhpo.types import Media, Prompt
 PIXELS, GRID, FEATURES = "pixel_values", "image_grid_thw", "image_features_IKD"
 
 
-def rope_index_positions(model: nn.Module, prompt: Prompt) -> Tensor:
+def _rope_index_positions(model: nn.Module, prompt: Prompt) -> Tensor:
     """[3, S]: time, height and width positions, as the model's own get_rope_index defines them."""
     if prompt.media is None or GRID not in prompt.media.tensors:
         return torch.arange(prompt.num_tokens).expand(3, -1)
@@ -245,11 +245,11 @@ _TINY_QWEN3 = partial(
 )
 _MERGER = ("merger",)
 QWEN_VL_FAMILIES = (
-    Family("qwen2_vl", rope_index_positions, QwenVision(_MERGER, "Qwen2VLProcessor"), tiny_config=_TINY_QWEN2),
-    Family("qwen2_5_vl", rope_index_positions, QwenVision(_MERGER, "Qwen2_5_VLProcessor"), tiny_config=_TINY_QWEN2_5),
+    Family("qwen2_vl", _rope_index_positions, QwenVision(_MERGER, "Qwen2VLProcessor"), tiny_config=_TINY_QWEN2),
+    Family("qwen2_5_vl", _rope_index_positions, QwenVision(_MERGER, "Qwen2_5_VLProcessor"), tiny_config=_TINY_QWEN2_5),
     Family(
         "qwen3_vl",
-        rope_index_positions,
+        _rope_index_positions,
         QwenVision((*_MERGER, "deepstack_merger_list"), "Qwen3VLProcessor", "Qwen3VLVideoProcessor", 16),
         tiny_config=_TINY_QWEN3,
     ),

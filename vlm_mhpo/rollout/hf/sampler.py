@@ -154,7 +154,7 @@ class HfSampler:
         """Run the prompts once; their completions go on from what they left behind."""
         # A sliding window counts padding behind a prompt as tokens.
         side = self.padding_side if self.policy.family.shares_prompt else "left"
-        padded = pad_prompts(self.policy, prompts, self.codec.pad_id, side, device)
+        padded = _pad_prompts(self.policy, prompts, self.codec.pad_id, side, device)
         with span("sample/prefill"):
             outputs = self.policy.model.model(**padded.inputs, use_cache=True)
         hidden_PH = outputs.last_hidden_state[torch.arange(len(prompts), device=device), padded.last_P]
@@ -226,7 +226,7 @@ class PaddedPrompts:
     num_axes: int
 
 
-def pad_prompts(
+def _pad_prompts(
     policy: Policy, prompts: list[Prompt], pad_id: int, side: Literal["left", "right"], device: torch.device
 ) -> PaddedPrompts:
     """Pad prompts of different lengths to one width on either side."""

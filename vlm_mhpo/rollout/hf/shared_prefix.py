@@ -141,9 +141,9 @@ class OwnTokens:
     def append(self, *tokens_BH1D: Tensor) -> tuple[Tensor, ...]:
         """Add one token; what is there now, [B, H, T, D] each."""
         if not self._buffers:
-            self._buffers = [with_room(token, FIRST_ROOM) for token in tokens_BH1D]
+            self._buffers = [_with_room(token, FIRST_ROOM) for token in tokens_BH1D]
         elif self._length == self._buffers[0].shape[2]:
-            self._buffers = [with_room(buffer, 2 * self._length) for buffer in self._buffers]
+            self._buffers = [_with_room(buffer, 2 * self._length) for buffer in self._buffers]
         for buffer, token in zip(self._buffers, tokens_BH1D, strict=True):
             buffer[:, :, self._length] = token[:, :, 0]
         self._length += 1
@@ -154,7 +154,7 @@ class OwnTokens:
         self._buffers = [buffer[keep_B] for buffer in self._buffers]
 
 
-def with_room(tokens_BHTD: Tensor, room: int) -> Tensor:
+def _with_room(tokens_BHTD: Tensor, room: int) -> Tensor:
     """The tokens in a buffer of `room` places."""
     num_rows, num_heads, length, width = tokens_BHTD.shape
     buffer = tokens_BHTD.new_empty((num_rows, num_heads, room, width))
