@@ -44,7 +44,7 @@ def load_rows(
         format: a name from `data_prep.formats.READERS`; "auto" recognises the layout.
         split: read this split only; `@split` in a source wins.
         image_root: folder that image paths are relative to; default: the table's own folder. Layouts that fix
-            where their pictures lie ignore it.
+            where their images lie ignore it.
     Returns:
         rows with distinct ids: the second row called `a` becomes `a#2`.
     Raises:

@@ -66,7 +66,7 @@ class Row:
     Attributes:
         id: unique within one `load_rows` call; seeds are derived from it.
         images: handles, paths or encoded bytes, in the order of their placeholders; empty for a text-only row. What
-            needs the bytes calls `data_prep.read_image`, what needs the picture `data_prep.open_image`.
+            needs the bytes calls `data_prep.read_image`, what needs the image `data_prep.open_image`.
         problem: the question, with exactly one `<image>` per image.
         answer: the gold answer, never blank.
         kind: which verifier compares answers: auto, number, math, choice or text.

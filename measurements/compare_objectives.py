@@ -1,6 +1,6 @@
 """Compare the objectives on the quickstart's task, in a mild and in an off-policy setting, and commit what comes out.
 
-One warm-started model is the common start; seeds change the order of the pictures and the sampling. The learning rate
+One warm-started model is the common start; seeds change the order of the images and the sampling. The learning rate
 of the off-policy setting follows a rule that looks at GRPO alone, on tuning seeds that are not in the report: the
 largest of LEARNING_RATES below the first at which a tuning run collapses. MHPO takes part three times there: as it is,
 clipped at the same multiple of its gradient (its loss is 0.265 of GRPO's at ratio 1), and at the learning rate at which
@@ -114,7 +114,7 @@ def main() -> None:
 
 
 def start_overrides(start: Path | None, runs: Path) -> tuple[str, ...]:
-    """The model that all runs start from, and its pictures; made once."""
+    """The model that all runs start from, and its images; made once."""
     from vlm_mhpo.commands import quickstart
 
     base = runs / "base"

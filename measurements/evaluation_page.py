@@ -1,6 +1,6 @@
-"""Size and open time of an evaluation page in a headless Chromium, and a picture of it for the documentation.
+"""Size and open time of an evaluation page in a headless Chromium, and an image of it for the documentation.
 
-Without a page one is made of 2,000 made-up rows with two sides and 300 pictures in the manner of photographs. The open
+Without a page one is made of 2,000 made-up rows with two sides and 300 images in the manner of photographs. The open
 time is from the start of the navigation to the end of the load event, by which the script has drawn the first rows;
 the browser is new for every round. CPU is that of all its processes meanwhile: what the open time is on a free core.
 

@@ -1,7 +1,7 @@
-"""How the time and memory of a step grow with G, the picture and the completions; a JSON and a picture.
+"""How the time and memory of a step grow with G, the image and the completions; a JSON and an image.
 
 Around 4 prompts x 8 completions, 306 image tokens and 128-token completions one of the three is changed at a time: G
-from 2 to 32, the picture from 64 to 1,020 image tokens, the completions from 32 to 512 tokens. Every point is a fresh
+from 2 to 32, the image from 64 to 1,020 image tokens, the completions from 32 to 512 tokens. Every point is a fresh
 process of the real trainer (float32, one thread, tiny Qwen2.5-VL) in which all completions use up their budget; time is
 the median step, memory the highest resident set (on a GPU: what torch allocated) minus the one before the first step.
 With --peer TRL's GRPOTrainer takes turns with it at every point (`trainer_sides.trl_settings`).
@@ -56,13 +56,13 @@ class Axis:
 
 
 def pictures(*sizes: tuple[int, int]) -> tuple[tuple[int, Shape], ...]:
-    """Points with pictures of these many image tokens in width and height."""
+    """Points with images of these many image tokens in width and height."""
     return tuple((w * h, replace(BASE, picture=(28 * w, 28 * h))) for w, h in sizes)
 
 
 AXES = {
     "generations": Axis(
-        "completions a prompt (G)", tuple((g, replace(BASE, num_generations=g)) for g in (2, 4, 8, 16, 32))
+        "completions per prompt (G)", tuple((g, replace(BASE, num_generations=g)) for g in (2, 4, 8, 16, 32))
     ),
     "image": Axis("image tokens", pictures((8, 8), (12, 12), (18, 17), (24, 24), (34, 30))),
     "completion": Axis(
@@ -72,7 +72,7 @@ AXES = {
 
 
 def main() -> None:
-    """Measure every point, write the JSON and the picture."""
+    """Measure every point, write the JSON and the image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peer", action="store_true", help="measure TRL at every point, too")
@@ -135,7 +135,7 @@ def draw(results: dict[str, Any], file: Path) -> None:
     """Two rows of panels: processor seconds of a step, and memory; one column an axis, one line a side."""
     axes = {name: AXES[name] for name in AXES if name in results}
     rows = (
-        ("processor seconds a step", lambda facts: facts["cpu_s"]["median"]),
+        ("processor seconds per step", lambda facts: facts["cpu_s"]["median"]),
         ("memory of a step, GB", lambda facts: facts["extra_peak_mb"] / 1e3),
     )
     with chart_style():

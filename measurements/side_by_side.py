@@ -57,7 +57,7 @@ class Shape:
         num_prompts, num_generations: prompts, and completions of each.
         max_completion_length: token budget; with `picture` every completion uses it up.
         num_updates: optimizer updates of a rollout batch.
-        picture: width and height in pixels, multiples of 28; None = the quickstart's pictures and warm-started model.
+        image: width and height in pixels, multiples of 28; None = the quickstart's images and warm-started model.
         text_tokens: of a prompt beside its image, at least (with `picture`).
         model: "tiny", float32; or a size of `large_models`, in bfloat16 with gradient checkpointing, for a GPU.
         one_at_a_time: the machine cannot hold both sides, so that they come and go in turns.
@@ -110,7 +110,7 @@ def prepare(shape: Shape, folder: Path, start: Path | None = None) -> list[str]:
 
     Args:
         shape: the work.
-        folder: for what is made; the quickstart's pictures and warm start are kept in runs/speed instead.
+        folder: for what is made; the quickstart's images and warm start are kept in runs/speed instead.
         start: a warm-started model for the quickstart's shape (default: made as the quickstart makes it).
     """
     if shape.picture:
@@ -148,7 +148,7 @@ def prepare(shape: Shape, folder: Path, start: Path | None = None) -> list[str]:
 
 
 def build_endless_model(folder: Path, size: str = "tiny") -> Path:
-    """A Qwen2.5-VL that takes pictures of any size and whose end token is never sampled."""
+    """A Qwen2.5-VL that takes images of any size and whose end token is never sampled."""
     from large_models import build_large, full_tokenizer
 
     from vlm_mhpo.models.families import family_of

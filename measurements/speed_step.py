@@ -1,6 +1,6 @@
 """Whole RL steps a second, ours against TRL's GRPOTrainer, side by side.
 
-Both load the same weights, take the same prompts and pictures in the same order, sample as many completions under the
+Both load the same weights, take the same prompts and images in the same order, sample as many completions under the
 same budget in float32 on one thread, score them with the same verifier, and make as many AdamW updates of a rollout
 batch. They are two processes that take turns step by step; the first steps are left out. A step is sampling, rewards,
 advantages and updates: nothing is evaluated, reported or saved (ours writes its row of metrics.jsonl). Wall time is of

@@ -1,7 +1,7 @@
 """The update phase alone: packed groups against our own unpacked path, one completion a row, side by side.
 
 One rollout batch is sampled once; then all its updates (forward, loss, diagnostics, backward, AdamW) run in turn with
-the prompt shared by its completions and with every completion as a group of its own, which repeats prompt and picture
+the prompt shared by its completions and with every completion as a group of its own, which repeats prompt and image
 G times. Same advantages, same token budget of a forward, and a learning rate of 0, so that the weights stay the same
 and the gradient norms of both must agree. What the packing can save at best is the token ratio G (P + R) / (P + G R),
 of the lengths that were sampled.

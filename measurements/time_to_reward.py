@@ -1,7 +1,7 @@
 """Seconds from one warm start to a sampled reward of 0.8 on the quickstart task: our recipe against TRL's GRPOTrainer.
 
 Ours trains with MHPO as configs/quickstart.yaml says. TRL trains with its default loss at each of three learning rates,
-and its best counts; it gets the same warm-started weights, prompts in the same order, G, budget, updates a rollout
+and its best counts; it gets the same warm-started weights, prompts in the same order, G, budget, updates per rollout
 batch, warm-up and decay of the learning rate, AdamW constants, verifier, dtype and thread (`trainer_sides.trl_settings`
 gives the rest). All four take turns, a rollout batch each, until they have the reward or the recipe's steps are over;
 a side's clock runs in its own turns only, without loading. The reward of a step is the mean over the last five rollout

@@ -100,7 +100,7 @@ def trl_settings(config: Any) -> Any:
     large models bfloat16 throughout, optimizer included, which is the fastest and smallest that TRL can do, although
     small updates are then lost (ours keeps float32 masters). Gradient checkpointing as ours (the default recomputes
     every forward), no reference model (beta 0, the default), no logs, no files,
-    no progress bar, no pictures kept for logging. One optimizer update is one forward and backward of its whole share
+    no progress bar, no images kept for logging. One optimizer update is one forward and backward of its whole share
     of the completions, the rollout batch is generated at once, and prompts come in the order in which we take them.
     With more than one update TRL computes the old log-probs in one more forward; it has no way to keep the sampler's.
     Loss (dapo), fused AdamW, chunked log-probs and SDPA attention are its defaults. Its vision placeholders are
@@ -148,7 +148,7 @@ def trl_settings(config: Any) -> Any:
 
 
 def trl_dataset(rows: Sequence[Any], config: Any) -> Any:
-    """The rows in the order of our steps; pictures are handed over decoded, which costs TRL nothing."""
+    """The rows in the order of our steps; images are handed over decoded, which costs TRL nothing."""
     from datasets import Dataset
 
     from data_prep import open_image

@@ -37,7 +37,7 @@ ITEM_FIELDS = ("gold", "template", "kind", "choices", "precision", "unit")
 # A peer's own limits end at 15 s; without one it would be a hang case.
 LIMIT_S = 20.0
 QUICK_S = 1.5
-# Measures of a record, with the words of the table and the picture.
+# Measures of a record, with the words of the table and the image.
 SHARES = {"right": "right", "wrong_rewarded": "wrong answers rewarded", "right_refused": "right answers refused"}
 
 
@@ -76,7 +76,7 @@ class Measured:
 
 
 def main() -> None:
-    """Grade, print the table, write the JSON and the picture."""
+    """Grade, print the table, write the JSON and the image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=int, default=1, help="take every n-th case (for a trial run)")
     parser.add_argument("--hang-limit", type=float, default=5.0, help="seconds after which a grader is killed")

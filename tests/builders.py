@@ -1,4 +1,4 @@
-"""Builders of what tests start from: tiny models, rows with pictures, prompts, completions, and a plain reference.
+"""Builders of what tests start from: tiny models, rows with images, prompts, completions, and a plain reference.
 
 `plain_log_probs` is the independent reference of packing and sampling: the stock transformers model on one
 [prompt, completion] sequence with its own masks and positions, softmax over the vocabulary that the tokenizer names.
@@ -79,7 +79,7 @@ def problem_row(id: str, problem: str, images: Sequence[bytes | Path] = (), **fi
 
 
 def mixed_rows(model: Tiny) -> list[Row]:
-    """Rows of different lengths: two pictures, one, none; a text family gets texts of the same kind."""
+    """Rows of different lengths: two images, one, none; a text family gets texts of the same kind."""
     side = model.token_side
     if not model.has_vision:
         return [

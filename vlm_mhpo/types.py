@@ -103,7 +103,7 @@ class ScoredGroup:
     """A group with its rewards.
 
     Attributes:
-        rewards: weighted sums, one a completion.
+        rewards: weighted sums, one per completion.
         rewards_by_name: each reward function's values; None where it does not apply.
         verdicts: the accuracy verdict of each completion, by name.
         extracted: the answer that the verifier read, or None.
@@ -123,7 +123,7 @@ class StepUpdate:
     Attributes:
         metrics: the row of metrics.jsonl.
         grad_norms: L2 norm before clipping of each applied update.
-        kl_to_sampler: nats a token, drift from the sampling policy seen by each applied update.
+        kl_to_sampler: nats per token, drift from the sampling policy seen by each applied update.
         histograms: see `diagnostics.named_histograms`; empty when no update was applied.
     """
 
@@ -139,7 +139,7 @@ class Minibatch:
 
     Attributes:
         groups: prompts, completions and rewards.
-        advantages: one a completion, flat over the groups.
+        advantages: one per completion, flat over the groups.
         old_log_probs, reference_log_probs: [T] float of each completion, nats; reference None without a KL term.
         masked: completions whose tokens do not count in the loss (cut at the budget, if so configured).
     """

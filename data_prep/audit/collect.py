@@ -21,7 +21,7 @@ _NOT_MEANING = re.compile(r"[^\w+\-*/^=<>%°√π]+")
 class Collected:
     """The rows of one set, and the offences of single rows by check.
 
-    `records` holds every row that became one, also with a bad picture or gold; `comparable` those whose pictures open.
+    `records` holds every row that became one, also with a bad image or gold; `comparable` those whose images open.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Collected:
 
     @property
     def comparable(self) -> list[Record]:
-        """Rows whose content is known: without its picture "Find x." would equal every other "Find x."."""
+        """Rows whose content is known: without its image "Find x." would equal every other "Find x."."""
         broken = {offence.row.place for offence in self.pictures}
         return [record for record in self.records if record.place not in broken]
 
@@ -92,7 +92,7 @@ def _sort_in(found: Collected, error: RowError, record: Record) -> None:
 
 
 def _record(row: Row, place: tuple[int, int]) -> tuple[Record, str | None]:
-    """What to keep of the row, and what is wrong with its pictures."""
+    """What to keep of the row, and what is wrong with its images."""
     pictures, problem = [], None
     try:
         pictures = [Picture(pixel_hash(image), perceptual_hash(image), image.size) for image in open_pictures(row)]

@@ -1,4 +1,4 @@
-"""The checks that compare rows: copies and shared pictures inside a split, overlap between splits and benchmarks."""
+"""The checks that compare rows: copies and shared images inside a split, overlap between splits and benchmarks."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from data_prep.audit.types import Defect, Offence, Record
 from data_prep.images.hashes import NUM_BITS, nearest
 
-# "Find x." is the question of hundreds of pictures; a text this long with the same gold is hardly a coincidence.
+# "Find x." is the question of hundreds of images; a text this long with the same gold is hardly a coincidence.
 _MIN_TELLING_WORDS = 12
 
 
@@ -19,7 +19,7 @@ def by_split(records: Iterable[Record]) -> dict[str, list[Record]]:
 
 
 def inside(splits: Iterable[Sequence[Record]], near_limit: int) -> Iterator[Defect]:
-    """Copies, contradictions and common pictures among the rows of the same split."""
+    """Copies, contradictions and common images among the rows of the same split."""
     splits = list(splits)
     num_rows = sum(map(len, splits))
     copies, conflicts, shared, near = [], [], [], []
@@ -33,18 +33,18 @@ def inside(splits: Iterable[Sequence[Record]], near_limit: int) -> Iterator[Defe
         near += found_near
         near_rows += num_near
     for check, title, severity, offences in (
-        ("contradictions", "same question and pictures as another row, other gold", "defect", conflicts),
-        ("duplicates", "same question, pictures and gold as an earlier row", "defect", copies),
-        ("shared_pictures", "other question on the picture of an earlier row", "look", shared),
+        ("contradictions", "same question and images as another row, other gold", "defect", conflicts),
+        ("duplicates", "same question, images and gold as an earlier row", "defect", copies),
+        ("shared_pictures", "other question on the image of an earlier row", "look", shared),
     ):
         yield Defect(check, title, severity, len(offences), num_rows, tuple(offences))
-    yield Defect("near_pictures", "nearly the same picture as another row", "look", near_rows, num_rows, tuple(near))
+    yield Defect("near_pictures", "nearly the same image as another row", "look", near_rows, num_rows, tuple(near))
 
 
 def overlap(
     records: Sequence[Record], others: Sequence[Record], *, check: str, what: str, near_limit: int
 ) -> Iterator[Defect]:
-    """Rows of `records` that are also in `others`: by exact picture, else by near picture, else by question.
+    """Rows of `records` that are also in `others`: by exact image, else by near image, else by question.
 
     Args:
         check: start of the names of the checks.
@@ -55,11 +55,11 @@ def overlap(
     near = list(_near_picture([r for r in records if r.place not in hit], others, near_limit))
     hit |= {offence.row.place for offence in near}
     text = list(_same_question([r for r in records if r.place not in hit], others))
-    # With a picture of its own, a row with a known question may be another problem of the same pattern.
+    # With an image of its own, a row with a known question may be another problem of the same pattern.
     text_severity = "look" if all(offence.row.pictures for offence in text) else "defect"
     for name, title, severity, offences in (
-        ("same_picture", f"{what}: the same picture", "defect", same),
-        ("near_picture", f"{what}: nearly the same picture", "defect", near),
+        ("same_picture", f"{what}: the same image", "defect", same),
+        ("near_picture", f"{what}: nearly the same image", "defect", near),
         ("same_question", f"{what}: the same question", text_severity, text),
     ):
         yield Defect(f"{check}_{name}", title, severity, len(offences), len(records), tuple(offences))
@@ -94,7 +94,7 @@ def _shared_pictures(records: Sequence[Record]) -> Iterator[Offence]:
 
 
 def _near_pictures(records: Sequence[Record], limit: int) -> tuple[list[Offence], int]:
-    """(pairs of nearest different pictures, rows that have a picture of such a pair)."""
+    """(pairs of nearest different images, rows that have an image of such a pair)."""
     users = _users(records)
     if len(users) < 2:
         return [], 0
@@ -114,7 +114,7 @@ def _near_pictures(records: Sequence[Record], limit: int) -> tuple[list[Offence]
 
 
 def _users(records: Iterable[Record]) -> dict[str, tuple[bytes, Record]]:
-    """Each different picture with its perceptual hash and the first row that has it."""
+    """Each different image with its perceptual hash and the first row that has it."""
     users: dict[str, tuple[bytes, Record]] = {}
     for record in records:
         for picture in record.pictures:

@@ -32,10 +32,10 @@ def audit(
 
     Args:
         source: as for `load_rows`; several splits of it are compared with each other.
-        against: benchmarks whose pictures and questions must not be in the source; their layouts are recognised.
+        against: benchmarks whose images and questions must not be in the source; their layouts are recognised.
         format, split, image_root: of the source, as for `load_rows`.
         count_tokens: length of a row's prompt under some processor; may raise DataError.
-        near_limit: bits of the perceptual hash, of 256, up to which pictures count as nearly the same.
+        near_limit: bits of the perceptual hash, of 256, up to which images count as nearly the same.
     Raises:
         DataError: a source does not exist or has no rows at all.
     """
@@ -72,8 +72,8 @@ def _alone(found: Collected, tokens_counted: bool) -> Iterator[Defect]:
     num_seen = len({record.place for record in found.records} | {o.row.place for part in rejected for o in part})
     for check, title, offences in (
         ("unreadable", "a field is missing or not usable", found.unreadable),
-        ("placeholders", "<image> placeholders and pictures differ in number", found.placeholders),
-        ("pictures", "a picture is missing or does not open", found.pictures),
+        ("placeholders", "<image> placeholders and images differ in number", found.placeholders),
+        ("pictures", "an image is missing or does not open", found.pictures),
         ("golds", "the gold does not verify against itself", found.golds),
         *([("prompts", "no prompt can be made for the model", found.tokens)] if tokens_counted else []),
     ):
@@ -89,7 +89,7 @@ def _between_splits(splits: dict[str, list[Record]], near_limit: int) -> Iterato
         what = f"{small or 'no split'} also in {large or 'no split'}"
         found += overlap(mine, theirs, check="splits", what=what, near_limit=near_limit)
     num_rows = sum(map(len, splits.values()))
-    none = Defect("splits", "shared by two splits: picture, near picture or question", "defect", 0, num_rows, ())
+    none = Defect("splits", "shared by two splits: image, near image or question", "defect", 0, num_rows, ())
     yield from [defect for defect in found if defect.num_rows] or [none]
 
 
@@ -110,8 +110,8 @@ def _histograms(records: Sequence[Record]) -> Iterator[Histogram]:
         ("characters of a gold", [len(record.gold) for record in records]),
         ("tokens of a prompt", [record.num_tokens for record in records if record.num_tokens is not None]),
         ("pictures of a row", [len(record.pictures) for record in records]),
-        ("longer side of a picture, pixels", [max(size) for size in sizes]),
-        ("shorter side of a picture, pixels", [min(size) for size in sizes]),
+        ("longer side of an image, pixels", [max(size) for size in sizes]),
+        ("shorter side of an image, pixels", [min(size) for size in sizes]),
         ("pixels of a picture", [width * height for width, height in sizes]),
     ):
         if values:

@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """Hashes (see `data_prep.images.hashes`) and size in pixels of one picture."""
+    """Hashes (see `data_prep.images.hashes`) and size in pixels of one image."""
 
     pixels: str
     form: bytes
@@ -15,7 +15,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What an audit keeps of a row; pictures themselves are read again for those that are shown.
+    """What an audit keeps of a row; images themselves are read again for those that are shown.
 
     Attributes:
         place: (set, row): set 0 is the audited source, 1 the first benchmark; rows from 0 in order of reading.
@@ -24,7 +24,7 @@ class Record:
         question: hash of the normalised question and choices; num_words: its length.
         num_chars: of the whole question.
         gold, form: the gold answer and what it looks like (see `data_prep.prepare.filters.answer_form`).
-        pictures: those that open.
+        images: those that open.
         num_tokens: of the prompt, if they were counted.
     """
 
@@ -61,7 +61,7 @@ class Defect:
         title: what the rows have in common.
         severity: "defect": training or measuring on these rows goes wrong; "look": it may be meant.
         num_rows: rows at fault; num_checked: rows looked at.
-        offences: at least one a row at fault, except for pairs of nearly the same picture, which count both rows.
+        offences: at least one per row at fault, except for pairs of nearly the same image, which count both rows.
     """
 
     check: str
@@ -92,7 +92,7 @@ class Audit:
     Attributes:
         sources: names of the sets, the audited one first.
         num_rows: usable rows of each set.
-        near_limit: bits up to which pictures count as nearly the same.
+        near_limit: bits up to which images count as nearly the same.
         defects: every check, also those that found nothing.
         tallies: {"split" | "kind" | "answer form" | "source": {value: rows}} of the audited source.
         histograms: of the audited source.

@@ -18,7 +18,7 @@ class Chat:
 
     Attributes:
         problem: the text of its one user turn, with its placeholders.
-        images: the pictures that stand inside the messages, in order, as they were written.
+        images: the images that stand inside the messages, in order, as they were written.
         reply: the assistant turn after it, or None.
     """
 
@@ -34,7 +34,7 @@ def read_chat(messages: Any, field: str) -> Chat:
     how to answer is said by the configuration (`data.system_prompt`, `data.instruction`).
 
     Raises:
-        RowError: naming `field`: no messages, several user turns, a part that is neither text nor picture.
+        RowError: naming `field`: no messages, several user turns, a part that is neither text nor image.
     """
     turns = [_turn(message, field) for message in _as_list(messages, field)]
     turns = [(role, content) for role, content in turns if role != "system"]
@@ -75,7 +75,7 @@ def _turn(message: Any, field: str) -> tuple[str, Any]:
 
 
 def _content(content: Any, field: str) -> tuple[str, tuple[Any, ...]]:
-    """(text with placeholders, pictures). A text that has placeholders already says where the pictures stand."""
+    """(text with placeholders, images). A text that has placeholders already says where the images stand."""
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
     pieces = [_part(part, field) for part in parts]
     texts = [text for is_text, text in pieces if is_text]
@@ -86,7 +86,7 @@ def _content(content: Any, field: str) -> tuple[str, tuple[Any, ...]]:
 
 
 def _part(part: Any, field: str) -> tuple[bool, Any]:
-    """(True, text) or (False, picture); a picture is None where the row's image column holds it."""
+    """(True, text) or (False, image); an image is None where the row's image column holds it."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return True, part["text"]

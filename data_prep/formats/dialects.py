@@ -89,12 +89,12 @@ def _without(record: _Record, *names: str) -> dict[str, Any]:
 
 
 def _of_chat(record: _Record, column: str) -> dict[str, Any]:
-    """The record with its messages replaced by the problem, their pictures and the gold."""
+    """The record with its messages replaced by the problem, their images and the gold."""
     chat = read_chat(record[column], column)
     plain = _without(record, column, "problem", "question", "query") | {"problem": chat.problem}
     if chat.images:
         if any(record.get(name) not in (None, [], "") for name in ("images", "image")):
-            raise RowError("holds pictures, and so do the messages; keep one of them", field="images")
+            raise RowError("holds images, and so do the messages; keep one of them", field="images")
         plain = _without(plain, "image") | {"images": list(chat.images)}
     solution = record.get("solution") or chat.reply
     plain["answer"], plain["solution"] = read_gold(_answer(record), solution, bare=True)
@@ -144,7 +144,7 @@ def _from_clevr_math(record: _Record) -> _Record:
 
 
 def _from_mmmu(record: _Record) -> _Record:
-    """MMMU: pictures are named where the question or an option speaks of them, as `<image 2>`."""
+    """MMMU: images are named where the question or an option speaks of them, as `<image 2>`."""
     options = record["options"]
     options = python_list(options, "options") if isinstance(options, str) else options
     if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
@@ -170,9 +170,9 @@ def _from_mmmu(record: _Record) -> _Record:
 
 
 def _place_pictures(question: Any, options: list[str]) -> tuple[str, list[int]]:
-    """The question with one placeholder where a picture is first named, and the order of the pictures so named.
+    """The question with one placeholder where an image is first named, and the order of the images so named.
 
-    Pictures that only options name follow the question, each behind its number.
+    Images that only options name follow the question, each behind its number.
     """
     if not isinstance(question, str):
         raise RowError(f"holds a {type(question).__name__}, not text", field="question")

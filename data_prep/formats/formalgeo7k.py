@@ -1,4 +1,4 @@
-"""Reader for formalgeo7k folders: problems/<n>.json with pictures, or the derived/<split>.jsonl made from them."""
+"""Reader for formalgeo7k folders: problems/<n>.json with images, or the derived/<split>.jsonl made from them."""
 
 import json
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ _PICTURE_FOLDERS = ("images", "diagrams")  # in FGeoDRL's copy, in FormalGeo's o
 
 
 def matches(source: Path) -> bool:
-    """A folder with problems/<n>.json (also below datasets/) and a folder of pictures beside problems/."""
+    """A folder with problems/<n>.json (also below datasets/) and a folder of images beside problems/."""
     return source.is_dir() and _problem_root(source) is not None
 
 

@@ -46,7 +46,7 @@ def read(
 
     Args:
         name: `org/name` or `org/name:configuration`.
-        image_root: a local folder for rows that name their pictures; None: a row that names a path or URL is refused.
+        image_root: a local folder for rows that name their images; None: a row that names a path or URL is refused.
         dialect: of `data_prep.formats.dialects`, when all rows must be in it.
     Raises:
         DataError: the data set cannot be had (offline, no such name, split or configuration), or a split must be
@@ -85,7 +85,7 @@ def _load(name: str, split: str | None) -> Any:
 
 
 def _without_decoding(table: Any) -> Any:
-    """The table with its pictures left as bytes: decoding would open whatever path or URL a row names."""
+    """The table with its images left as bytes: decoding would open whatever path or URL a row names."""
     import datasets
 
     def undecoded(feature: Any) -> Any:

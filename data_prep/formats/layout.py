@@ -31,9 +31,9 @@ class Layout:
         name: the source that its rows name, and the start of their ids.
         holds: whether a record is one of this benchmark; of a parquet or hub table only the column names are known,
             with None as their values.
-        make: (record, its file, its number or key, folder of its pictures) to a row.
+        make: (record, its file, its number or key, folder of its images) to a row.
         columns: our field to its column, where they differ, so that an error names what the user sees.
-        pictures: pattern of what lies in the folder that image paths are relative to.
+        images: pattern of what lies in the folder that image paths are relative to.
         folders: where its files lie below the folder that a user names; patterns, with / at the end.
         split: the split that a file holds, from its path and first record; by default its name without suffix.
     """
@@ -185,10 +185,10 @@ def column(record: Mapping[str, Any], name: str) -> Any:
 
 
 def picture(record: Mapping[str, Any], image_root: Path | None, *names: str) -> list[bytes | Path]:
-    """The one picture of a record, in the first of these columns that is filled (a table may hold bytes and path).
+    """The one image of a record, in the first of these columns that is filled (a table may hold bytes and path).
 
     Raises:
-        RowError: none is filled, or it is no usable picture; naming the column.
+        RowError: none is filled, or it is no usable image; naming the column.
     """
     name = next((name for name in names if record.get(name) not in (None, "")), names[-1])
     try:

@@ -30,7 +30,7 @@ def matches(source: Path) -> bool:
 
 
 def read(source: Path, split: str | None, *, image_root: Path | None = None) -> Iterator[Row | RowError]:
-    """Rows in file order. The gold is a letter, several ("A, C"), or the number of an option of the picture.
+    """Rows in file order. The gold is a letter, several ("A, C"), or the number of an option of the image.
 
     Choices that the question lists behind (A), (B), ... become the row's, unless several are right.
     """

@@ -31,7 +31,7 @@ def matches(source: Path) -> bool:
 def read(source: Path, split: str | None, *, image_root: Path | None = None) -> Iterator[Row | RowError]:
     """Rows in file order; the splits are the files (testmini, testmini_text_only).
 
-    Choices that the question lists become the row's; where they stand in the picture only the letter is known. The
+    Choices that the question lists become the row's; where they stand in the image only the letter is known. The
     question as the benchmark writes it stays in the metadata.
     """
     yield from layout_rows(LAYOUT, source, split, image_root)
@@ -50,7 +50,7 @@ def _make(record: Mapping[str, Any], file: TableFile, key: int | str, image_root
         | kept(record, *_KEPT, "question_for_eval", question=question),
     }
     if not isinstance(question, str) or not (question.strip() or fields["images"]):
-        raise RowError("is no text, or blank without a picture that shows it", field="question")
+        raise RowError("is no text, or blank without an image that shows it", field="question")
     if column(record, "question_type") != "multi-choice":
         return free_form(problem=question.strip() or _IN_THE_PICTURE, **fields)
     stem, choices = split_choices(question)

@@ -30,7 +30,7 @@ def matches(source: Path) -> bool:
 def read(source: Path, split: str | None, *, image_root: Path | None = None) -> Iterator[Row | RowError]:
     """Rows in file order; testmini is a part of test, so read one of them.
 
-    There is one composite picture a row: it stands where the first `<image1>` tag stood, and further tags stay as
+    There is one composite image a row: it stands where the first `<image1>` tag stood, and further tags stay as
     the names of its parts.
     """
     yield from layout_rows(LAYOUT, source, split, image_root)
@@ -49,7 +49,7 @@ def _make(record: Mapping[str, Any], file: TableFile, key: int | str, image_root
         "split": file.split,
         "metadata": kept(record, "id", "level", "subject"),
     }
-    # An answer without options may be a letter of the picture, so its form decides how it is compared.
+    # An answer without options may be a letter of the image, so its form decides how it is compared.
     if not record.get("options"):
         return free_form(**fields)
     return multiple_choice(choices=record["options"], by_letter=True, **fields)

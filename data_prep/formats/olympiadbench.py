@@ -59,7 +59,7 @@ def _make(record: Mapping[str, Any], file: TableFile, key: int | str, image_root
 
 
 def _with_pictures(text: str, record: Mapping[str, Any], image_root: Path | None) -> tuple[str, list[bytes | Path]]:
-    """The text with a placeholder for each tag, and the pictures in that order; untagged pictures go in front."""
+    """The text with a placeholder for each tag, and the images in that order; untagged images go in front."""
     if names := _FILE_TAG.findall(text):
         images = [image_from(f"images/{name}.jpg", image_root) for name in names]
         return _FILE_TAG.sub(IMAGE_PLACEHOLDER, text), images
@@ -69,7 +69,7 @@ def _with_pictures(text: str, record: Mapping[str, Any], image_root: Path | None
     if not numbers:
         return text, [image_from(cell, image_root) for cell in cells if cell is not None]
     if missing := [number for number in numbers if not 0 < number <= len(cells) or cells[number - 1] is None]:
-        raise RowError(f"names <image_{missing[0]}>, and there is no such picture", field="problem")
+        raise RowError(f"names <image_{missing[0]}>, and there is no such image", field="problem")
     images = [image_from(cells[number - 1], image_root) for number in numbers]
     return _TABLE_TAG.sub(IMAGE_PLACEHOLDER, text), images
 

@@ -68,7 +68,7 @@ def _tables_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 RowMaker = Callable[[Mapping[str, Any], TableFile, int | str, Path | None], Row]
-"""(record, its file, its number or key, folder of its pictures) to a row; raises `RowError` naming the field."""
+"""(record, its file, its number or key, folder of its images) to a row; raises `RowError` naming the field."""
 
 
 def rows_of(
@@ -127,7 +127,7 @@ def row_from_record(
     record = as_plain(record, dialect)
     for name in ("videos", "video"):
         if record.get(name):
-            raise RowError("holds videos, and rows are pictures and text", field=name)
+            raise RowError("holds videos, and rows are images and text", field=name)
     if record.keys() >= _OWN:
         answer, solution = record["answer"], record["solution"]
     else:
@@ -214,7 +214,7 @@ def _images(record: Mapping[str, Any], image_root: Path | None) -> list[ImageSou
 
 
 def image_from(image: Any, image_root: Path | None) -> ImageSource:
-    """The picture a cell holds or names: bytes, {"bytes", "path"}, or a path below `image_root` (None: refused).
+    """The image a cell holds or names: bytes, {"bytes", "path"}, or a path below `image_root` (None: refused).
 
     Raises:
         RowError: for the field "images".
@@ -228,8 +228,8 @@ def image_from(image: Any, image_root: Path | None) -> ImageSource:
         raise RowError(f"holds a {type(image).__name__}, not a path or encoded bytes", field="images")
     if image_root is None:
         raise RowError(
-            f"names {image!r} instead of holding picture bytes, and nothing is fetched; "
-            "download the pictures and give their folder as image root",
+            f"names {image!r} instead of holding image bytes, and nothing is fetched; "
+            "download the images and give their folder as image root",
             field="images",
         )
     return resolve_image_path(image_root, _relative(image_root, image))

@@ -26,7 +26,7 @@ def matches(source: Path) -> bool:
 
 
 def read(source: Path, split: str | None, *, image_root: Path | None = None) -> Iterator[Row | RowError]:
-    """Rows in file order; the splits are the files (test1k for problems_test1k.json). The table is shown as a picture,
+    """Rows in file order; the splits are the files (test1k for problems_test1k.json). The table is shown as an image,
     and its text is in the metadata.
     """
     yield from layout_rows(LAYOUT, source, split, image_root)

@@ -1,4 +1,4 @@
-"""Two hashes of a decoded picture: one that any changed pixel changes, one that a re-saved picture keeps.
+"""Two hashes of a decoded image: one that any changed pixel changes, one that a re-saved image keeps.
 
 Not covered: crops, rotations and mirror images have other hashes.
 """
@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 
 NUM_BITS = 256
-# Hamming distance up to which two pictures count as nearly the same. Measured on 687 real pictures (Geometry3K
+# Hamming distance up to which two images count as nearly the same. Measured on 687 real images (Geometry3K
 # diagrams, MATH-Vision, DynaMath, puzzles): saved again as JPEG of quality 50 to 95, or at half, three quarters or
-# twice the size, 99 % moved at most 12 bits and one of 4,122 more than 20. Of the 235,627 pairs of different pictures
+# twice the size, 99 % moved at most 12 bits and one of 4,122 more than 20. Of the 235,627 pairs of different images
 # 28 lie within 20, and all show the same figure: 23 one drawing (copies, other letters, points drawn on), 5 one
-# template with other numbers. From 24 bits on unrelated pictures on the same axes pair up.
+# template with other numbers. From 24 bits on unrelated images on the same axes pair up.
 NEAR_LIMIT = 20
 
 _SIDE = 64
@@ -33,7 +33,7 @@ def perceptual_hash(image: Image.Image) -> bytes:
     The usual pHash keeps 8 x 8 of 32 x 32; line drawings on white need the finer grid to be told apart.
     """
     grey = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS), dtype=np.float64)
-    # Rounded, or the waves that a blank or symmetric picture does not have would be bits of rounding noise.
+    # Rounded, or the waves that a blank or symmetric image does not have would be bits of rounding noise.
     strengths = (_cosines() @ grey @ _cosines().T).round(3).ravel()
     return np.packbits(strengths > np.median(strengths[1:])).tobytes()
 

@@ -1,4 +1,4 @@
-"""Untrusted image bytes to RGB pictures: what the header declares is checked before anything is decoded.
+"""Untrusted image bytes to RGB images: what the header declares is checked before anything is decoded.
 
 Not covered: colour profiles (ignored) and animations (refused). Nothing here ever reads a URL.
 """
@@ -18,7 +18,7 @@ from data_prep.schema import DataError, RowError
 
 # An honest JPEG has a few dozen segments before its frame header; a hostile one has millions.
 _MAX_JPEG_SEGMENTS = 4096
-# An honest progressive JPEG has about ten scans; each one is a pass over the whole picture.
+# An honest progressive JPEG has about ten scans; each one is a pass over the whole image.
 _MAX_JPEG_SCANS = 64
 # The pixels of an honest PNG come in chunks of 8 KiB or more.
 _MAX_PNG_CHUNKS = 10_000
@@ -51,10 +51,10 @@ class ImageLimits:
 
 
 def open_image(source: ImageSource, limits: ImageLimits = ImageLimits()) -> Image.Image:
-    """Decode one PNG, JPEG or WEBP picture to RGB, upright, on white.
+    """Decode one PNG, JPEG or WEBP image to RGB, upright, on white.
 
     EXIF orientation is applied, transparency is composed onto white, 16-bit grey is scaled to 8 bits and CMYK
-    converted. The picture holds no open file.
+    converted. The image holds no open file.
 
     Raises:
         ImageError: missing, unreadable, another format, animated, over a limit, truncated or broken.
@@ -66,7 +66,7 @@ def open_image(source: ImageSource, limits: ImageLimits = ImageLimits()) -> Imag
     try:
         with Image.open(io.BytesIO(data), formats=(image_format,)) as image:
             if image.format != image_format or getattr(image, "n_frames", 1) != 1:
-                raise ImageError(f"{name}: holds several frames; give one still picture")
+                raise ImageError(f"{name}: holds several frames; give one still image")
             # A file may declare its size twice; this is the one Pillow would decode.
             _check_size(name, *image.size, limits)
             image.load()
@@ -74,7 +74,7 @@ def open_image(source: ImageSource, limits: ImageLimits = ImageLimits()) -> Imag
     except ImageError:
         raise
     # Pillow's decoders raise a dozen types on hostile bytes (OSError, SyntaxError, struct.error, zlib.error,
-    # MemoryError, ...), and a bad picture must stay one bad row.
+    # MemoryError, ...), and a bad image must stay one bad row.
     except Exception as error:
         raise ImageError(f"{name}: truncated or broken {image_format} ({type(error).__name__}: {error})") from error
 
@@ -185,7 +185,7 @@ def _read_header(data: bytes, name: str) -> tuple[str, int, int]:
             return "WEBP", *_webp_size(data)
     except (struct.error, ValueError) as error:
         raise ImageError(f"{name}: truncated or broken header ({error})") from error
-    raise ImageError(f"{name}: not a PNG, JPEG or WEBP picture (starts with {data[:8]!r}); convert it first")
+    raise ImageError(f"{name}: not a PNG, JPEG or WEBP image (starts with {data[:8]!r}); convert it first")
 
 
 def _png_size(data: bytes) -> tuple[int, int]:

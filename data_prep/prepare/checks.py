@@ -1,4 +1,4 @@
-"""What every row is checked for before it is trained on: its pictures open, its gold verifies against itself."""
+"""What every row is checked for before it is trained on: its images open, its gold verifies against itself."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from data_prep.schema import Row, RowError
 
 
 def with_bytes(row: Row) -> Row:
-    """The row with its pictures read, not looked into.
+    """The row with its images read, not looked into.
 
     Raises:
         ImageError: one is missing, unreadable or too large.
@@ -18,7 +18,7 @@ def with_bytes(row: Row) -> Row:
 
 
 def open_pictures(row: Row) -> list[Image.Image]:
-    """The row's pictures, decoded.
+    """The row's images, decoded.
 
     Raises:
         ImageError: one cannot be used.

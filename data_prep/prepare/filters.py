@@ -27,7 +27,7 @@ class Filter:
     Attributes:
         name: what the manifest counts dropped rows under.
         setting: all that its verdicts depend on, as text; an interrupted run goes on only with equal settings.
-        reason: why a row is dropped, or None to keep it. The row's pictures are bytes that are known to open.
+        reason: why a row is dropped, or None to keep it. The row's images are bytes that are known to open.
     """
 
     name: str
@@ -42,7 +42,7 @@ def image_filters(
     min_pixels: int | None = None,
     max_pixels: int | None = None,
 ) -> list[Filter]:
-    """Bounds on every picture of a row: shorter side, longer side (pixels), width x height; None = no bound."""
+    """Bounds on every image of a row: shorter side, longer side (pixels), width x height; None = no bound."""
     bounds = (
         ("min_side", min_side, lambda width, height, bound: min(width, height) < bound),
         ("max_side", max_side, lambda width, height, bound: max(width, height) > bound),

@@ -1,6 +1,6 @@
-"""Train and held-out sides that share no picture: a picture's side depends on its own pixels and on nothing else.
+"""Train and held-out sides that share no image: a picture's side depends on its own pixels and on nothing else.
 
-No seed: a picture stays on its side when rows are added, removed or reordered. The held-out share of rows is
+No seed: an image stays on its side when rows are added, removed or reordered. The held-out share of rows is
 therefore only near the one asked for.
 """
 
@@ -14,9 +14,9 @@ def sides(pictures: Sequence[Sequence[str]], share: float) -> list[str]:
     """The side of each row.
 
     Args:
-        pictures: [N] the hashes of each row's pictures, at least one (of its text where it has no picture). Rows
-            that are linked through common pictures, also over other rows, go to the same side.
-        share: of the pictures that are held out, 0 to 1.
+        images: [N] the hashes of each row's images, at least one (of its text where it has no image). Rows
+            that are linked through common images, also over other rows, go to the same side.
+        share: of the images that are held out, 0 to 1.
     Returns:
         [N] "train" or "heldout".
     """

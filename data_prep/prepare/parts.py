@@ -36,7 +36,7 @@ class Part:
         path: parquet file of the rows that were kept.
         num_rows: of the rows that were kept.
         refused, dropped: rows that are unusable; rows that a filter does not want.
-        pictures: for each kept row the hashes that decide its side (see `data_prep.prepare.heldout`).
+        images: for each kept row the hashes that decide its side (see `data_prep.prepare.heldout`).
     """
 
     path: Path
@@ -47,7 +47,7 @@ class Part:
 
 
 def digest(rows: Sequence[Row | Refusal], settings: str) -> str:
-    """Of rows with their pictures as bytes, and of what is done to them: the identity of a part."""
+    """Of rows with their images as bytes, and of what is done to them: the identity of a part."""
     seen = hashlib.sha256(settings.encode())
     for row in rows:
         seen.update(repr(row).encode("utf-8", "backslashreplace"))
@@ -87,7 +87,7 @@ def records_of(part: Part) -> Iterator[dict[str, Any]]:
 
 
 def record_of(row: Row) -> dict[str, Any]:
-    """The columns of a row with its pictures as bytes."""
+    """The columns of a row with its images as bytes."""
     columns = {name: getattr(row, name) for name in _schema().names}
     columns["images"] = [{"bytes": image, "path": None} for image in row.images]
     columns["metadata"] = json.dumps(dict(row.metadata), ensure_ascii=False)
@@ -128,7 +128,7 @@ def _schema() -> Any:
     text = pa.string()
     names = ("id", "problem", "answer", "kind", "unit", "source", "split", "solution", "metadata")
     columns = dict.fromkeys(names, text)
-    # The struct that `datasets` uses for pictures, so that other tools can read the file.
+    # The struct that `datasets` uses for images, so that other tools can read the file.
     columns["images"] = pa.list_(pa.struct({"bytes": pa.binary(), "path": text}))
     columns |= {"choices": pa.list_(text), "precision": pa.int64()}
     return pa.schema(columns.items(), metadata={SCHEMA_KEY: str(SCHEMA_VERSION).encode()})

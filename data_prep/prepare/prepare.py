@@ -69,7 +69,7 @@ def prepare(
     filters: Sequence[Filter] = (),
     heldout: float | None = None,
 ) -> PrepareReport:
-    """Check every row and write `out_dir`: <split>.parquet with the pictures inside, manifest.json, refused.jsonl.
+    """Check every row and write `out_dir`: <split>.parquet with the images inside, manifest.json, refused.jsonl.
 
     Rows that were checked are kept in <parent>/.<name>.parts until the output is there: after an interruption the
     same call takes them from there.
@@ -80,9 +80,9 @@ def prepare(
         check_gold: refuse a row whose gold answer our verifier does not accept as its own answer.
         max_bad_share: largest share of refused rows, 0 to 1.
         filters: leave out rows without calling them bad; each row goes to the first that gives a reason. They see
-            rows whose pictures open, before the gold is checked.
-        heldout: replace the rows' splits by "train" and "heldout", with about this share of the pictures held out
-            and no picture on both sides (see `data_prep.prepare.heldout`).
+            rows whose images open, before the gold is checked.
+        heldout: replace the rows' splits by "train" and "heldout", with about this share of the images held out
+            and no image on both sides (see `data_prep.prepare.heldout`).
     Raises:
         DataError: `out_dir` exists, no row is left, or too many are refused (then <out_dir>.refused.jsonl lists
             them). Nothing is left at `out_dir` in any of these cases, nor after a kill.
@@ -169,7 +169,7 @@ def _make_part(
 
 
 def _checked(row: Row, filters: Sequence[Filter], check_gold: bool) -> tuple[Row, tuple[str, ...]] | Refusal:
-    """The row with the hashes of its pictures, or why it is left out."""
+    """The row with the hashes of its images, or why it is left out."""
     from data_prep.images.hashes import pixel_hash
 
     try:
@@ -246,7 +246,7 @@ def _check_sides(report: PrepareReport, heldout: float | None) -> None:
     if heldout is not None and missing:
         raise DataError(
             f"a held-out share of {heldout} leaves no row for {missing[0]}: {report.num_rows} rows have too few "
-            "different pictures; give another share or more rows"
+            "different images; give another share or more rows"
         )
 
 

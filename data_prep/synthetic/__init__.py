@@ -1,4 +1,4 @@
-"""Procedural visual math: pictures drawn from a seed, so that a run needs no download and every answer is certain.
+"""Procedural visual math: images drawn from a seed, so that a run needs no download and every answer is certain.
 
 A row is a pure function of (seed, split, family, difficulty, index, retry). The same bytes come out for the same
 seed with the same Pillow; `image_digest` looks at pixels only, so it does not depend on how they were packed.
@@ -28,7 +28,7 @@ _MAX_RETRIES = 100
 
 @dataclass(frozen=True, slots=True)
 class Datasets:
-    """Rows for reinforcement learning, for evaluation and for the cold start; no picture is in two of them."""
+    """Rows for reinforcement learning, for evaluation and for the cold start; no image is in two of them."""
 
     train: tuple[Row, ...]
     heldout: tuple[Row, ...]
@@ -56,9 +56,9 @@ def generate(
         seed: any whole number.
         split: part of the seed: two splits are two independent draws.
         difficulty: 1 to 3.
-        exclude: digests (`image_digest`) of pictures that must not come out again; those are redrawn.
+        exclude: digests (`image_digest`) of images that must not come out again; those are redrawn.
     Raises:
-        DataError: an unknown family or difficulty, at once; no new picture found, while drawing.
+        DataError: an unknown family or difficulty, at once; no new image found, while drawing.
     """
     unknown = [family for family in families if family not in FAMILIES]
     if unknown or not families:
@@ -75,7 +75,7 @@ def generate(
 def draw_datasets(
     families: Sequence[str], *, num_train: int, num_heldout: int, num_sft: int, seed: int, difficulty: int = 1
 ) -> Datasets:
-    """Three sets that share no picture; arguments as in `generate`."""
+    """Three sets that share no image; arguments as in `generate`."""
     seen: set[str] = set()
     drawn: dict[str, tuple[Row, ...]] = {}
     for split, num_rows in (("train", num_train), ("sft", num_sft), ("heldout", num_heldout)):
@@ -93,7 +93,7 @@ def _draw_row(family: str, index: int, seed: int, split: str, difficulty: int, e
         if not exclude or _pixels_digest(drawing.image) not in exclude:
             break
     else:
-        raise DataError(f"no new picture of {family!r} in {_MAX_RETRIES} draws; ask for fewer rows or more families")
+        raise DataError(f"no new image of {family!r} in {_MAX_RETRIES} draws; ask for fewer rows or more families")
     return make_row(
         id=f"synthetic/{family}/{difficulty}/{seed}/{split}/{index}",
         images=[png_bytes(drawing.image)],

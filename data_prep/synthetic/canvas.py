@@ -23,7 +23,7 @@ OVERSAMPLING = 4  # Lines and outlines are drawn this much larger and shrunk, fo
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """One problem as a family draws it: an RGB picture, the question, the reasoning and the answer."""
+    """One problem as a family draws it: an RGB image, the question, the reasoning and the answer."""
 
     image: Image.Image
     problem: str
@@ -48,7 +48,7 @@ def glyph(text: str, size: int, weight: float = 0) -> Image.Image:
 
 
 def put(image: Image.Image, mask: Image.Image, centre: tuple[float, float], colour: Colour = INK) -> None:
-    """Paint `colour` through `mask`, its middle on `centre` (pixels), kept inside the picture."""
+    """Paint `colour` through `mask`, its middle on `centre` (pixels), kept inside the image."""
     corner = [
         min(max(round(middle - length / 2), 0), limit - length)
         for middle, length, limit in zip(centre, mask.size, image.size, strict=True)
@@ -57,12 +57,12 @@ def put(image: Image.Image, mask: Image.Image, centre: tuple[float, float], colo
 
 
 def shrink(image: Image.Image) -> Image.Image:
-    """A picture drawn `OVERSAMPLING` times too large, at its final size."""
+    """A image drawn `OVERSAMPLING` times too large, at its final size."""
     return image.reduce(OVERSAMPLING)
 
 
 def png_bytes(image: Image.Image) -> bytes:
-    """The picture as PNG; a low compression level, since thousands are written."""
+    """The image as PNG; a low compression level, since thousands are written."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()

@@ -84,7 +84,7 @@ def _from_angles(first: float, second: float) -> list[_Point]:
 
 
 def _placed(rng: random.Random, corners: Sequence[_Point], margin: int) -> list[_Point]:
-    """The corners turned, perhaps mirrored, and scaled to fill the picture inside its margin (pixels)."""
+    """The corners turned, perhaps mirrored, and scaled to fill the image inside its margin (pixels)."""
     turn, mirror = math.radians(rng.randrange(0, 360, 5)), rng.choice((-1, 1))
     turned = [
         (mirror * (x * math.cos(turn) - y * math.sin(turn)), x * math.sin(turn) + y * math.cos(turn))

@@ -28,7 +28,7 @@ KNOWN_COPIES = {
 
 
 def noise(seed, side=24):
-    """A picture unlike any other: random blocks."""
+    """A image unlike any other: random blocks."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
 
 
@@ -146,7 +146,7 @@ def test_a_question_counts_as_shared_only_where_its_words_tell(tmp_path):
     result = audit(table(tmp_path / "rows.jsonl", mine), against=[benchmark])
     assert found(result, "benchmark_same_question") == [("long", "b1"), ("text", "b2")]
     assert found(result, "benchmark_same_picture") == found(result, "benchmark_near_picture") == []
-    # A question in words alone is a leak; beside other pictures it may be a pattern.
+    # A question in words alone is a leak; beside other images it may be a pattern.
     severity = {f.check: f.severity for f in result.defects}
     assert severity["benchmark_same_question"] == "defect"
     pictured = audit(table(tmp_path / "pictured.jsonl", mine[:3]), against=[benchmark])
@@ -172,7 +172,7 @@ def test_mathvista_pictures_among_real_geometry_problems_are_found_all_and_alone
     result = audit(SHARED / "formalgeo7k_geometry3k", against=[SHARED / "mathvista"])
     pairs = {(theirs.rpartition("/")[2], mine) for mine, theirs in found(result, "benchmark_near_picture")}
     assert pairs == {(pid, f"formalgeo7k/{number}") for pid, number in KNOWN_COPIES.items()}
-    # The split itself shares no exact picture, but drawings with other letters: each of these pairs was looked at.
+    # The split itself shares no exact image, but drawings with other letters: each of these pairs was looked at.
     pairs = {tuple(name.rpartition("/")[2] for name in pair) for pair in found(result, "splits_near_picture")}
     assert pairs == {("2365", "815"), ("2410", "182"), ("2447", "1837"), ("2554", "1635"), ("2589", "1857"),
                      ("2718", "1535")}  # fmt: skip

@@ -195,7 +195,7 @@ def mutated(rng: random.Random, sources: list[bytes]) -> bytes:
             case 0:
                 data[at] ^= 1 << rng.randrange(8)
             case 1:
-                # Where the header says how large the picture is.
+                # Where the header says how large the image is.
                 data[rng.randrange(min(64, len(data)))] = rng.randrange(256)
             case 2:
                 del data[max(at, 8) :]

@@ -162,7 +162,7 @@ def test_only_named_files_import_a_network_library():
 
 @pytest.fixture
 def image_root(tmp_path) -> Path:
-    """A folder of pictures beside one that is nobody's business."""
+    """A folder of images beside one that is nobody's business."""
     for folder in ("root/images", "outside"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "root/images/a.png").write_bytes(picture(28, 28, seed=1))
@@ -251,7 +251,7 @@ BATCHES = st.lists(ROWS, min_size=20, max_size=20, unique_by=lambda row: row.id)
 
 
 def written_as(folder: Path, rows: list[Row], suffix: str) -> Path:
-    """The rows in one file, the pictures inside (parquet) or beside it (JSON Lines)."""
+    """The rows in one file, the images inside (parquet) or beside it (JSON Lines)."""
     file = folder / f"rows{suffix}"
     if suffix == ".parquet":
         with RowWriter(file) as writer:

@@ -1,4 +1,4 @@
-"""Untrusted pictures: bombs are refused by their header, odd but honest ones come out right, paths stay inside."""
+"""Untrusted images: bombs are refused by their header, odd but honest ones come out right, paths stay inside."""
 
 import io
 import os

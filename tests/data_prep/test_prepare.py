@@ -302,7 +302,7 @@ def test_no_picture_is_in_both_train_and_heldout(tmp_path):
     again = [encoded(Image.open(io.BytesIO(picture)), "WEBP", lossless=True) for picture in pictures]
     rows = [text_row(f"a{n}", images=[picture], split="val") for n, picture in enumerate(pictures)]
     rows += [text_row(f"b{n}", images=[picture]) for n, picture in enumerate(again)]
-    # Rows 50 to 59 form one chain through the pictures they share.
+    # Rows 50 to 59 form one chain through the images they share.
     rows += [text_row(f"c{n}", images=[pictures[n], again[n + 1]]) for n in range(50, 59)]
     out = held_out(rows, tmp_path / "out")
     assert {name[1:] for name in out if name[0] == "a"} == {name[1:] for name in out if name[0] == "b"}

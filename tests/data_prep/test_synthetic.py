@@ -157,7 +157,7 @@ def test_shapes_shows_one_red_and_one_blue_framed_digit_each_inside_its_cell():
 
 
 def test_the_same_digit_in_the_frame_looks_the_same_wherever_it_stands():
-    """The picture, not only the text, carries the numbers: equal digits are equal ink, different ones are not."""
+    """The image, not only the text, carries the numbers: equal digits are equal ink, different ones are not."""
     inks = {}
     for row in drawn(["shapes"], 200):
         image = open_image(row.images[0])
@@ -173,7 +173,7 @@ def test_the_same_digit_in_the_frame_looks_the_same_wherever_it_stands():
 
 
 def test_counting_shows_as_much_colour_as_it_counts():
-    """A red square is 18 x 18 pixels in the picture; nothing else red and square is drawn."""
+    """A red square is 18 x 18 pixels in the image; nothing else red and square is drawn."""
     checked = 0
     for row in drawn(["counting"], 400):
         match = re.fullmatch(r"<image>How many (red|blue) squares are there\?", row.problem)

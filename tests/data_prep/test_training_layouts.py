@@ -22,7 +22,7 @@ NAMES = ("a.png", "b.png", "c.png")
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A folder with three pictures."""
+    """A folder with three images."""
     for name, picture in zip(NAMES, PICTURES, strict=True):
         (tmp_path / name).write_bytes(picture)
     return tmp_path

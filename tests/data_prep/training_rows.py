@@ -63,7 +63,7 @@ LAYOUTS = {
             "metadata": {"ability": "math", "rate": 0.5},
         },
     ),
-    "verl, pictures by name": (
+    "verl, images by name": (
         {
             "data_source": "geo",
             "prompt": [{"role": "user", "content": "<image>Find x."}],
@@ -214,7 +214,7 @@ LAYOUTS = {
             "metadata": {"question_type": "multiple-choice"},
         },
     ),
-    "MMMU, pictures as options and one that nothing names": (
+    "MMMU, images as options and one that nothing names": (
         {
             "question": "Which fits?",
             "options": "['<image 2>', '<image 3>']",

@@ -103,7 +103,7 @@ EXTRACTIONS = [
     ("The answer is 7 or 8.", "7", "bare", "wrong"),
     ("The answer is not 7.", "7", "bare", "wrong"),
     ("7", "7", "bare", "correct"),
-    ("I cannot see the picture.", "7", "bare", "wrong"),
+    ("I cannot see the image.", "7", "bare", "wrong"),
     ("", "7", "bare", "no_answer"),
     ("5, 6, 7", "7", "bare", "wrong"),
 ]  # fmt: skip

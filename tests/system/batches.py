@@ -19,7 +19,7 @@ ADAM = {"learning_rate": 0.3, "adam_epsilon": 1.0, "weight_decay": 0.01}
 LENGTHS = ((5, 2, 9), (7, 1, 4), (3, 3, 8), (6, 2, 2))
 REWARDS = ((1.0, -0.5, 0.25), (0.0, 2.0, -1.0), (-0.75, 1.5, 0.5), (1.0, 0.5, -2.0))
 PROBLEMS = ("What is red plus blue?", "What is red times blue?", "Find the area of the figure.", "3 + 4 ?")
-# Which of the four prompts have a picture; two ranks share the prompts half and half.
+# Which of the four prompts have an image; two ranks share the prompts half and half.
 PICTURES = {"mixed": (True, False, False, True), "lopsided": (True, True, False, False), "text": (False,) * 4}
 PICTURES["idle"] = PICTURES["mixed"]
 # Prompts whose completions were all cut at the budget and are masked: the first of two ranks, or the first two of

@@ -32,7 +32,7 @@ class Ended:
 def run_ranks(
     arguments: Sequence[str | Path], folder: Path, *, num_ranks: int = 1, timeout_s: float = 120.0, **env: str
 ) -> list[Ended]:
-    """Run `python ARGUMENTS` once a rank, as torchrun would, and wait for all of them.
+    """Run `python ARGUMENTS` once per rank, as torchrun would, and wait for all of them.
 
     As with torchrun, one rank that fails ends the others, after a few seconds in which they may end by themselves.
 

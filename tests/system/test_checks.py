@@ -81,7 +81,7 @@ def test_rows_that_cannot_be_read_are_replaced_and_said(tmp_path):
     given = load_config(BASE, [f"data.train={tmp_path}/nowhere.jsonl"])
     small, findings = shrink(given, tmp_path, num_ranks=1, family=None)
     assert small.data.train.startswith("synthetic:shapes") and findings[-1].state == "warning"
-    # A text model sees no pictures, so it gets sums in words.
+    # A text model sees no images, so it gets sums in words.
     small, findings = shrink(load_config(BASE, ["model.path=tiny:qwen2"]), tmp_path, num_ranks=1, family=None)
     assert small.data.train == str(tmp_path / "sums.jsonl") and "images" in findings[-1].text
 

@@ -51,7 +51,7 @@ def files_of(out: Path) -> dict[str, bytes]:
 
 
 def test_ranks_and_kills_change_no_byte_of_the_report(planted, tmp_path):
-    # MathVerse's two versions share a picture, so its problem has nobody to swap with.
+    # MathVerse's two versions share an image, so its problem has nobody to swap with.
     asked = {"mathvista": planted["mathvista"]}
     alone, pair, killed = (tmp_path / name for name in ("alone", "pair", "killed"))
     # Sampled, greedy, blank and shuffled, each row once.

@@ -32,7 +32,7 @@ def test_a_reward_that_raises_on_one_rank_ends_the_launcher_and_is_named(tmp_pat
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    """Two ranks each: a picture cut short on one's share, NaNs on one, and a folder that cannot be saved in."""
+    """Two ranks each: an image cut short on one's share, NaNs on one, and a folder that cannot be saved in."""
     folder = tmp_path_factory.mktemp("failing")
     (folder / "unsaved").mkdir()
     (folder / "unsaved" / "checkpoints").write_text("a file where a folder should be")

@@ -165,7 +165,7 @@ def died(tmp_path_factory):
     requests += [
         {"name": "differs", "num_ranks": 2, "more_of": ["seed=1", "train.learning_rate=2.0e-3"]},
         {"name": "one_idle", "num_ranks": 2, "more": [*long, FLAT % "flat_on_the_second_rank"]},
-        # Two minibatches of four prompts, one a rank.
+        # Two minibatches of four prompts, one per rank.
         {"name": "one_of_four_idle", "num_ranks": 4, "more": [*long, *four, FLAT % "flat_on_the_second_rank"]},
         {"name": "all_idle", "num_ranks": 2, "more": idle},
         {"name": "all_of_four_idle", "num_ranks": 4, "more": [*idle, *four]},

@@ -17,7 +17,7 @@ DYNAMIC = ["rollout.dynamic_sampling=true", "train.max_steps=3", "data.eval=null
 
 
 def write_mixed_rows(folder: Path) -> Path:
-    """Eight rows of which every other has a picture, so that ranks differ in what they hold."""
+    """Eight rows of which every other has an image, so that ranks differ in what they hold."""
     lines = []
     for n in range(8):
         row = {"problem": f"What is {n} + 1 ?", "answer": str(n + 1)}
@@ -73,7 +73,7 @@ def test_prefetched_prompts_write_the_same_bytes_of_metrics(alone, name):
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_two_ranks_with_a_frozen_tower_see_the_metrics_of_one(alone, together, stage):
-    """Every rank runs the same modules, whether its prompts have pictures or not."""
+    """Every rank runs the same modules, whether its prompts have images or not."""
     first, second = rows_of(alone / "frozen"), rows_of(together / f"frozen{stage}false")
     assert [row["step"] for row in second] == [1, 2, 3]
     assert_same_row(second[0], first[0])

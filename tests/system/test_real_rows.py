@@ -1,4 +1,4 @@
-"""configs/tiny_geometry3k.yaml from training to an exported model: real pictures, LaTeX and answers."""
+"""configs/tiny_geometry3k.yaml from training to an exported model: real images, LaTeX and answers."""
 
 from __future__ import annotations
 

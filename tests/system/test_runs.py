@@ -68,7 +68,7 @@ def alone(tmp_path_factory) -> Path:
 
 
 def write_text_rows(folder: Path) -> Path:
-    """Eight sums without a picture."""
+    """Eight sums without an image."""
     file = folder / "sums.jsonl"
     lines = [json.dumps({"problem": f"What is {n} + 1 ?", "answer": str(n + 1)}) for n in range(8)]
     file.write_text("\n".join(lines))

@@ -128,7 +128,7 @@ def test_too_few_rows_for_a_batch_are_refused():
 
 @pytest.fixture
 def source(tmp_path):
-    """A JSON Lines file of five rows, one with a picture."""
+    """A JSON Lines file of five rows, one with an image."""
     (tmp_path / "a.png").write_bytes(picture(56, 56))
     lines = [{"problem": f"What is {index} + 1 ?", "answer": str(index + 1)} for index in range(4)]
     lines.append({"problem": "<image>How many?", "answer": "2", "images": ["a.png"]})

@@ -306,7 +306,7 @@ def test_pictures_of_the_first_rows_are_kept(tiny, tmp_path):
     rows = [problem_row(f"r{index}", "<image>?", [picture(side, side, seed=index % 2)]) for index in range(4)]
     items = run(model, rows, image_dir=tmp_path, gallery=3).items
     assert [len(item.images) for item in items] == [1, 1, 1, 0]
-    # Rows 0 and 2 show the same picture, which is stored once.
+    # Rows 0 and 2 show the same image, which is stored once.
     assert items[0].images == items[2].images != items[1].images
     assert len(list((tmp_path / "images").iterdir())) == 2
     with Image.open(tmp_path / items[1].images[0]) as stored, Image.open(io.BytesIO(rows[1].images[0])) as original:

@@ -61,7 +61,7 @@ def frozen(tmp_path_factory):
 
 
 def wide_prompts(model: Tiny):
-    """The mixed prompts and one whose picture is larger than a window of Qwen2.5-VL's tower in both directions."""
+    """The mixed prompts and one whose image is larger than a window of Qwen2.5-VL's tower in both directions."""
     side = model.token_side
     wide = problem_row("wide", "<image>What is red?", [picture(10 * side, 9 * side, seed=4)])
     return prompts_of(model, None) + prompts_of(model, [wide])

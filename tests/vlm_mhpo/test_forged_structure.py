@@ -47,7 +47,7 @@ def specials(ids, codec) -> Counter:
 
 
 def read_back(folder, model, record: dict) -> Row:
-    """The row as it comes out of a file with one picture of two image tokens."""
+    """The row as it comes out of a file with one image of two image tokens."""
     (folder / "a.png").write_bytes(picture(2 * model.token_side, model.token_side))
     file = folder / "rows.jsonl"
     file.write_text(json.dumps({"answer": "7", "images": ["a.png"]} | record) + "\n")

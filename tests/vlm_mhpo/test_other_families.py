@@ -67,7 +67,7 @@ def model(request, tmp_path_factory) -> Tiny:
 
 
 def prompts_and_completions(model: Tiny):
-    problems = ("What is 3 + 4 ?", "How many red circles are there in the picture now ?", "7 - 2 ?")
+    problems = ("What is 3 + 4 ?", "How many red circles are there in the image now ?", "7 - 2 ?")
     rows = [problem_row(str(index), problem) for index, problem in enumerate(problems)]
     groups = [random_completions(model, group, seed=7 + index) for index, group in enumerate(LENGTHS)]
     return prompts_of(model, rows), groups

@@ -123,7 +123,7 @@ def test_the_same_picture_in_two_prompts_and_one_prompt_cut_into_two_rows(tiny, 
     ]
     prompts = prompts_of(model, rows)
     groups = groups_of(model, ((6, 6, 6, 6), (2, 2)))
-    # 2 completions of 6 fit beside the first prompt, so its picture appears in two rows of one micro-batch.
+    # 2 completions of 6 fit beside the first prompt, so its image appears in two rows of one micro-batch.
     budget = 2 * (prompts[1].num_tokens + 4)
     assert_same(model, prompts, groups, max_tokens=budget)
 

@@ -317,7 +317,7 @@ def test_small_and_narrow_images_still_become_prompts(tiny, family, size):
 def test_many_rows_at_once_give_the_prompts_of_each_alone(tiny, family):
     model = tiny(family)
     builder = model.builder()
-    # More than one call's worth, pictures of several sizes, several pictures and none, short and long texts.
+    # More than one call's worth, images of several sizes, several images and none, short and long texts.
     rows = [replace(row, id=f"{row.id}.{copy}") for copy in range(8) for row in mixed_rows(model)]
     assert len(rows) > BATCH
     for row, found in zip(rows, builder.build(rows), strict=True):
@@ -327,12 +327,12 @@ def test_many_rows_at_once_give_the_prompts_of_each_alone(tiny, family):
         assert values.keys() == tensors_of(alone).keys()
         for name, expected in tensors_of(alone).items():
             assert torch.equal(values[name], expected) and values[name].dtype == expected.dtype
-            # A view would keep, and send to another rank, the pictures of the whole batch.
+            # A view would keep, and send to another rank, the images of the whole batch.
             assert values[name].untyped_storage().nbytes() == values[name].nbytes
 
 
 class Choosy:
-    """A processor that refuses pictures 84 pixels wide."""
+    """A processor that refuses images 84 pixels wide."""
 
     def __init__(self, processor) -> None:
         self._processor = processor

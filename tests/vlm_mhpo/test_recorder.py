@@ -104,7 +104,7 @@ def test_the_lines_that_stay_keep_their_bytes(tmp_path):
     assert not (tmp_path / "nothing.jsonl").exists()
 
 
-# ---- samples and pictures --------------------------------------------------------------------------------------
+# ---- samples and images --------------------------------------------------------------------------------------
 
 
 def groups_of(tiny):

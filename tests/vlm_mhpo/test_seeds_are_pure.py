@@ -17,7 +17,7 @@ ROWS = [problem_row(f"row-{index}", f"What is {index} plus 1 ?") for index in ra
 
 
 def stream_of(num_ranks: int) -> PromptStream:
-    """Three prompts a rank and step out of 101, so that epochs end inside a run and leave some rows out."""
+    """Three prompts per rank and step out of 101, so that epochs end inside a run and leave some rows out."""
     return PromptStream(ROWS, lambda row: row, seed=7, num_prompts=3 * num_ranks)
 
 

@@ -134,7 +134,7 @@ def _read_stage_1_2(saved: Saved, state: dict[str, Any], position: dict[str, int
 def _read_stage_3(
     saved: Saved, state: dict[str, Any], shapes: list[dict[str, torch.Size]], rank: int, num_ranks: int
 ) -> None:
-    """Every parameter cut into equal parts, one a rank, the last one padded; one flat tensor a sub-group."""
+    """Every parameter cut into equal parts, one per rank, the last one padded; one flat tensor a sub-group."""
     states = state["optimizer_state_dict"]["state"]
     for group, weights in enumerate(state["fp32_flat_groups"]):
         flat = _flat_values(saved, weights, states.get(group, {}))

@@ -24,10 +24,10 @@ def prepare(
     format: Annotated[str, typer.Option(help="Reader; auto = recognise.")] = "auto",
     split: Annotated[str | None, typer.Option(help="Only this split.")] = None,
     image_root: ImageRoot = None,
-    min_side: Annotated[int | None, typer.Option(min=1, help="Least shorter side of a picture, pixels.")] = None,
-    max_side: Annotated[int | None, typer.Option(min=1, help="Largest longer side of a picture, pixels.")] = None,
-    min_pixels: Annotated[int | None, typer.Option(min=1, help="Least width x height of a picture.")] = None,
-    max_pixels: Annotated[int | None, typer.Option(min=1, help="Largest width x height of a picture.")] = None,
+    min_side: Annotated[int | None, typer.Option(min=1, help="Least shorter side of an image, pixels.")] = None,
+    max_side: Annotated[int | None, typer.Option(min=1, help="Largest longer side of an image, pixels.")] = None,
+    min_pixels: Annotated[int | None, typer.Option(min=1, help="Least width x height of an image.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(min=1, help="Largest width x height of an image.")] = None,
     max_prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Longest prompt; needs --model.")] = None,
     model: Processor = None,
     kinds: Annotated[str | None, typer.Option(help="Keep these kinds of rows, for example number,math.")] = None,
@@ -36,7 +36,7 @@ def prepare(
     ] = None,
     heldout: Annotated[
         float | None,
-        typer.Option(help="Split into train and heldout, about this share, with no picture in both."),
+        typer.Option(help="Split into train and heldout, about this share, with no image in both."),
     ] = None,
     pass_rate: Annotated[
         str | None, typer.Option(help="Model that is sampled on every row; needs --config. Keeps what it half knows.")
@@ -81,12 +81,12 @@ def audit(
     image_root: ImageRoot = None,
     model: Processor = None,
     near_limit: Annotated[
-        int | None, typer.Option(min=0, max=255, help="Bits, of 256, up to which pictures are nearly the same.")
+        int | None, typer.Option(min=0, max=255, help="Bits, of 256, up to which images are nearly the same.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for audit.html and audit.json.")] = Path("runs/audit"),
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if there is a defect.")] = False,
 ) -> None:
-    """Look for bad golds, pictures and placeholders, duplicates, and overlap with benchmarks and between splits."""
+    """Look for bad golds, images and placeholders, duplicates, and overlap with benchmarks and between splits."""
     from data_prep.audit import as_text
     from data_prep.audit import audit as examine_rows
     from data_prep.images.hashes import NEAR_LIMIT

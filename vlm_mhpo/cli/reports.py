@@ -30,7 +30,7 @@ def evaluate(
     ] = None,
     data: Annotated[list[str] | None, typer.Option(help="NAME=PLACE of a benchmark's rows; once for each.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows of each benchmark.")] = None,
-    probes: Annotated[str | None, typer.Option(help="blank,shuffled: greedy, without the right pictures.")] = None,
+    probes: Annotated[str | None, typer.Option(help="blank,shuffled: greedy, without the right images.")] = None,
     train: Annotated[
         str | None, typer.Option(help="Training rows that must not be among the benchmarks' rows.")
     ] = None,

@@ -1,7 +1,7 @@
-"""An audit as files: audit.json with every offender, audit.html with pictures of the first ones.
+"""An audit as files: audit.json with every offender, audit.html with images of the first ones.
 
 All text of rows is untrusted: the template escapes it, and the page's content policy lets no script run and nothing
-be fetched. Pictures are decoded and written anew.
+be fetched. Images are decoded and written anew.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def write_audit(
     """Write audit.json and audit.html to `out_dir` (made if need be, old files replaced) and return the page.
 
     Args:
-        format, split, image_root: as `audit` was called; its sources are read again for the pictures.
+        format, split, image_root: as `audit` was called; its sources are read again for the images.
     """
     out_dir = Path(out_dir)
     wanted = {record.place for defect in audit.defects for record in _shown(defect)}
@@ -61,7 +61,7 @@ def _shown(defect: Defect) -> Iterator[Record]:
 def _thumbnails(
     source: str, number: int, wanted: Iterable[_Place], options: Mapping[str, Any]
 ) -> dict[_Place, list[str]]:
-    """Data URIs of the first pictures of the wanted rows of one set."""
+    """Data URIs of the first images of the wanted rows of one set."""
     places = {index for set_number, index in wanted if set_number == number}
     found: dict[_Place, list[str]] = {}
     if not places:
@@ -75,7 +75,7 @@ def _thumbnails(
 
 
 def _thumbnail(source: bytes | Path) -> str | None:
-    """A small copy of the picture as a data URI; None if it does not open."""
+    """A small copy of the image as a data URI; None if it does not open."""
     try:
         picture = open_image(source)
     except DataError:

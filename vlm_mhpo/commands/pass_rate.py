@@ -111,7 +111,7 @@ def with_pass_rates(
 
 
 def readable(row: Row | RowError) -> Row | None:
-    """The row with its pictures as bytes; None for one that `prepare` will refuse by name."""
+    """The row with its images as bytes; None for one that `prepare` will refuse by name."""
     if isinstance(row, RowError):
         return None
     try:
@@ -162,7 +162,7 @@ def _model_judge(config: Config, model: str, num_samples: int) -> Iterator[Judge
     Args:
         config: of the training that the rows are for.
         model: run folder, checkpoint, model folder or hub name.
-        num_samples: completions a row.
+        num_samples: completions per row.
     """
     from vlm_mhpo.checkpoint.opening import open_policy
     from vlm_mhpo.evaluation.tasks import verify_groups

@@ -67,7 +67,7 @@ def clear(root: Path) -> None:
 
 
 def draw(root: Path, seed: int) -> None:
-    """Three parquet sets that share no picture: warm start, training, held-out."""
+    """Three parquet sets that share no image: warm start, training, held-out."""
     from data_prep.prepare.prepare import prepare
     from data_prep.synthetic import draw_datasets
 
@@ -90,7 +90,7 @@ def stage_config(config: Config, root: Path, stage: str, model: Path, *, data: s
 
 
 def _finish_report(run_dir: Path, seconds: dict[str, float]) -> Path:
-    """Put the stage times into run.json and write the page and the picture."""
+    """Put the stage times into run.json and write the page and the image."""
     from vlm_mhpo.pages import write_report, write_result_picture
 
     file = run_dir / "run.json"
@@ -113,7 +113,7 @@ def _print_summary(before: dict, after: dict, seconds: dict[str, float], report:
         console.print(
             f"held-out accuracy, {title}: {100 * record['accuracy']:.1f} % "
             f"({100 * record['accuracy_low']:.1f} to {100 * record['accuracy_high']:.1f} %, "
-            f"{record['num_rows']} pictures)"
+            f"{record['num_rows']} images)"
         )
     console.print(f"report: {report}", soft_wrap=True)
     console.print(f"next, a real model: {NEXT_STEP}", soft_wrap=True)

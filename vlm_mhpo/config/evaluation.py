@@ -27,7 +27,7 @@ class EvalConfig(Section):
     max_completion_length: PositiveInt | None = Field(None, description="Token budget; null = the rollout's.")
     top_k: int = Field(0, ge=0, description="Sample among the k most likely tokens when temperature > 0; 0 = all.")
     seed: int = Field(0, ge=0, description="Of sampling and probes on benchmarks; part of their protocol.")
-    gallery: int = Field(48, ge=0, description="Held-out rows, of each benchmark too, whose pictures are kept.")
+    gallery: int = Field(48, ge=0, description="Held-out rows, of each benchmark too, whose images are kept.")
     prompt: Literal["official", "run"] = Field(
         "official", description="How benchmarks ask: in their own words, or as training does (data.instruction)."
     )

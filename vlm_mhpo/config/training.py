@@ -27,7 +27,7 @@ class TrainConfig(OptimizerConfig):
 
     max_steps: PositiveInt = Field(description="Rollout batches to train on.")
     num_prompts_per_step: PositiveInt = Field(description="Prompts of a rollout batch, over all ranks.")
-    num_minibatches: PositiveInt = Field(4, description="Optimizer updates a pass over the rollout batch.")
+    num_minibatches: PositiveInt = Field(4, description="Optimizer updates per pass over the rollout batch.")
     num_iterations: PositiveInt = Field(1, description="Passes over a rollout batch (TRL's mu).")
     scale_rewards: Literal["group", "batch", "none"] = Field("group", description="Which std divides the advantage.")
     max_tokens_per_micro_batch: PositiveInt = Field(

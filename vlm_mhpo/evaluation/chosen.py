@@ -41,7 +41,7 @@ class BenchmarkRows:
 
     @property
     def protocol(self) -> BenchmarkProtocol:
-        """What pins its questions and data; reads every picture file."""
+        """What pins its questions and data; reads every image file."""
         instruction = self.benchmark.instruction
         return benchmark_protocol(self.rows, self.asked, split=self.split, instruction=instruction)
 

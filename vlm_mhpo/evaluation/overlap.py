@@ -1,4 +1,4 @@
-"""Rows of a benchmark that training rows hold too: by picture, nearly the same picture, or question."""
+"""Rows of a benchmark that training rows hold too: by image, nearly the same image, or question."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Shared:
 
 
 def read_training(source: str) -> Collected:
-    """Hashes of the training rows of a source; those with a broken picture are left out."""
+    """Hashes of the training rows of a source; those with a broken image are left out."""
     return collect(load_rows(source), source, 1, gold_is_checked=False)
 
 

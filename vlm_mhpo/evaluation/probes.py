@@ -1,4 +1,4 @@
-"""Rows without the help of their pictures: uniform grey ones of the same size, or those of another problem."""
+"""Rows without the help of their images: uniform grey ones of the same size, or those of another problem."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GREY = (128, 128, 128)
 
 
 def blank(rows: Sequence[Row], benchmark: Benchmark, seed: int) -> list[Row]:
-    """The rows with uniform grey pictures of the sizes of their own."""
+    """The rows with uniform grey images of the sizes of their own."""
     return [replace(row, images=tuple(grey(open_image(image).size) for image in row.images)) for row in rows]
 
 
@@ -31,17 +31,17 @@ def grey(size: tuple[int, int]) -> bytes:
 
 
 def shuffled(rows: Sequence[Row], benchmark: Benchmark, seed: int) -> list[Row]:
-    """The rows with pictures of other problems, as many as their own and none that they have themselves.
+    """The rows with images of other problems, as many as their own and none that they have themselves.
 
-    The rows stand in a circle in an order drawn by `seed`; each takes the pictures that come next. Where every row
-    has one picture of its own this is a derangement.
+    The rows stand in a circle in an order drawn by `seed`; each takes the images that come next. Where every row
+    has one image of its own this is a derangement.
 
     Raises:
-        EvaluationError: no other problem has another picture.
+        EvaluationError: no other problem has another image.
     """
     order = permutation(derive_seed(seed, "shuffled", benchmark.name), len(rows)).tolist()
     problems = [benchmark.problem(row) for row in rows]
-    # Compared by content; a row that was dealt another's picture holds its handle, not its bytes.
+    # Compared by content; a row that was dealt another's image holds its handle, not its bytes.
     circle = [(problems[index], image, _content(image)) for index in order for image in rows[index].images]
     changed, start = list(rows), 0
     for index in order:
@@ -52,7 +52,7 @@ def shuffled(rows: Sequence[Row], benchmark: Benchmark, seed: int) -> list[Row]:
         found = tuple(islice(others, len(row.images)))
         if len(found) < len(row.images):
             raise EvaluationError(
-                f"{benchmark.name}: the probe `shuffled` finds {len(found)} pictures of other problems for the "
+                f"{benchmark.name}: the probe `shuffled` finds {len(found)} images of other problems for the "
                 f"{len(row.images)} of row {row.id}: raise --limit or leave the probe out"
             )
         changed[index] = replace(row, images=found)

@@ -114,7 +114,7 @@ def categories(items: Sequence[Item]) -> dict[str, dict[str, CategoryScore]]:
 
 
 def probe_score(plain: Sequence[Item], probed: Sequence[Item]) -> ProbeScore:
-    """What of the greedy score of rows with pictures is lost without them; at least one row."""
+    """What of the greedy score of rows with images is lost without them; at least one row."""
     found = _paired(zip(plain, probed, strict=True))
     return ProbeScore(num_rows=len(probed), needs_picture=difference_of(found), **accuracy_of(probed).model_dump())
 

@@ -89,7 +89,7 @@ def run_task(task: Task, judge: Judge, folder: Path, *, gallery: int = 0, chunk_
         task: what to judge; all ranks call with the same.
         judge: how.
         folder: of the report.
-        gallery: rows, from the first, whose pictures are copied to `folder/images`.
+        gallery: rows, from the first, whose images are copied to `folder/images`.
         chunk_size: rows that are sampled and written together.
 
     Raises:
@@ -106,7 +106,7 @@ def run_task(task: Task, judge: Judge, folder: Path, *, gallery: int = 0, chunk_
 
 
 def _merge(task: Task, file: Path, parts: Path, folder: Path, gallery: int) -> None:
-    """The ranks' files as one, with copies of the first pictures."""
+    """The ranks' files as one, with copies of the first images."""
     from vlm_mhpo.records.images import store_images
 
     items = [

@@ -1,4 +1,4 @@
-"""The gradient multiplier of the chosen objective beside GRPO's and SAPO's, as a picture."""
+"""The gradient multiplier of the chosen objective beside GRPO's and SAPO's, as an image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report of a training run: one HTML page, and one wide picture for a README."""
+"""The report of a training run: one HTML page, and one wide image for a README."""
 
 from vlm_mhpo.pages.run_page import write_report
 from vlm_mhpo.pages.run_picture import write_result_picture

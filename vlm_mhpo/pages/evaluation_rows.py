@@ -1,4 +1,4 @@
-"""The rows of an evaluation as the page's script reads them: plain values, shrunk pictures, one JSON block."""
+"""The rows of an evaluation as the page's script reads them: plain values, shrunk images, one JSON block."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Gallery:
     Attributes:
         benchmarks: their titles; a row names its benchmark by place.
         rows: plain JSON objects, in the order of the files.
-        pictures: data URIs; a row names its pictures by place.
+        images: data URIs; a row names its images by place.
         notes: what was left out.
     """
 
@@ -50,7 +50,7 @@ def as_json(value: object) -> str:
 
 
 def gather(after: Evaluated, before: Evaluated | None) -> Gallery:
-    """Every row with its outcome against the baseline, its completions side by side, and the pictures that fit."""
+    """Every row with its outcome against the baseline, its completions side by side, and the images that fit."""
     limit = _text_limit(after, before)
     earlier = {(name, row.id): row for name, rows in (before.rows if before else {}).items() for row in rows}
     rows = [
@@ -61,7 +61,7 @@ def gather(after: Evaluated, before: Evaluated | None) -> Gallery:
     pictures, num_hidden = _place_pictures(after, rows)
     notes = []
     if num_hidden:
-        notes.append(f"{num_hidden} pictures are not on the page: missing, damaged, or beyond its size.")
+        notes.append(f"{num_hidden} images are not on the page: missing, damaged, or beyond its size.")
     if limit < TEXT_LIMITS[0]:
         notes.append(f"Completions are cut to {limit} characters, to keep the page's size.")
     if before and (missing := sum(row["before"] is None for row in rows)):
@@ -121,7 +121,7 @@ def _completion(completion: ItemCompletion, limit: int) -> dict[str, Any]:
 
 
 def _place_pictures(after: Evaluated, rows: list[dict[str, Any]]) -> tuple[list[str], int]:
-    """The data URIs that fit, and how many pictures do not; the rows' paths become places among them."""
+    """The data URIs that fit, and how many images do not; the rows' paths become places among them."""
     budget = PictureBudget(after.folder, MAX_PICTURE_BYTES, webp_uri, MAX_PICTURE_SIDE)
     places: dict[str, int] = {}
     num_hidden = 0
@@ -138,7 +138,7 @@ def _place_pictures(after: Evaluated, rows: list[dict[str, Any]]) -> tuple[list[
 
 
 def _in_turn(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Changed rows before the others, and the benchmarks in turn, so that none takes all the room for pictures."""
+    """Changed rows before the others, and the benchmarks in turn, so that none takes all the room for images."""
     for wanted in (("fixed", "broken"), ("wrong", "right")):
         by_benchmark: dict[int, list[dict[str, Any]]] = {}
         for row in rows:

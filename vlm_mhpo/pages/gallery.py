@@ -68,7 +68,7 @@ def select(entries: Sequence[Entry], limit: int) -> tuple[Entry, ...]:
     """At most `limit` entries, by outcome in the order of OUTCOMES, in the order of the file within each.
 
     Each outcome is sure of up to a fifth of the places (at most _MIN_EACH); what is left goes to the
-    outcomes in order. Problems whose pictures were not kept are left out: nobody can judge them.
+    outcomes in order. Problems whose images were not kept are left out: nobody can judge them.
     """
     groups: dict[str, list[Entry]] = defaultdict(list)
     some_kept = any(entry.item.images for entry in entries)
@@ -86,5 +86,5 @@ def select(entries: Sequence[Entry], limit: int) -> tuple[Entry, ...]:
 
 
 def _lost_its_pictures(item: EvalItem, some_kept: bool) -> bool:
-    """True when the problem has pictures but the run folder does not; a guess where num_images is not recorded."""
+    """True when the problem has images but the run folder does not; a guess where num_images is not recorded."""
     return not item.images and (some_kept if item.num_images is None else item.num_images > 0)

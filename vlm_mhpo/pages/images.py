@@ -15,9 +15,9 @@ MAX_SIDE = 512  # pixels of the longer side on the page
 
 
 def open_picture(folder: Path, relative: str, max_side: int = MAX_SIDE) -> Image.Image | None:
-    """A picture of the run folder as RGB, its longer side at most `max_side` pixels.
+    """A image of the run folder as RGB, its longer side at most `max_side` pixels.
 
-    None when it cannot be shown: it lies outside the folder, is missing, over a limit, or not a picture.
+    None when it cannot be shown: it lies outside the folder, is missing, over a limit, or not an image.
     """
     try:
         picture = open_image(resolve_image_path(folder, relative))
@@ -28,7 +28,7 @@ def open_picture(folder: Path, relative: str, max_side: int = MAX_SIDE) -> Image
 
 
 def data_uri(picture: Image.Image) -> str:
-    """A picture as a data: URI, in the smaller of PNG (exact) and JPEG."""
+    """A image as a data: URI, in the smaller of PNG (exact) and JPEG."""
     png, jpeg = io.BytesIO(), io.BytesIO()
     picture.save(png, "PNG", optimize=True)
     picture.save(jpeg, "JPEG", quality=85)
@@ -37,14 +37,14 @@ def data_uri(picture: Image.Image) -> str:
 
 
 def webp_uri(picture: Image.Image) -> str:
-    """A picture as a data: URI in lossy WebP: quick to write and small, for pages of hundreds of them."""
+    """A image as a data: URI in lossy WebP: quick to write and small, for pages of hundreds of them."""
     data = io.BytesIO()
     picture.save(data, "WEBP", quality=75)
     return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
 
 
 class PictureBudget:
-    """Hands out data URIs of a run's pictures until `max_bytes` of them are used; each file counts once."""
+    """Hands out data URIs of a run's images until `max_bytes` of them are used; each file counts once."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class PictureBudget:
         self._uris: dict[str, str | None] = {}
 
     def uri(self, relative: str) -> str | None:
-        """The data URI of a picture, or None when it cannot be shown or the budget is used up."""
+        """The data URI of an image, or None when it cannot be shown or the budget is used up."""
         if relative not in self._uris:
             picture = open_picture(self._folder, relative, self._max_side)
             uri = None if picture is None else self._encode(picture)

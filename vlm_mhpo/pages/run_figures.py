@@ -302,8 +302,8 @@ def _entropy(run: Run) -> Drawing:
         }
     )
     entropy = run.series(table.ENTROPY)
-    panels = ([("entropy, nats a token", entropy)] if entropy else []) + (
-        [("divergence, nats a token", divergences)] if divergences else []
+    panels = ([("entropy, nats per token", entropy)] if entropy else []) + (
+        [("divergence, nats per token", divergences)] if divergences else []
     )
     if not panels:
         return None

@@ -46,7 +46,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One held-out problem of the gallery, its pictures as data URIs."""
+    """One held-out problem of the gallery, its images as data URIs."""
 
     outcome: str
     item: EvalItem
@@ -124,7 +124,7 @@ def _description(run: Run) -> list[tuple[str, str]]:
     steps = [series.steps[-1] for series in run.metrics.values()]
     generations = _look_up(config, "rollout", "num_generations")
     prompts = _look_up(config, "train", "num_prompts_per_step")
-    batch = f", {prompts} prompts × {generations} completions a step" if prompts and generations else ""
+    batch = f", {prompts} prompts × {generations} completions per step" if prompts and generations else ""
     lines = {
         "model": ", ".join(part for part in (model_path, facts.model.family, size) if part),
         "objective": str(_look_up(config, "objective", "name") or "").upper(),
@@ -177,7 +177,7 @@ def _verdict_rows(pair: Pair) -> list[tuple[str, int | None, int]]:
 
 
 def _card(entry: Entry, pair: Pair, budget: PictureBudget) -> Card:
-    """A gallery entry with its pictures and its answers."""
+    """A gallery entry with its images and its answers."""
     pictures, num_hidden = _pictures(entry.item.images, budget)
     pairs = [(pair.before.name, entry.before)] if pair.before and entry.before else []
     pairs.append((pair.after.name, entry.item))

@@ -1,4 +1,4 @@
-"""The wide picture of a run for a README: learning curves, and held-out problems before and after."""
+"""The wide image of a run for a README: learning curves, and held-out problems before and after."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _WIDTH, _HEIGHT, _DPI = 13.0, 4.4, 130
 
 
 def write_result_picture(run_dir: Path, out_png: Path) -> Path:
-    """Write the picture (PNG, 1690 x 572 pixels); the same folder gives the same bytes.
+    """Write the image (PNG, 1690 x 572 pixels); the same folder gives the same bytes.
 
     Left: sampled reward and held-out accuracy against the step. Right: up to three held-out problems,
     with the gold answer, the answer before training (struck through when wrong) and after. A side
@@ -74,7 +74,7 @@ def _draw_curves(figure: Figure, run: Run, right: float) -> None:
 
 
 def _examples(run: Run) -> list[Entry]:
-    """Up to three problems with a picture and a completion: wrong-to-right first, of different sources if possible."""
+    """Up to three problems with an image and a completion: wrong-to-right first, of different sources if possible."""
     pair = choose_pair(run)
     entries = [e for e in compare(pair) if e.item.completions and e.item.images] if pair else []
     rank = {"fixed": 0, "right": 1, "wrong": 2, "broken": 3}
@@ -94,7 +94,7 @@ def _examples(run: Run) -> list[Entry]:
 
 
 def _draw_examples(figure: Figure, run: Run, examples: list[Entry], left: float) -> None:
-    """One column a problem: picture, problem, gold, answer before, answer after."""
+    """One column per problem: image, problem, gold, answer before, answer after."""
     gap = 0.025
     width = (0.985 - left - gap * (NUM_EXAMPLES - 1)) / NUM_EXAMPLES
     characters = int(width * _WIDTH * 72 / 5.2)
@@ -106,7 +106,7 @@ def _draw_examples(figure: Figure, run: Run, examples: list[Entry], left: float)
         _show_picture(ax, np.asarray(picture))
     top = min(ax.get_position().y0 for ax in axes) - 0.035
     for x, entry in zip(lefts, examples, strict=True):
-        # The placeholder marks where the picture stands in the text; here the picture stands above it.
+        # The placeholder marks where the image stands in the text; here the image stands above it.
         problem = " ".join(entry.item.problem.replace("<image>", " ").split())
         lines = textwrap.wrap(problem, characters, max_lines=3, placeholder=" …")
         figure.text(x, top, "\n".join(lines), fontsize=9.5, va="top", linespacing=1.35)
@@ -123,10 +123,10 @@ def _draw_examples(figure: Figure, run: Run, examples: list[Entry], left: float)
 
 
 def _show_picture(ax: Axes, pixels: np.ndarray) -> None:
-    """A picture without axes; a small one is enlarged without blur."""
+    """A image without axes; a small one is enlarged without blur."""
     ax.imshow(pixels, interpolation="nearest" if max(pixels.shape[:2]) < 200 else "antialiased")
     ax.set_anchor("NW")
-    ax.apply_aspect()  # now, so that its position is where the picture really ends
+    ax.apply_aspect()  # now, so that its position is where the image really ends
     ax.grid(False)
     ax.set(xticks=[], yticks=[])
     for spine in ax.spines.values():

@@ -1,4 +1,4 @@
-"""The comparison as pictures: learning curves with bands, and means with their intervals side by side."""
+"""The comparison as images: learning curves with bands, and means with their intervals side by side."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from vlm_mhpo.records.statistics import over_runs
 from vlm_mhpo.records.study import MEASURES, Runs, Table
 
-# What the second picture shows, and the factor to the unit of its axis.
+# What the second image shows, and the factor to the unit of its axis.
 SHOWN = {"accuracy": 100.0, "norm_ratio": 1.0, "drift": 1.0}
 
 

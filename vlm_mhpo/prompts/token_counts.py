@@ -1,4 +1,4 @@
-"""How many tokens a row's prompt has for a model, counted with its own processor and without its weights."""
+"""How many tokens the prompt of a row has for a model, counted with its own processor and without its weights."""
 
 from __future__ import annotations
 

@@ -60,9 +60,9 @@ class Scores(Record):
 
 
 class ProbeScore(Accuracy):
-    """Greedy accuracy of the rows with pictures when the pictures are taken away; what it lost is `needs_picture`."""
+    """Greedy accuracy of the rows with images when the images are taken away; what it lost is `needs_picture`."""
 
-    num_rows: int = Field(description="Rows with at least one picture.")
+    num_rows: int = Field(description="Rows with at least one image.")
     needs_picture: Difference = Field(description="Greedy accuracy on these rows minus that of the probe.")
 
 
@@ -86,7 +86,7 @@ class BenchmarkProtocol(Record):
     num_rows: int
     instruction: str
     prompts: str = Field(description="Digest of every question as it was asked.")
-    data: str = Field(description="Digest of ids, questions, golds and picture bytes.")
+    data: str = Field(description="Digest of ids, questions, golds and image bytes.")
 
 
 class Protocol(Record):
@@ -94,8 +94,8 @@ class Protocol(Record):
 
     prompt: str = Field(description="official: the benchmark's own; run: as in training.")
     system_prompt: str | None
-    min_pixels: int | None = Field(description="Least picture area in force, pixels; null for a text model.")
-    max_pixels: int | None = Field(description="Largest picture area in force, pixels.")
+    min_pixels: int | None = Field(description="Least image area in force, pixels; null for a text model.")
+    max_pixels: int | None = Field(description="Largest image area in force, pixels.")
     num_samples: int
     temperature: float
     top_p: float

@@ -83,7 +83,7 @@ class Recorder:
             stream.write(json.dumps(row | {"histograms": update.histograms}) + "\n")
 
     def write_samples(self, step: int, scored: Sequence[ScoredGroup]) -> None:
-        """Write the sample table of `step`: prompts with pictures, completions, rewards, verdicts."""
+        """Write the sample table of `step`: prompts with images, completions, rewards, verdicts."""
         if not self.logging.sample_steps or (step != 1 and step % self.logging.sample_steps):
             return
         folder = self.run_dir / "samples"

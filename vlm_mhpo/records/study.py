@@ -29,8 +29,8 @@ class RunMeasures:
         norm_median: their median.
         num_spikes: norms above 5 times the running median.
         clipped_share: share of updates whose norm exceeded max_grad_norm.
-        drift: nats a token, mean over steps of KL to the sampling policy at the last update of a rollout batch.
-        entropy: nats a token, mean of the last tenth of the steps.
+        drift: nats per token, mean over steps of KL to the sampling policy at the last update of a rollout batch.
+        entropy: nats per token, mean of the last tenth of the steps.
         collapsed: 1.0 when the accuracy ended 10 points or more below its start, or updates were skipped.
         curve: (step, held-out accuracy) of every evaluation.
     """

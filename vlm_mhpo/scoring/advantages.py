@@ -1,6 +1,6 @@
 """Group-relative advantages.
 
-Shape suffixes: P prompts, G completions a prompt.
+Shape suffixes: P prompts, G completions per prompt.
 """
 
 from typing import Literal
@@ -23,7 +23,7 @@ def group_advantages(
         [P, G] in the dtype of the rewards; a group of equal rewards gives exact zeros.
 
     Raises:
-        ValueError: fewer than two completions a group, or a reward that is not finite.
+        ValueError: fewer than two completions per group, or a reward that is not finite.
     """
     if rewards_PG.dim() != 2 or rewards_PG.shape[1] < 2:
         raise ValueError(f"advantages need [P, G] rewards with G >= 2, got shape {tuple(rewards_PG.shape)}")

@@ -12,7 +12,7 @@ from itertools import product
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.types import ScoredGroup
 
-# Groups carry their pictures: below this lead of the busiest rank over the mean, moving them costs more than it saves.
+# Groups carry their images: below this lead of the busiest rank over the mean, moving them costs more than it saves.
 TOLERANCE = 0.05
 Place = tuple[int, int]  # rank, index on it
 

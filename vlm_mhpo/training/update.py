@@ -40,7 +40,7 @@ class UpdateSettings:
         temperature: of the log-probs, as in sampling.
         max_tokens: padded tokens of one forward.
         chunk_size: completion tokens whose logits exist at once.
-        num_minibatches, num_iterations: updates a pass, and passes.
+        num_minibatches, num_iterations: updates per pass, and passes.
         recompute: take old log-probs from the trainer's own forward instead of the sampler.
         pad_id: fills rows.
         on_nonfinite: "stop" or "skip".

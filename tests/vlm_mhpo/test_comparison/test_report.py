@@ -164,7 +164,7 @@ RESULTS = Path(__file__).resolve().parents[3] / "measurements" / "results" / "ob
 def test_the_committed_reports_are_what_the_program_makes_of_their_runs(tmp_path, setting):
     (tmp_path / "comparison.json").write_bytes((RESULTS / setting / "comparison.json").read_bytes())
     redraw(tmp_path)
-    # Pictures may differ with the version of matplotlib.
+    # Images may differ with the version of matplotlib.
     for name in ("comparison.json", "comparison.md", "comparison.tex"):
         assert (tmp_path / name).read_text() == (RESULTS / setting / name).read_text(), name
 

@@ -1,4 +1,4 @@
-"""The picture of the multiplier shows the chosen objective, with its constants, beside GRPO and SAPO."""
+"""The image of the multiplier shows the chosen objective, with its constants, beside GRPO and SAPO."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUICKSTART = Path(__file__).resolve().parents[3] / "configs" / "quickstart.yaml"
 
 @pytest.fixture
 def drawn(monkeypatch, tmp_path):
-    """`drawn(overrides...)` -> {panel title: {label: (ratios, multipliers)}} of the picture, which is not rendered."""
+    """`drawn(overrides...)` -> {panel title: {label: (ratios, multipliers)}} of the image, which is not rendered."""
     from matplotlib.figure import Figure
 
     figures = []

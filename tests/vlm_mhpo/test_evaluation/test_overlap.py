@@ -1,4 +1,4 @@
-"""Rows that training has seen are found by picture, by a picture saved anew, and by question."""
+"""Rows that training has seen are found by image, by an image saved anew, and by question."""
 
 import io
 import json

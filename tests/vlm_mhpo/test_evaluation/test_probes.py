@@ -1,4 +1,4 @@
-"""Blank pictures say nothing but their size, and shuffled ones are always those of another problem."""
+"""Blank images say nothing but their size, and shuffled ones are always those of another problem."""
 
 import io
 
@@ -62,5 +62,5 @@ def test_variants_and_equal_pictures_are_no_other_problem():
 
 def test_a_single_problem_cannot_be_shuffled():
     rows = [row("a/1", images=[picture(28, 28, seed=1)]), row("a/2", images=[picture(28, 28, seed=2)])]
-    with pytest.raises(EvaluationError, match="0 pictures of other problems for the 1 of row a/"):
+    with pytest.raises(EvaluationError, match="0 images of other problems for the 1 of row a/"):
         shuffled(rows, BENCHMARK, 0)

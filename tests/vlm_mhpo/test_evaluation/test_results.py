@@ -13,7 +13,7 @@ from vlm_mhpo.evaluation.results import probe_score
 ROOT = Path(__file__).resolve().parents[3]
 
 # Rows by their marks (see cases.completion), then: official accuracy with bounds, our accuracy, pass@j, verdict
-# shares, tokens a completion, and the share of problems that are right throughout. Bounds of single completions are
+# shares, tokens per completion, and the share of problems that are right throughout. Bounds of single completions are
 # Newcombe's published ones where the counts are his; those of clusters come from listing every draw.
 SETS = {
     "one right row": (singles("+"), (1, 0.2065, 1), 1, [1], {"correct": 1}, 4, 1),
@@ -79,7 +79,7 @@ def test_categories_are_counted_by_axis_and_value():
 
 
 def test_a_probe_says_what_the_pictures_are_worth():
-    # 6 rows lost and 1 gained without pictures: McNemar 2 (1 + 7) / 128.
+    # 6 rows lost and 1 gained without images: McNemar 2 (1 + 7) / 128.
     found = probe_score(singles("++++++-+--"), singles("------++--"))
     assert found.num_rows == 10
     assert found.accuracy == pytest.approx(0.2)

@@ -1,4 +1,4 @@
-"""Each rule of advice on figures that call for it and on figures that do not; ranks taken together; the picture."""
+"""Each rule of advice on figures that call for it and on figures that do not; ranks taken together; the image."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def completion(right: bool, text: str, **changes) -> dict:
 
 
 def row(row_id: str, completions: list[dict], **changes) -> dict:
-    """One row with the picture of its id."""
+    """One row with the image of its id."""
     known = {"id": row_id, "problem": row_id, "question": f"How many in {row_id}?", "choices": None, "gold": "7"}
     known |= {"kind": "number", "images": [f"pictures/{row_id}.png"], "categories": {"level": row_id[-1]}}
     return known | {"completions": completions} | changes
@@ -66,7 +66,7 @@ def benchmark(name: str, rows: list[dict], **changes) -> dict:
 
 
 def write_folder(folder: Path, model: str, rows_by_benchmark: dict[str, list[dict]], **changes) -> Path:
-    """results.json, the rows, and a picture for every path that a row names."""
+    """results.json, the rows, and an image for every path that a row names."""
     entries = [benchmark(name, rows) for name, rows in rows_by_benchmark.items()]
     (folder / "results").mkdir(parents=True, exist_ok=True)
     (folder / "pictures").mkdir(exist_ok=True)
@@ -75,7 +75,7 @@ def write_folder(folder: Path, model: str, rows_by_benchmark: dict[str, list[dic
         (folder / f"results/{name}.jsonl").write_text(text, encoding="utf-8")
         for path in (path for r in rows for path in r["images"]):
             if not (folder / path).exists():
-                # A letter and a digit name a picture: its own shade of red and green.
+                # A letter and a digit name an image: its own shade of red and green.
                 red, green = (ord(char) * 53 % 256 for char in path[-6:-4])
                 Image.new("RGB", (40, 30), (red, green, 0)).save(folder / path)
     protocol = {"prompt": "official", "temperature": 0.0, "num_samples": 1, "max_tokens": 256, "system_prompt": None}
@@ -137,7 +137,7 @@ def hostile_folders(folder: Path) -> tuple[Path, Path]:
 
 
 def large_folders(folder: Path, num_rows: int = 2000, num_pictures: int = 300) -> tuple[Path, Path]:
-    """(after, before) of `num_rows` rows whose first `num_pictures` have a photograph-like picture of 640 x 480."""
+    """(after, before) of `num_rows` rows whose first `num_pictures` have a photograph-like image of 640 x 480."""
     rng = random.Random(0)
     sides: dict[str, dict[str, list[dict]]] = {"after": {}, "before": {}}
     for rows in sides.values():

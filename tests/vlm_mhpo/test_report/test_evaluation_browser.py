@@ -27,7 +27,7 @@ def small(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """The page of 2,000 rows and 300 pictures."""
+    """The page of 2,000 rows and 300 images."""
     folder = tmp_path_factory.mktemp("large")
     after, before = large_folders(folder)
     return write_page(after, folder, before)

@@ -1,4 +1,4 @@
-"""The evaluation page's source: right numbers, rows and pictures in one block, hostile text harmless, refusals."""
+"""The evaluation page's source: right numbers, rows and images in one block, hostile text harmless, refusals."""
 
 import base64
 import hashlib
@@ -203,7 +203,7 @@ def test_missing_rows_and_pictures_are_said(folders, tmp_path):
     (folders[1] / "results/shapes.jsonl").write_text("")
     text = read(folders[0], tmp_path, folders[1]).text
     assert "words: results/words.jsonl is missing" in text
-    assert "1 pictures are not on the page" in text
+    assert "1 images are not on the page" in text
     assert "5 rows are not in the baseline's results" in text
     assert "shapes: the file of its rows holds 0 of 5." in text
 

@@ -77,7 +77,7 @@ def test_problems_whose_pictures_were_not_kept_are_left_out():
     shown = {"kept": kept, "lost": lost, "text": lost | {"num_images": 0}, "gone": lost | {"num_images": 2}}
     entries = [Entry("right", EvalItem(id=name, **fields), None) for name, fields in shown.items()]
     assert [e.item.id for e in select(entries, 60)] == ["kept", "text"]
-    assert [e.item.id for e in select(entries[1:2], 60)] == ["lost"]  # no picture anywhere: problems in words
+    assert [e.item.id for e in select(entries[1:2], 60)] == ["lost"]  # no image anywhere: problems in words
 
 
 def test_a_large_gallery_gives_the_changed_ones_what_the_others_leave():

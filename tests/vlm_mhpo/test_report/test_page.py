@@ -184,7 +184,7 @@ def test_a_picture_outside_the_run_folder_is_not_embedded(run_dir):
     content["items"][0]["images"] = broken
     path.write_text(json.dumps(content))
     reader = read(run_dir)
-    assert f"{len(broken)} pictures not shown" in reader.text
+    assert f"{len(broken)} images not shown" in reader.text
     assert reader.tags.count("img") == 3
 
 
@@ -193,7 +193,7 @@ def test_pictures_stop_at_the_budget(run_dir, monkeypatch):
     monkeypatch.setattr(run_page, "MAX_PICTURE_BYTES", 2 * one + 10)
     reader = read(run_dir)
     assert reader.tags.count("img") == 2
-    assert reader.text.count("1 picture not shown") == 2
+    assert reader.text.count("1 image not shown") == 2
 
 
 def test_a_large_evaluation_shows_some_problems_and_says_so(run_dir, monkeypatch):

@@ -1,4 +1,4 @@
-"""The wide picture for a README."""
+"""The wide image for a README."""
 
 import json
 import shutil
@@ -10,11 +10,11 @@ from vlm_mhpo.pages import run_picture as picture_module
 from vlm_mhpo.pages import write_result_picture
 from vlm_mhpo.records.run_folder import load_run
 
-MAGENTA = (255, 0, 200)  # the held-out pictures of conftest, up to a few units of blue
+MAGENTA = (255, 0, 200)  # the held-out images of conftest, up to a few units of blue
 
 
 def magenta_columns(path) -> np.ndarray:
-    """Columns that show a held-out picture, as shares 0..1 of the width."""
+    """Columns that show a held-out image, as shares 0..1 of the width."""
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
     hits = (np.abs(pixels - MAGENTA).max(axis=-1) < 8).any(axis=0)

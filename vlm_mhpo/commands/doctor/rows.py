@@ -110,7 +110,7 @@ def _examine_lengths(
     limit = data.max_prompt_length
     longest = sorted(prompts, key=lambda prompt: -prompt.num_tokens)
     named = "; ".join(
-        f"row {prompt.id}: {prompt.num_tokens} tokens, {prompt.num_image_tokens} of pictures "
+        f"row {prompt.id}: {prompt.num_tokens} tokens, {prompt.num_image_tokens} of images "
         f"({100 * prompt.num_tokens / limit:.0f} %)"
         for prompt in longest[:NUM_NAMED]
     )

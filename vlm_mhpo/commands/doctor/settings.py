@@ -54,7 +54,7 @@ def _examine_batches(config: Config) -> Iterator[Check]:
     """Batch arithmetic."""
     train, rollout = config.train, config.rollout
     per_update = train.num_prompts_per_step // train.num_minibatches
-    batch = f"{train.num_prompts_per_step} prompts x {rollout.num_generations} completions a rollout batch"
+    batch = f"{train.num_prompts_per_step} prompts x {rollout.num_generations} completions per rollout batch"
     updates = f"{config.updates_per_step} updates of {per_update * rollout.num_generations} completions each"
     yield Check("ok", "batch", f"{batch}, {updates}")
     worlds = ", ".join(str(n) for n in range(1, per_update + 1) if per_update % n == 0)

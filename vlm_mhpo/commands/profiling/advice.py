@@ -251,7 +251,7 @@ def uneven_ranks(profile: Profile, config: Config) -> Advice | None:
         return None
     return Advice(
         share,
-        f"Ranks wait {percent(share)} of the step for the slowest: more prompts a rank even lengths out (raise "
+        f"Ranks wait {percent(share)} of the step for the slowest: more prompts per rank even lengths out (raise "
         "train.num_prompts_per_step), or lower rollout.max_completion_length (both change what is learnt).",
     )
 

@@ -1,4 +1,4 @@
-"""A profile as a table, a picture and JSON."""
+"""A profile as a table, an image and JSON."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write_profile(profiles: Sequence[Profile], config: Config, out: Path) -> Non
     """Print the table and the advice, write profile.json and profile.png into `out`.
 
     Args:
-        profiles: one a rank.
+        profiles: one per rank.
         config: of the run.
         out: an existing folder.
     """
@@ -129,7 +129,7 @@ def conditions(profile: Profile) -> str:
 
 
 def draw_profile(profile: Profile, out: Path) -> None:
-    """Write the picture (PNG): seconds and peak memory of each phase side by side."""
+    """Write the image (PNG): seconds and peak memory of each phase side by side."""
     shown = [phase for phase in profile.phases if phase.seconds >= 0.001 * profile.wall_s]
     names = [words_of(phase.name) for phase in shown]
     with chart_style():

@@ -46,7 +46,7 @@ def shrink(config: Config, folder: Path, *, num_ranks: int, family: str | None) 
     small, rows = with_rows(parse_config(values), folder, family)
     kept = (
         f"tiny:{family} for {config.model.path}; {config.objective.name}, {small.train.num_prompts_per_step} prompts x "
-        f"{small.rollout.num_generations} completions, {small.updates_per_step} updates a step, {config.model.dtype}"
+        f"{small.rollout.num_generations} completions, {small.updates_per_step} updates per step, {config.model.dtype}"
     )
     return small, [Check("ok", "model", kept), rows]
 
@@ -144,7 +144,7 @@ def with_rows(config: Config, folder: Path, family: str) -> tuple[Config, Check]
 
 
 def _made_rows(folder: Path, family: str) -> str:
-    """Drawn pictures, or sums in words for a text family."""
+    """Drawn images, or sums in words for a text family."""
     if family != "qwen2":
         return f"synthetic:shapes?seed=0&num_rows={NUM_SUMS}@train"
     file = folder / "sums.jsonl"

@@ -80,7 +80,7 @@ GEOQA = Benchmark(
     citation="github.com/Deep-Agent/R1-V",
     splits=(ALL,),
     sources=(),
-    download="put geoqa_test_prompts.jsonl of github.com/Deep-Agent/R1-V and the pictures of Geo170K that it names "
+    download="put geoqa_test_prompts.jsonl of github.com/Deep-Agent/R1-V and the images of Geo170K that it names "
     "into {folder}",
     prompt=_geoqa_prompt,
     official=by_verifier,

@@ -1,4 +1,4 @@
-"""LogicVista: logical reasoning over pictures; the set of letters must be the gold's."""
+"""LogicVista: logical reasoning over images; the set of letters must be the gold's."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ BENCHMARK = Benchmark(
     citation="arXiv:2407.04973",
     splits=("test",),
     sources=(),
-    download="clone github.com/Yijia-Xiao/LogicVista and unpack its pictures to data/images in {folder}",
+    download="clone github.com/Yijia-Xiao/LogicVista and unpack its images to data/images in {folder}",
     prompt=prompt,
     official=official,
     instruction="\nPlease reason step by step, and put the letters of the right choices within \\boxed{}.",

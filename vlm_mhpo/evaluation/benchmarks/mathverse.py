@@ -1,4 +1,4 @@
-"""MathVerse: six versions of each problem, from text-dominant to vision-only, and text without a picture."""
+"""MathVerse: six versions of each problem, from text-dominant to vision-only, and text without an image."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _DISPLAYED = "ABCDE"
 
 
 def prompt(row: Row) -> str:
-    """The authors' wording; choices that stand in the picture (A to E for A to E) are not listed."""
+    """The authors' wording; choices that stand in the image (A to E for A to E) are not listed."""
     options = choices(row)
     listed = f"{lettered(options)}\n" if options and "".join(options) != _DISPLAYED else ""
     return _ASKED + f"{pictured(row, question(row))}\n{listed}"

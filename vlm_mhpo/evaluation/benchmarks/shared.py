@@ -1,4 +1,4 @@
-"""What benchmarks share: parts of a row, questions with their pictures and choices, and our verifier as a judge."""
+"""What benchmarks share: parts of a row, questions with their images and choices, and our verifier as a judge."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Benchmark:
             same with its name in place of the default's; empty where the hub holds no table that we read.
         download: what to download and where to put it: one sentence, with {folder} for the place.
         prompt: row to the whole text of its question: the official wording, choices included, one <image> per
-            picture. Nothing but `instruction` is to be added.
+            image. Nothing but `instruction` is to be added.
         instruction: how to answer, where the official question does not say so; "" elsewhere.
         official: (row, text of a response) to the verdict under the authors' rule; never raises on a response. None:
             the rule is our verifier, in the response format of training.

@@ -1,6 +1,6 @@
 """The patch embedding of a vision tower as one matrix product.
 
-Qwen's towers cut a picture into patches first and then run a 3-D convolution whose kernel is a whole patch, so each
+Qwen's towers cut an image into patches first and then run a 3-D convolution whose kernel is a whole patch, so each
 output is one inner product. As a convolution it is far slower, forward and backward, than the same product as a matmul.
 """
 

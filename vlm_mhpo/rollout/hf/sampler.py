@@ -34,7 +34,7 @@ class HfSampler:
         policy: the policy; its weights are read at every call.
         codec: tokenizer and end tokens.
         max_batch_tokens: prompt plus budget tokens decoded together.
-        whole_weights: context in which the weights are whole (ZeRO-3 gathers them); entered once a call.
+        whole_weights: context in which the weights are whole (ZeRO-3 gathers them); entered once per call.
         padding_side: where shorter prompts are padded; both give the same completions (left without shared prompts).
     """
 
