@@ -9,8 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from vlm_mhpo.pages.html import environment, source, write_text
 from vlm_mhpo.pages.study_figures import draw_curves, draw_intervals
 from vlm_mhpo.pages.tables import latex_table, markdown_table, plain
 from vlm_mhpo.records.statistics import Estimate
@@ -28,37 +27,6 @@ METHOD = (
 PAIRED_METHOD = (
     "Student's 95 % interval of the mean difference on the same seeds; bold where it does not hold 0. {count} "
     "intervals, each by itself: of twenty differences that are nothing, one is bold."
-)
-
-PAGE = jinja2.Template(
-    """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{{ title }}</title><style>
-:root { color-scheme: light dark; font-family: system-ui, sans-serif; line-height: 1.45; }
-body { max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-table { display: block; overflow-x: auto; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #8884; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } img { max-width: 100%; background: #fff; }
-.far { font-weight: 700; } small { opacity: .7; }
-</style></head><body>
-{% macro table(rows, mark=false) %}
-<table><tr>{% for text in head %}<th>{{ text }}</th>{% endfor %}</tr>
-{% for name, cells in rows.items() %}<tr><td>{{ name }}</td>
-{% for cell, found in cells.items() %}<td{{ ' class="far"'|safe if mark and found.excludes_zero }}>
-{{- shown(cell, found) }}</td>{% endfor %}</tr>
-{% endfor %}</table>
-{% endmacro %}
-<h1>{{ title }}</h1><p>{{ description }}</p>
-<img alt="Held-out accuracy over the steps, mean and 95 % band of each objective"
- src="data:image/png;base64,{{ curves }}">
-<img alt="Mean and 95 % interval of accuracy, gradient norm ratio and drift of each objective"
- src="data:image/png;base64,{{ intervals }}">
-<h2>Means</h2><p>{{ method }}</p>{{ table(means) }}
-<h2>Paired differences, objective minus {{ baseline }}</h2>
-<p>{{ paired_method }}</p>{{ table(paired, mark=true) }}
-</body></html>""",
-    autoescape=True,
 )
 
 
@@ -87,9 +55,10 @@ def write_comparison(runs: Runs, out: Path, *, baseline: str, title: str, descri
     pictures = {"curves": draw_curves(runs), "intervals": draw_intervals(over_seeds, baseline)}
     for name, picture in pictures.items():
         (out / f"{name}.png").write_bytes(picture)
-    page = out / "comparison.html"
-    page.write_text(
-        PAGE.render(
+    html = (
+        environment()
+        .get_template("study.html.j2")
+        .render(
             title=title,
             description=description,
             **{name: base64.b64encode(picture).decode() for name, picture in pictures.items()},
@@ -100,9 +69,10 @@ def write_comparison(runs: Runs, out: Path, *, baseline: str, title: str, descri
             baseline=baseline,
             head=HEAD,
             shown=shown,
+            style=source("page.css"),
         )
     )
-    return page
+    return write_text(html, out / "comparison.html")
 
 
 def redraw(folder: Path, note: str = "") -> Path:
