@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from vlm_mhpo.config import load_config
 from vlm_mhpo.models.loading import load_policy, loaded_commit
-from vlm_mhpo.training.assembly import record_setup
+from vlm_mhpo.training.assembly import Parts, record_run
 
 OLD, NEW = "0" * 39 + "a", "0" * 39 + "b"
 
@@ -43,7 +43,7 @@ def test_run_json_names_the_commit_that_was_loaded(hub, tiny, tmp_path, revision
     assert torch.equal(mine, scale * stock)
     values = [f"output_dir={tmp_path / 'run'}", "model.path=somebody/tiny", f"model.revision={revision or 'null'}"]
     config = load_config(Path(__file__).parents[1] / "system" / "base.yaml", values)
-    record_setup(SimpleNamespace(config=config, run_dir=tmp_path / "run", policy=policy))
+    record_run(config, Parts(SimpleNamespace(policy=policy), None, None, None, (), ()))
     assert json.loads((tmp_path / "run" / "run.json").read_text())["model"]["commit"] == commit
 
 

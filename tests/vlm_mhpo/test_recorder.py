@@ -190,7 +190,7 @@ def config_of(tmp_path: Path, **objective):
 @pytest.mark.parametrize("name", ["mhpo", "grpo"])
 def test_the_written_configuration_is_a_configuration_that_repeats_the_run(tmp_path, name):
     config = config_of(tmp_path, name=name)
-    write_run_file(tmp_path / "run", config, {"family": "qwen2_vl", "num_parameters": 3, "trainable": 2})
+    write_run_file(tmp_path / "run", config.model_dump(), {"family": "qwen2_vl", "num_parameters": 3, "trainable": 2})
     assert load_config(tmp_path / "run" / "config.yaml") == config
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert parse_config(record["config"]) == config
@@ -209,7 +209,7 @@ def test_versions_are_those_that_are_imported():
 def test_secrets_of_the_environment_are_not_recorded(tmp_path, monkeypatch):
     for name in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "SOMETHING"):
         monkeypatch.setenv(name, "marked-secret-value")
-    write_run_file(tmp_path / "run", config_of(tmp_path), {})
+    write_run_file(tmp_path / "run", config_of(tmp_path).model_dump(), {})
     Recorder(tmp_path / "run", QUIET, start_step=0).write_metrics(1, {"reward": 1.0})
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"marked-secret-value" in path.read_bytes()]
 

@@ -12,7 +12,7 @@ SHOWN = (
     ("reward", REWARD.name, "{:.3f}"),
     ("accuracy", REWARD_PART.of(name="accuracy", moment="mean"), "{:.1%}"),
     ("held-out", EVAL_ACCURACY.name, "{:.1%}"),
-    ("loss", SFT_LOSS.name, "{:.3f}"),
+    (SFT_LOSS.name, SFT_LOSS.name, "{:.3f}"),
 )
 
 
