@@ -6,6 +6,7 @@ import ast
 import importlib
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -232,6 +233,35 @@ def assigned(path: Path, name: str) -> ast.expr:
         for node in tree_of(path).body
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == name
     )
+
+
+def test_few_files_know_the_whole_configuration():
+    knowing = {
+        path.relative_to(ROOT).as_posix()
+        for path in sources("vlm_mhpo")
+        if path.relative_to(ROOT / "vlm_mhpo").parts[0] not in ("config", "cli", "commands")
+        if {"vlm_mhpo.config.Config", "vlm_mhpo.config.run.Config"} & set(imported(path))
+    }
+    assert len(knowing) <= 5, knowing
+
+
+def test_a_model_is_loaded_and_a_sampler_built_in_one_place():
+    called = defaultdict(set)
+    for path in sources("vlm_mhpo"):
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Call):
+                called[getattr(node.func, "id", "")].add(path.relative_to(ROOT / "vlm_mhpo").as_posix())
+    assert called["load_policy"] == {"checkpoint/opening.py"}
+    assert called["HfSampler"] == {"rollout/build.py"}
+
+
+def test_the_loop_is_as_short_as_the_line_that_it_reads_like():
+    (run,) = [
+        node
+        for node in ast.walk(tree_of(ROOT / "vlm_mhpo" / "training" / "loop.py"))
+        if isinstance(node, ast.FunctionDef) and node.name == "run"
+    ]
+    assert run.end_lineno - run.lineno + 1 <= 25
 
 
 def test_rewards_import_no_tensor_library():
