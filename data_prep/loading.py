@@ -9,8 +9,8 @@ from itertools import chain
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from data_prep.formats import READERS
 from data_prep.formats.dialects import DIALECTS
+from data_prep.formats.registry import READERS
 from data_prep.images.archives import TAR_SUFFIXES, ZIP_SUFFIXES, is_archive, unpack
 from data_prep.mixture import mixed
 from data_prep.schema import DataError, Row, RowError
@@ -41,7 +41,7 @@ def load_rows(
             `synthetic:shapes,bars?seed=0&num_rows=100&difficulty=1`; each with `@split` behind it where wanted. Or a
             list of those: one after the other, or, where each ends in `:weight` (`a.jsonl@train:0.7`), mixed by
             `data_prep.mixture.mixed`. What exists on disk under the whole name is that file.
-        format: a name from `data_prep.formats.READERS`; "auto" recognises the layout.
+        format: a name from `data_prep.formats.registry.READERS`; "auto" recognises the layout.
         split: read this split only; `@split` in a source wins.
         image_root: folder that image paths are relative to; default: the table's own folder. Layouts that fix
             where their images lie ignore it.

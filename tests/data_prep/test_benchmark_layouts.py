@@ -3,7 +3,7 @@
 import pytest
 
 from data_prep import DataError, RowError, load_rows
-from data_prep.formats import READERS
+from data_prep.formats.registry import READERS
 from data_prep.loading import scan_rows
 from rewards import verify
 from tests.data_prep.benchmark_files import BLUE, LAYOUTS, MATHVERSE, MATHVISTA, RED, WE_MATH, build, put

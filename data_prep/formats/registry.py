@@ -1,0 +1,55 @@
+"""The registry of readers: a name, how to recognise a path, how to read it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from data_prep.formats import (
+    dialect,
+    dynamath,
+    formalgeo7k,
+    geometry3k,
+    hub,
+    jsonl,
+    logicvista,
+    mathverse,
+    mathvision,
+    mathvista,
+    mmk12,
+    olympiadbench,
+    parquet,
+    puzzlevqa,
+    tabmwp,
+    we_math,
+)
+from data_prep.formats.dialects import DIALECTS
+from data_prep.schema import Row, RowError
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """One layout.
+
+    Attributes:
+        matches: whether a path on disk has this layout.
+        read: (source, split, *, image_root) to rows; a bad row is yielded as its RowError, and reading goes on.
+    """
+
+    matches: Callable[[Path], bool]
+    read: Callable[..., Iterator[Row | RowError]]
+
+
+_LAYOUTS = (mathvista, mathverse, mathvision, dynamath, puzzlevqa, we_math, tabmwp, logicvista, olympiadbench, mmk12)
+
+# In the order of recognition: the layouts with the most marks first.
+READERS: dict[str, Reader] = {
+    "geometry3k": Reader(geometry3k.matches, geometry3k.read),
+    "formalgeo7k": Reader(formalgeo7k.matches, formalgeo7k.read),
+    **{module.LAYOUT.name: Reader(module.LAYOUT.matches, module.LAYOUT.read) for module in _LAYOUTS},
+    "parquet": Reader(parquet.matches, parquet.read),
+    "jsonl": Reader(jsonl.matches, jsonl.read),
+    "hub": Reader(hub.matches, hub.read),
+    # Only by name: the tables above know these by their columns, row by row.
+    **{name: Reader(dialect.matches, partial(dialect.read, dialect=name)) for name in DIALECTS},
+}
