@@ -42,7 +42,7 @@ def _problem_root(source: Path) -> Path | None:
 
 
 def _renamed(row: Row) -> Row:
-    """The derived rows have no ids; a picture's name is its problem's number."""
+    """The derived rows have no ids; an image's name is its problem's number."""
     stem = row.images[0].stem if row.images and isinstance(row.images[0], Path) else ""
     identity = f"formalgeo7k/{stem}" if stem.isdecimal() else row.id
     return replace(row, id=identity, kind="math" if row.kind == "auto" else row.kind, source="formalgeo7k")

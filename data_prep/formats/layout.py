@@ -198,7 +198,7 @@ def column(record: Record, name: str) -> Any:
 
 
 def picture(record: Record, image_root: Path | None, *names: str) -> list[ImageSource]:
-    """The one picture of a record, in the first of these columns that is filled (a table may hold bytes and path).
+    """The one image of a record, in the first of these columns that is filled (a table may hold bytes and path).
 
     Raises:
         RowError: none is filled, or it is no usable image; naming the column.

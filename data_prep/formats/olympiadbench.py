@@ -47,7 +47,7 @@ def _make(record: Record, file: TableFile, key: int | str, image_root: Path | No
 
 
 def _with_pictures(text: str, record: Record, image_root: Path | None) -> tuple[str, list[ImageSource]]:
-    """The text with a placeholder for each tag, and the pictures in that order; untagged pictures go in front."""
+    """The text with a placeholder for each tag, and the images in that order; untagged images go in front."""
     if names := _FILE_TAG.findall(text):
         images = [image_from(f"images/{name}.jpg", image_root) for name in names]
         return _FILE_TAG.sub(IMAGE_PLACEHOLDER, text), images

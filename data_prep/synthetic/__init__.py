@@ -8,8 +8,6 @@ import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from PIL import Image
-
 from data_prep.images.hashes import pixel_hash
 from data_prep.images.opening import open_image
 from data_prep.schema import DataError, Row, make_row
