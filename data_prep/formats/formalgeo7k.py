@@ -1,11 +1,10 @@
 """Reader for formalgeo7k folders: problems/<n>.json with images, or the derived/<split>.jsonl made from them."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from data_prep.formats.jsonl import read_records
+from data_prep.formats.jsonl import read_fields, read_records
 from data_prep.formats.sympy_syntax import to_latex
 from data_prep.formats.table import rows_of, table_files
 from data_prep.images.opening import resolve_image_path
@@ -43,7 +42,7 @@ def _problem_root(source: Path) -> Path | None:
 
 
 def _renamed(row: Row) -> Row:
-    """The derived rows have no ids; a picture's name is its problem's number."""
+    """The derived rows have no ids; an image's name is its problem's number."""
     stem = row.images[0].stem if row.images and isinstance(row.images[0], Path) else ""
     identity = f"formalgeo7k/{stem}" if stem.isdecimal() else row.id
     return replace(row, id=identity, kind="math" if row.kind == "auto" else row.kind, source="formalgeo7k")
@@ -66,13 +65,7 @@ def _numbers(source: Path, split: str | None) -> list[tuple[int, str]]:
 
 
 def _read_problem(path: Path, split: str) -> Row:
-    try:
-        problem = json.loads(path.read_text(encoding="utf-8"))
-        text, answer, picture = (problem[key] for key in ("problem_text_en", "problem_answer", "problem_img"))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise RowError(f"cannot be read: {error}") from error
-    except KeyError as error:
-        raise RowError("is missing", field=str(error.args[0])) from error
+    text, answer, picture = read_fields(path, "problem_text_en", "problem_answer", "problem_img")
     try:
         gold = to_latex(str(answer))
     except DataError as error:

@@ -1,9 +1,9 @@
 """Reader for Geometry3K's original folders: <split>/<id>/{data.json, img_diagram.png}."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_prep.formats.jsonl import read_fields
 from data_prep.images.opening import resolve_image_path
 from data_prep.schema import DataError, Row, RowError, make_row
 
@@ -41,13 +41,7 @@ def _problem_files(folder: Path) -> list[Path]:
 
 
 def _read_problem(path: Path, split: str) -> Row:
-    try:
-        problem = json.loads(path.read_text(encoding="utf-8"))
-        text, choices, letter = problem["annotat_text"], problem["choices"], problem["answer"]
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise RowError(f"cannot be read: {error}") from error
-    except KeyError as error:
-        raise RowError("is missing", field=str(error.args[0])) from error
+    text, choices, letter = read_fields(path, "annotat_text", "choices", "answer")
     if not isinstance(choices, list) or letter not in list("ABCD"[: len(choices)]):
         raise RowError(f"{letter!r} names none of the choices {choices!r}", field="answer")
     diagram = next((name for name in _DIAGRAMS if path.with_name(name).is_file()), None)

@@ -55,7 +55,7 @@ def read(
     table = _without_decoding(_load(name, split))
     label = re.match(r"[A-Za-z0-9_.-]*", split or str(table.split or ""))[0]  # "train[:10%]" -> "train"
     columns = dict.fromkeys(table.column_names)
-    layout = next((layout for layout in _BENCHMARKS if layout.holds(columns)), None) if dialect is None else None
+    layout = next((layout for layout in _BENCHMARKS if layout.has(columns)), None) if dialect is None else None
     file = TableFile(Path(name), source=layout.name if layout else name, split=label)
     make = partial(make_from, layout) if layout else partial(row_from_record, dialect=dialect)
     source = HubTable(name, table)

@@ -1,23 +1,11 @@
-"""Reader for JSON Lines and JSON tables with the columns problem, answer and images (see `data_prep.formats.table`)."""
+"""The records of JSON Lines files and of JSON files with one list."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.formats.table import is_table, rows_of, table_files
-from data_prep.schema import DataError, Row, RowError
-
-
-def matches(source: Path) -> bool:
-    """A .jsonl or .json file, or a folder of .jsonl files."""
-    return is_table(source, (".jsonl", ".json") if source.is_file() else (".jsonl",))
-
-
-def read(source: Path, split: str | None, *, image_root: Path | None = None) -> Iterator[Row | RowError]:
-    """Rows in file order; image paths are relative to `image_root`, by default the folder of the file."""
-    for file in table_files(source, split, (".jsonl", ".json") if source.is_file() else (".jsonl",)):
-        yield from rows_of(read_records(file.path), file, split, image_root or file.path.parent)
+from data_prep.schema import DataError, RowError
 
 
 def read_records(path: Path) -> Iterator[tuple[int, Any]]:
@@ -52,3 +40,18 @@ def _decode_line(line: bytes) -> Any:
         return json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         return RowError(f"is not JSON: {error}")
+
+
+def read_fields(path: Path, *names: str) -> tuple[Any, ...]:
+    """These fields of a file that is one JSON object.
+
+    Raises:
+        RowError: the file cannot be read, or lacks one of them.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return tuple(record[name] for name in names)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise RowError(f"cannot be read: {error}") from error
+    except KeyError as error:
+        raise RowError("is missing", field=str(error.args[0])) from error

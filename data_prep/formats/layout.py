@@ -2,14 +2,15 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_prep.formats import jsonl, parquet
-from data_prep.formats.table import RowMaker, TableFile, image_from, plain_values, rows_of, split_of
+from data_prep.formats.table import TableFile, files_of_split, image_from, plain_values, rows_of, split_of
+from data_prep.images.stored import ImageSource
 from data_prep.schema import DataError, Row, RowError, make_row
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -22,6 +23,10 @@ _LABEL = re.compile(r"\(([A-Z])\)\s*|^\s*([A-Z])\s*[.:)]\s*", re.MULTILINE)
 _INTRO = re.compile(r"\bchoices?\s*:\s*\Z", re.IGNORECASE)
 _LONE_LETTER = re.compile(r"[\s$().]*([A-Za-z])[\s$().]*")
 
+Record = Mapping[str, Any]
+Fields = dict[str, Any]
+"""Arguments of `make_row` and `multiple_choice`, without source and split; the id without the layout's name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -29,9 +34,9 @@ class Layout:
 
     Attributes:
         name: the source that its rows name, and the start of their ids.
-        holds: whether a record is one of this benchmark; of a parquet or hub table only the column names are known,
-            with None as their values.
-        make: (record, its file, its number or key, folder of its images) to a row.
+        holds: the columns that every record has, or whether a record is one of this benchmark; of a parquet or hub
+            table only the column names are known, with None as their values.
+        make: (record, its file, its number or key, folder of its images) to the fields of a row.
         columns: our field to its column, where they differ, so that an error names what the user sees.
         images: pattern of what lies in the folder that image paths are relative to.
         folders: where its files lie below the folder that a user names; patterns, with / at the end.
@@ -39,15 +44,36 @@ class Layout:
     """
 
     name: str
-    holds: Callable[[Mapping[str, Any]], bool]
-    make: RowMaker
+    holds: Collection[str] | Callable[[Record], bool]
+    make: Callable[[Record, TableFile, int | str, Path | None], Fields]
     columns: Mapping[str, str]
     pictures: str = "images"
     folders: tuple[str, ...] = ("", "data/")
-    split: Callable[[Path, Mapping[str, Any]], str] | None = None
+    split: Callable[[Path, Record], str] | None = None
+
+    def has(self, record: Record) -> bool:
+        """Whether a record is one of this benchmark."""
+        return self.holds(record) if callable(self.holds) else record.keys() >= set(self.holds)
+
+    def matches(self, source: Path) -> bool:
+        """Whether `source` is a file of this layout, or a folder that holds some."""
+        return bool(layout_files(self, source))
+
+    def read(self, source: Path, split: str | None, *, image_root: Path | None = None) -> Iterator[Row | RowError]:
+        """Rows in the order of the files.
+
+        Raises:
+            DataError: there is no file of that split; the text lists the splits there are.
+        """
+        files = layout_files(self, source)
+        if split is not None and source.is_file():
+            files = [TableFile(file.path, file.source, split) for file in files]
+        for file in files_of_split(files, source, split):
+            folder = image_root or picture_folder(file.path, self.pictures)
+            yield from rows_of(_records(file.path), file, None, folder, partial(make_from, self))
 
 
-# Defect the files
+# Finding the files
 
 
 def layout_files(layout: Layout, source: Path) -> list[TableFile]:
@@ -60,13 +86,13 @@ def layout_files(layout: Layout, source: Path) -> list[TableFile]:
     files = []
     for path in paths:
         record = first_record(path)
-        if record and layout.holds(record):
+        if record and layout.has(record):
             split = layout.split(path, record) if layout.split else split_of(path)
             files.append(TableFile(path, layout.name, split))
     return files
 
 
-def first_record(path: Path) -> Mapping[str, Any]:
+def first_record(path: Path) -> Record:
     """The first record of a JSON, JSON Lines or parquet file ({} if there is none to read); see `Layout.holds`."""
     if path.suffix not in _SUFFIXES:
         return {}
@@ -115,34 +141,21 @@ def _decode_at(text: str, start: int) -> Any:
 # Reading them
 
 
-def layout_rows(layout: Layout, source: Path, split: str | None, image_root: Path | None) -> Iterator[Row | RowError]:
-    """Rows of `source` in the order of its files; see `Layout`.
-
-    Raises:
-        DataError: there is no file of that split; the text lists the splits there are.
-    """
-    files = layout_files(layout, source)
-    if split is not None and source.is_file():
-        files = [TableFile(file.path, file.source, split) for file in files]
-    wanted = [file for file in files if split in (None, file.split)]
-    if not wanted:
-        there = ", ".join(sorted({file.split for file in files})) or "none"
-        raise DataError(f"{source} has no split {split!r}; it has: {there}")
-    for file in wanted:
-        folder = image_root or picture_folder(file.path, layout.pictures)
-        yield from rows_of(_records(file.path), file, None, folder, partial(make_from, layout))
-
-
-def make_from(
-    layout: Layout, record: Mapping[str, Any], file: TableFile, key: int | str, image_root: Path | None
-) -> Row:
-    """The layout's row of a record.
+def make_from(layout: Layout, record: Record, file: TableFile, key: int | str, image_root: Path | None) -> Row:
+    """The layout's row of a record; an answer without choices is compared by its own form, or by `kind`.
 
     Raises:
         RowError: naming the record's own column.
     """
     try:
-        return layout.make(record, file, key, image_root)
+        fields = layout.make(record, file, key, image_root)
+        fields |= {"id": f"{layout.name}/{fields['id']}", "source": file.source, "split": file.split}
+        by_letter = fields.pop("by_letter", False)
+        if fields.get("choices") is not None:
+            return multiple_choice(by_letter=by_letter, **fields)
+        if type(fields["answer"]) in (int, float) and fields.get("kind") != "choice":
+            fields["answer"] = str(fields["answer"])
+        return make_row(**fields)
     except RowError as error:
         raise RowError(error.message, field=layout.columns.get(error.field, error.field)) from error
 
@@ -173,7 +186,7 @@ def _keyed_records(path: Path) -> Iterator[tuple[str, Any]]:
 # The parts of a row
 
 
-def column(record: Mapping[str, Any], name: str) -> Any:
+def column(record: Record, name: str) -> Any:
     """The value of a column that every record must have.
 
     Raises:
@@ -184,7 +197,7 @@ def column(record: Mapping[str, Any], name: str) -> Any:
     return record[name]
 
 
-def picture(record: Mapping[str, Any], image_root: Path | None, *names: str) -> list[bytes | Path]:
+def picture(record: Record, image_root: Path | None, *names: str) -> list[ImageSource]:
     """The one image of a record, in the first of these columns that is filled (a table may hold bytes and path).
 
     Raises:
@@ -197,14 +210,9 @@ def picture(record: Mapping[str, Any], image_root: Path | None, *names: str) -> 
         raise RowError(error.message, field=name) from error
 
 
-def kept(record: Mapping[str, Any], *names: str, **more: Any) -> dict[str, Any]:
+def kept(record: Record, *names: str, **more: Any) -> dict[str, Any]:
     """Metadata: these columns of a record where they are filled, and more."""
     return plain_values({name: record.get(name) for name in names} | more)
-
-
-def free_form(answer: Any, **fields: Any) -> Row:
-    """A row whose answer is compared by its own form."""
-    return make_row(answer=str(answer) if type(answer) in (int, float) else answer, **fields)
 
 
 def multiple_choice(problem: Any, choices: Iterable[Any], answer: Any, *, by_letter: bool, **fields: Any) -> Row:
@@ -261,3 +269,11 @@ def split_choices(text: str) -> tuple[str, list[str]]:
     if len(choices) < 2 or names != LETTERS[: len(names)] or not all(choices) or not stem:
         return text, []
     return stem, choices
+
+
+def lettered(question: Any) -> Fields:
+    """Of a choice question whose gold is a letter: its choices where it lists them, else the question as it is."""
+    stem, choices = split_choices(question) if isinstance(question, str) else (question, [])
+    return (
+        {"problem": stem, "choices": choices, "by_letter": True} if choices else {"problem": question, "kind": "choice"}
+    )

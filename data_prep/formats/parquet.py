@@ -1,29 +1,16 @@
-"""Reader for parquet tables: our own prepared folders, and any with the columns of `data_prep.formats.table`."""
+"""The records of parquet files: our own prepared ones, and any other."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.formats.table import is_table, rows_of, table_files
 from data_prep.images.stored import ParquetTable, release_memory, with_handles
-from data_prep.schema import DataError, Row, RowError
+from data_prep.schema import DataError, RowError
 
 SCHEMA_KEY = b"vlm_mhpo.schema_version"
 SCHEMA_VERSION = 2  # 1 had no column `metadata`
 _ROWS_AT_ONCE = 16
-
-
-def matches(source: Path) -> bool:
-    """A .parquet file, or a folder of them."""
-    return is_table(source, (".parquet",))
-
-
-def read(source: Path, split: str | None, *, image_root: Path | None = None) -> Iterator[Row | RowError]:
-    """Rows in file order; image paths are relative to `image_root`, by default the folder of the file."""
-    _check_manifest(source)
-    for file in table_files(source, split, (".parquet",)):
-        yield from rows_of(read_records(file.path), file, split, image_root or file.path.parent)
 
 
 def read_records(path: Path) -> Iterator[tuple[int, Any]]:
@@ -61,7 +48,7 @@ def _with_metadata(record: dict[str, Any]) -> dict[str, Any] | RowError:
         return RowError(f"is not JSON: {error}", field="metadata")
 
 
-def _check_manifest(source: Path) -> None:
+def check_manifest(source: Path) -> None:
     """A prepared folder must hold every file its manifest lists, at the size listed."""
     manifest = source / "manifest.json"
     if not manifest.is_file():

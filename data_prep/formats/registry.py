@@ -6,20 +6,18 @@ from functools import partial
 from pathlib import Path
 
 from data_prep.formats import (
-    dialect,
     dynamath,
     formalgeo7k,
     geometry3k,
     hub,
-    jsonl,
     logicvista,
     mathverse,
     mathvision,
     mathvista,
     mmk12,
     olympiadbench,
-    parquet,
     puzzlevqa,
+    tables,
     tabmwp,
     we_math,
 )
@@ -40,26 +38,16 @@ class Reader:
     read: Callable[..., Iterator[Row | RowError]]
 
 
+_LAYOUTS = (mathvista, mathverse, mathvision, dynamath, puzzlevqa, we_math, tabmwp, logicvista, olympiadbench, mmk12)
+
 # In the order of recognition: the layouts with the most marks first.
 READERS: dict[str, Reader] = {
-    module.__name__.rpartition(".")[2]: Reader(module.matches, module.read)
-    for module in (
-        geometry3k,
-        formalgeo7k,
-        mathvista,
-        mathverse,
-        mathvision,
-        dynamath,
-        puzzlevqa,
-        we_math,
-        tabmwp,
-        logicvista,
-        olympiadbench,
-        mmk12,
-        parquet,
-        jsonl,
-        hub,
-    )
+    "geometry3k": Reader(geometry3k.matches, geometry3k.read),
+    "formalgeo7k": Reader(formalgeo7k.matches, formalgeo7k.read),
+    **{module.LAYOUT.name: Reader(module.LAYOUT.matches, module.LAYOUT.read) for module in _LAYOUTS},
+    "parquet": Reader(tables.PARQUET.matches, tables.PARQUET.read),
+    "jsonl": Reader(tables.JSONL.matches, tables.JSONL.read),
+    "hub": Reader(hub.matches, hub.read),
+    # Only by name: the tables above know these by their columns, row by row.
+    **{name: Reader(tables.matches, partial(tables.read, dialect=name)) for name in DIALECTS},
 }
-# Only by name: the tables above know these by their columns, row by row.
-READERS |= {name: Reader(dialect.matches, partial(dialect.read, dialect=name)) for name in DIALECTS}

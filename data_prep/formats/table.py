@@ -44,6 +44,15 @@ def table_files(source: Path, split: str | None, suffixes: tuple[str, ...]) -> l
     if source.is_file():
         return [TableFile(source, source.stem, split or "")]
     files = [TableFile(path, source.name, split_of(path)) for path in _tables_in(source, suffixes)]
+    return files_of_split(files, source, split)
+
+
+def files_of_split(files: list[TableFile], source: Path, split: str | None) -> list[TableFile]:
+    """Those of `split`; None: all.
+
+    Raises:
+        DataError: there is none; the text lists the splits of `source`.
+    """
     wanted = [file for file in files if split in (None, file.split)]
     if not wanted:
         there = ", ".join(sorted({file.split for file in files})) or "none"

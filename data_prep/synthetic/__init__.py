@@ -4,13 +4,11 @@ A row is a pure function of (seed, split, family, difficulty, index, retry). The
 seed with the same Pillow; `image_digest` looks at pixels only, so it does not depend on how they were packed.
 """
 
-import hashlib
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from PIL import Image
-
+from data_prep.images.hashes import pixel_hash
 from data_prep.images.opening import open_image
 from data_prep.schema import DataError, Row, make_row
 from data_prep.synthetic import bars, counting, shapes, triangles
@@ -37,7 +35,7 @@ class Datasets:
 
 def image_digest(data: bytes) -> str:
     """Hexadecimal digest of a picture's size and RGB pixels, whatever file format holds them."""
-    return _pixels_digest(open_image(data))
+    return pixel_hash(open_image(data))
 
 
 def generate(
@@ -90,7 +88,7 @@ def _draw_row(family: str, index: int, seed: int, split: str, difficulty: int, e
         # A string seed goes through SHA-512 inside `random`, so it is the same in every process.
         rng = random.Random(f"{family}/{difficulty}/{seed}/{split}/{index}/{retry}")
         drawing = FAMILIES[family](rng, difficulty)
-        if not exclude or _pixels_digest(drawing.image) not in exclude:
+        if not exclude or pixel_hash(drawing.image.convert("RGB")) not in exclude:
             break
     else:
         raise DataError(f"no new image of {family!r} in {_MAX_RETRIES} draws; ask for fewer rows or more families")
@@ -104,8 +102,3 @@ def _draw_row(family: str, index: int, seed: int, split: str, difficulty: int, e
         split=split,
         solution=f"<think>{drawing.reasoning}</think><answer>{drawing.answer}</answer>",
     )
-
-
-def _pixels_digest(image: Image.Image) -> str:
-    rgb = image.convert("RGB")
-    return hashlib.sha256(b"%d %d " % rgb.size + rgb.tobytes()).hexdigest()

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from data_prep import DataError, Row, RowError, load_rows
+from data_prep import DataError, Row, RowError, load_rows, read_image
 from data_prep.formats.dialects import DIALECTS, python_list
 from data_prep.formats.table import TableFile, rows_of
 from data_prep.loading import scan_rows
@@ -112,7 +112,7 @@ def test_a_hub_set_is_read_in_its_dialect_with_a_configuration(hub):
     )
     hub["MMMU/MMMU", "Math"] = {"validation": datasets.Dataset.from_list([record], features=features)}
     (row,) = load_rows("MMMU/MMMU:Math@validation")
-    assert row.images == (PICTURES[1], PICTURES[0])
+    assert tuple(map(read_image, row.images)) == (PICTURES[1], PICTURES[0])
     assert (row.problem, row.source, row.split) == (
         LAYOUTS["MMMU"][1]["problem"], "MMMU/MMMU:Math", "validation")  # fmt: skip
     assert [row] == list(load_rows("MMMU/MMMU:Math@validation", format="mmmu"))

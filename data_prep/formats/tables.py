@@ -1,0 +1,63 @@
+"""The reader of plain tables in JSON Lines, JSON and parquet, our own prepared folders among them.
+
+What the rows look like is seen row by row; see `data_prep.formats.table` and `data_prep.formats.dialects`.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from data_prep.formats import jsonl, parquet
+from data_prep.formats.table import is_table, row_from_record, rows_of, table_files
+from data_prep.schema import Row, RowError
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A kind of file that holds tables.
+
+    Attributes:
+        suffixes: of a file; in a folder only files with the first count.
+        records: (number from 1, columns by name, or why the row is bad) of each row of a file.
+        check: of a folder or file, before it is read; may raise DataError.
+    """
+
+    suffixes: tuple[str, ...]
+    records: Callable[[Path], Iterator[tuple[int, Any]]]
+    check: Callable[[Path], None] = lambda source: None
+
+    def matches(self, source: Path) -> bool:
+        """Whether `source` is such a file, or a folder that holds some."""
+        return is_table(source, self._suffixes(source))
+
+    def read(
+        self, source: Path, split: str | None, *, image_root: Path | None = None, dialect: str | None = None
+    ) -> Iterator[Row | RowError]:
+        """Rows in file order; image paths are relative to `image_root`, by default the folder of the file.
+
+        Args:
+            dialect: of `data_prep.formats.dialects`, when all rows must be in it; one that lacks a column is an error.
+        """
+        self.check(source)
+        make = partial(row_from_record, dialect=dialect)
+        for file in table_files(source, split, self._suffixes(source)):
+            yield from rows_of(self.records(file.path), file, split, image_root or file.path.parent, make)
+
+    def _suffixes(self, source: Path) -> tuple[str, ...]:
+        return self.suffixes if source.is_file() else self.suffixes[:1]
+
+
+PARQUET = Container((".parquet",), parquet.read_records, parquet.check_manifest)
+JSONL = Container((".jsonl", ".json"), jsonl.read_records)
+
+
+def matches(source: Path) -> bool:
+    """Any table."""
+    return PARQUET.matches(source) or JSONL.matches(source)
+
+
+def read(source: Path, split: str | None, **options: Any) -> Iterator[Row | RowError]:
+    """See `Container.read`."""
+    return (PARQUET if PARQUET.matches(source) else JSONL).read(source, split, **options)
