@@ -112,7 +112,7 @@ def _histograms(records: Sequence[Record]) -> Iterator[Histogram]:
         ("pictures of a row", [len(record.pictures) for record in records]),
         ("longer side of an image, pixels", [max(size) for size in sizes]),
         ("shorter side of an image, pixels", [min(size) for size in sizes]),
-        ("pixels of a picture", [width * height for width, height in sizes]),
+        ("pixels of an image", [width * height for width, height in sizes]),
     ):
         if values:
             yield histogram(name, values)

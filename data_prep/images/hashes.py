@@ -28,7 +28,7 @@ def pixel_hash(image: Image.Image) -> str:
 
 
 def perceptual_hash(image: Image.Image) -> bytes:
-    """`NUM_BITS` bits of the picture's coarse form, packed: which of its 16 x 16 longest cosine waves are strong.
+    """`NUM_BITS` bits of the image's coarse form, packed: which of its 16 x 16 longest cosine waves are strong.
 
     The usual pHash keeps 8 x 8 of 32 x 32; line drawings on white need the finer grid to be told apart.
     """

@@ -1,4 +1,4 @@
-"""Train and held-out sides that share no image: a picture's side depends on its own pixels and on nothing else.
+"""Train and held-out sides that share no image: an image's side depends on its own pixels and on nothing else.
 
 No seed: an image stays on its side when rows are added, removed or reordered. The held-out share of rows is
 therefore only near the one asked for.

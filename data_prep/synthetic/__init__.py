@@ -34,7 +34,7 @@ class Datasets:
 
 
 def image_digest(data: bytes) -> str:
-    """Hexadecimal digest of a picture's size and RGB pixels, whatever file format holds them."""
+    """Hexadecimal digest of an image's size and RGB pixels, whatever file format holds them."""
     return pixel_hash(open_image(data))
 
 

@@ -71,7 +71,7 @@ def test_141_of_554_test_rows_on_a_picture_of_a_train_row_are_found_whatever_the
     rows = [{"id": f"a{seed}", "image": f"{seed}.png", "split": "train"} for seed in range(600)]
     rows += [{"id": f"b{index}", "image": name, "split": "test"} for index, name in enumerate(pictures)]
     result = audit(table(tmp_path / "rows.jsonl", [row | {"problem": f"Find {row['id']}."} for row in rows]))
-    assert num_rows(result) == {("splits_same_picture", "test also in train: the same picture"): 141}
+    assert num_rows(result) == {("splits_same_picture", "test also in train: the same image"): 141}
     assert found(result, "splits_same_picture") == [(f"b{n}", f"a{n}") for n in range(141)]
     assert next(f.num_checked for f in result.defects if f.check == "splits_same_picture") == 554
 
@@ -115,15 +115,15 @@ def test_copies_contradictions_and_shared_pictures_inside_a_split(tmp_path):
         {"id": "copy", "image": "p.png", "problem": "find  x", "answer": "2"},
         {"id": "contradiction", "image": "p.png", "problem": "<image>Find x", "answer": "3"},
         {"id": "other question", "image": "p.png", "problem": "Find x + 1"},
-        {"id": "other picture", "image": "q.png", "problem": "Find x"},
+        {"id": "other image", "image": "q.png", "problem": "Find x"},
         {"id": "other split", "image": "q.png", "problem": "Find x", "split": "test"},
         {"id": "other choices", "image": "q.png", "problem": "Find x", "choices": ["1", "2"]},
     ]
     result = audit(table(tmp_path / "rows.jsonl", rows))
     assert found(result, "duplicates") == [("copy", "first")]
     assert found(result, "contradictions") == [("contradiction", "first")]
-    assert found(result, "shared_pictures") == [("other question", "first"), ("other choices", "other picture")]
-    assert found(result, "splits_same_picture") == [("other split", "other picture")]
+    assert found(result, "shared_pictures") == [("other question", "first"), ("other choices", "other image")]
+    assert found(result, "splits_same_picture") == [("other split", "other image")]
 
 
 def test_a_question_counts_as_shared_only_where_its_words_tell(tmp_path):

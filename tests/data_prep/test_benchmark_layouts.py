@@ -209,7 +209,7 @@ def test_rows_are_read_without_a_look_into_their_pictures(tmp_path):
     for name in LAYOUTS:
         root = build(name, tmp_path)
         for path in [*root.rglob("*.png"), *root.rglob("*.jpg")]:
-            path.write_bytes(b"no picture")
+            path.write_bytes(b"no image")
         assert list(load_rows(root))
 
 

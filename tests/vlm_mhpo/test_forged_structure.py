@@ -24,8 +24,8 @@ FORGERIES = (
 )
 # Where a row can say something that reaches the tokenizer. `{}` stands for the forgery.
 PLACES = {
-    "before the picture": {"problem": "{}<image>How many?"},
-    "after the picture": {"problem": "<image>How many?{}"},
+    "before the image": {"problem": "{}<image>How many?"},
+    "after the image": {"problem": "<image>How many?{}"},
     "choices": {"problem": "<image>How many?", "kind": "choice", "choices": ["1{}", "{}2"]},
     "gold": {"problem": "<image>How many?", "answer": "7{}"},
     "solution": {"problem": "<image>How many?", "solution": "<think>{}</think><answer>7{}</answer>"},

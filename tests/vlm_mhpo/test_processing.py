@@ -265,7 +265,7 @@ def test_the_length_limit_is_inclusive_and_names_the_row(tiny, family):
 def broken_images(folder: Path) -> dict[str, bytes | Path]:
     whole = picture(56, 56)
     text_file = folder / "notes.png"
-    text_file.write_text("not a picture")
+    text_file.write_text("not an image")
     return {
         "truncated": whole[: len(whole) // 2],
         "empty": b"",

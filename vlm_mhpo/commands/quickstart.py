@@ -34,7 +34,7 @@ def run_quickstart(config: Config) -> dict[str, float]:
     root = Path(config.output_dir)
     clear(root)
     clock = Clock()
-    with clock("draw pictures"):
+    with clock("draw images"):
         draw(root, config.seed)
     with clock("build model"):
         from vlm_mhpo.models.tiny import build_tiny

@@ -63,7 +63,7 @@ def markdown(results: Results) -> str:
     ]
     for title, head, rows in (
         (f"Against {results.comparison.baseline}" if results.comparison else "", DIFFERENCE_HEAD, compared(results)),
-        ("How much needs the picture", PROBE_HEAD, probed(results)),
+        ("How much needs the image", PROBE_HEAD, probed(results)),
         ("Shared with the training rows", OVERLAP_HEAD, _overlapping(results)),
         ("By category", CATEGORY_HEAD, by_category(results)),
     ):
@@ -79,7 +79,7 @@ def markdown(results: Results) -> str:
 SCORE_HEAD = ("benchmark", "rows", "official", "our verifier", "pass@k", "other scores", "tokens", "protocol")
 DIFFERENCE_HEAD = ("benchmark", "rows", "difference, points", "better", "worse", "protocol")
 PROBE_HEAD = ("benchmark", "probe", "rows", "accuracy without", "lost, points", "protocol")
-OVERLAP_HEAD = ("benchmark", "training rows", "same picture", "near picture", "same question", "clean rows",
+OVERLAP_HEAD = ("benchmark", "training rows", "same image", "near image", "same question", "clean rows",
                 "accuracy on clean", "protocol")  # fmt: skip
 CATEGORY_HEAD = ("benchmark", "axis", "value", "rows", "official", "protocol")
 

@@ -154,7 +154,7 @@ def words_of(name: str) -> str:
 
 
 def _stage_words(profile: Profile, stage: Stage) -> str:
-    """One stage in the picture's head line."""
+    """One stage in the image's head line."""
     rate = (stage.prompt_tokens + stage.completion_tokens) / stage.seconds
     return f"{STAGES[stage.name]} {rate:,.0f} tokens/s, {percent(profile.utilisation(stage.name))} of the matmul rate"
 

@@ -133,7 +133,7 @@
     const outcome = names.before || row.outcome !== "wrong" ? data.outcomes[row.outcome] : "wrong";
     const head = element("p", "row-head", element("span", "badge " + row.outcome, outcome),
       element("span", "", benchmarkOf(row).title), element("span", "", row.id), ...row.keys.map((key) => element("span", "", key)),
-      row.hidden ? element("span", "", row.hidden + (row.hidden > 1 ? " pictures" : " picture") + " not shown") : null, link);
+      row.hidden ? element("span", "", row.hidden + (row.hidden > 1 ? " images" : " image") + " not shown") : null, link);
     const gold = element("p", "gold", element("span", "when", "gold"), element("strong", "", row.gold), element("span", "quiet", row.kind));
     const main = element("div", "row-main", head, text("p", "problem", row.question));
     if (row.choices.length) {
@@ -158,7 +158,7 @@
   function picture(place, row) {
     const image = new Image();
     image.decoding = "async";
-    image.alt = "picture of problem " + row.id;
+    image.alt = "image of problem " + row.id;
     image.src = data.pictures[place];
     return image;
   }
