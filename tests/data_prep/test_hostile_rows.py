@@ -134,6 +134,7 @@ ALLOWED = {
     "vlm_mhpo/runtime/ranks.py": {"socket"},  # names the host of a rank
     "vlm_mhpo/models/loading.py": {"huggingface_hub"},  # looks into the local cache
     "vlm_mhpo/records/recorder.py": {"wandb"},  # only with logging.wandb
+    "rewards/workers/worker.py": {"socket"},  # its end of such a pair
     "rewards/workers/pool.py": {"socket"},  # a pair of connected sockets to its own child
     "vlm_mhpo/commands/monitor/access.py": {"http"},  # names of status codes
     "vlm_mhpo/commands/monitor/server.py": {"http", "socket"},  # names of status codes; listens for readers
