@@ -50,7 +50,7 @@ def probe(loop: Loop, file: Path) -> None:
     groups = scored_groups(builders.Tiny("", Path(), engine.policy, codec), "mixed")
     values = log_probs_of(engine, engine.policy, groups, loop.update.settings)
     if ranks.is_main():
-        file.write_text(json.dumps(values))
+        file.write_text(json.dumps([row_T.tolist() for row_T in values]))
 
 
 if __name__ == "__main__":
