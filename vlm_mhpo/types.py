@@ -124,7 +124,7 @@ class StepUpdate:
         metrics: the row of metrics.jsonl.
         grad_norms: L2 norm before clipping of each applied update.
         kl_to_sampler: nats per token, drift from the sampling policy seen by each applied update.
-        histograms: see `diagnostics.named_histograms`; empty when no update was applied.
+        histograms: see `training.token_statistics.named_histograms`; empty when no update was applied.
     """
 
     metrics: dict[str, float]

@@ -21,7 +21,7 @@ def run_ranks(request: Path, log: Path, *, num_ranks: int, program: str = PROGRA
     """Run `python -m program request`, under torch's launcher when there are several ranks; returns the exit code.
 
     Args:
-        request: a JSON file, see `checks.rank`.
+        request: a JSON file, see `proofs.rank`.
         log: where all output goes.
         num_ranks: processes.
         program: module that reads the request.

@@ -21,7 +21,7 @@ def main(request: Path) -> None:
     """Do what the JSON file asks for.
 
     {"config": file, "stop_after": step, "mark": file} trains; with `stop_after` the ranks end like a kill after the
-    metrics row of that step and before its checkpoint, and leave `mark`. {"updates": [...]}: see `checks.updates`.
+    metrics row of that step and before its checkpoint, and leave `mark`. {"updates": [...]}: see `proofs.updates`.
     """
     asked = json.loads(request.read_text())
     try:
