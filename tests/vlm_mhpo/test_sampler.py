@@ -20,11 +20,16 @@ from tests.builders import (
     plain_logits,
     problem_row,
     prompts_of,
+    scored,
 )
+from tests.vlm_mhpo.update_cases import settings_of
+from vlm_mhpo.models.loading import load_policy
+from vlm_mhpo.models.tiny import build_tiny
 from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.rollout.choosing import choose_tokens, keep_likely
 from vlm_mhpo.rollout.hf.sampler import HfSampler
 from vlm_mhpo.training.micro_batches import micro_batches
+from vlm_mhpo.training.update import log_probs_of
 
 SEED = (5, "rollout", 0)
 SIDES = ("left", "right")
@@ -389,3 +394,25 @@ def test_weights_are_gathered_once_a_call_and_every_group_is_reported_once(tiny)
 def test_a_rank_without_prompts_samples_nothing(tiny):
     model = tiny("qwen2")
     assert sample(model, [], SamplingParams(num_samples=2, max_tokens=2)) == []
+
+
+@pytest.mark.parametrize("bias", [20.0, 60.0, 150.0])
+def test_in_bfloat16_the_sampler_is_the_policy_that_is_trained_also_under_large_key_biases(tmp_path, bias):
+    """Biases as Qwen2 and Qwen2.5 have them, in the slow dimensions of the rotary embedding; scores of 20 and more."""
+    policy, codec = load_policy(str(build_tiny(tmp_path, "qwen2_5_vl")), dtype="bfloat16")
+    slow = [14, 15, 30, 31]
+    with torch.no_grad():
+        for name, weight in policy.named_parameters():
+            if name.endswith("k_proj.bias"):
+                weight.view(-1, 32)[:, slow] = bias
+            elif name.endswith("q_proj.bias"):
+                weight.view(-1, 32)[:, slow] = min(bias, 20.0) / 2
+    model = Tiny("qwen2_5_vl", tmp_path, policy, codec)
+    groups = sample(model, prompts_of(model), SamplingParams(num_samples=8, max_tokens=16))
+    trained = log_probs_of(
+        policy, policy, [scored(group.prompt, group.completions) for group in groups], settings_of(temperature=1.0)
+    )
+    sampled = [completion.log_probs for group in groups for completion in group.completions]
+    gap = (torch.cat(sampled) - torch.cat(trained)).abs()
+    # What `doctor --parity` allows in bfloat16, where one token may be far off by rounding alone.
+    assert float(gap.mean()) < 0.02

@@ -87,3 +87,41 @@ def test_completions_outgrow_their_first_room():
     decoding = Decoding((2,))
     for _ in range(2 * FIRST_ROOM + 1):
         decoding.step()
+
+
+def turned(x, positions):
+    """Rotary embedding of the last axis, base 1e6, in float64."""
+    width = x.shape[-1]
+    angles = positions[:, None].double() / 1e6 ** (torch.arange(0, width, 2).double() / width)
+    cosine, sine = (torch.cat([each, each], dim=-1) for each in (angles.cos(), angles.sin()))
+    first, second = x[..., : width // 2], x[..., width // 2 :]
+    return x * cosine + torch.cat([-second, first], dim=-1) * sine
+
+
+@pytest.mark.parametrize("bias", [0.0, 20.0, 60.0, 150.0])
+def test_key_biases_of_real_models_do_not_round_the_scores_away_in_bfloat16(bias):
+    """The biases of Qwen2 and Qwen2.5 sit in the slow dimensions of the rotary embedding; the truth is in float64."""
+    samples, heads, queries, length, own, width = 4, 4, 7, 256, 32, 128
+    random = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=random, dtype=torch.float64)
+
+    slow = torch.zeros(width, dtype=torch.float64)
+    slow[[60, 61, 124, 125]] = 1.0
+    keys = turned(draw(1, heads, length, width) + bias * slow, torch.arange(length)).bfloat16()
+    own_keys = turned(draw(samples, heads, own, width) + bias * slow, torch.arange(length, length + own)).bfloat16()
+    asked = draw(samples, heads * queries, 1, width) + min(bias, 20.0) / 2 * slow
+    query = turned(asked, torch.tensor([length + own - 1])).bfloat16()
+    values, own_values = draw(1, heads, length, width).bfloat16(), draw(samples, heads, own, width).bfloat16()
+    all_keys = torch.cat([keys.expand(samples, -1, -1, -1), own_keys], dim=2).double()
+    all_values = torch.cat([values.expand(samples, -1, -1, -1), own_values], dim=2).double()
+    scores = query.double().reshape(samples, heads, queries, width) @ all_keys.transpose(-1, -2) * width**-0.5
+    truth = (scores.softmax(dim=-1) @ all_values).reshape(samples, heads * queries, 1, width)
+    cache = SharedPrefixCache([(keys, values)], torch.ones(1, length, dtype=torch.int64), samples)
+    for time in range(own):
+        held = cache.update(own_keys[:, :, time : time + 1], own_values[:, :, time : time + 1], 0)
+    found = cache.attention(0, query, *held, width**-0.5).transpose(1, 2)
+    assert found.dtype == torch.bfloat16
+    # Weights, products and the output are rounded to bfloat16, of 2^-9 each at most; the scores are not.
+    assert float((found.double() - truth).norm() / truth.norm()) < 3 * 2**-9

@@ -212,13 +212,13 @@ def _chunk_bytes(config: Config, shapes: Shapes) -> float:
 
 
 def _cache_bytes(config: Config, shapes: Shapes) -> float:
-    """Keys and values of the completions decoded together, and their logits (float32 twice, float64 twice)."""
+    """Keys (float32) and values of the completions decoded together, and their logits (float32 and float64 twice)."""
     rollout = config.rollout
     row = config.data.max_prompt_length + rollout.max_completion_length
     # At least one prompt is decoded, with all its completions.
     num_rows = max(1, rollout.max_batch_tokens // (row * rollout.num_generations)) * rollout.num_generations
     width = BYTES[config.model.dtype]
-    cached = num_rows * row * shapes.text.num_layers * shapes.key_value * width
+    cached = num_rows * row * shapes.text.num_layers * shapes.key_value / 2 * (FLOAT32 + width)
     return float(cached + num_rows * shapes.vocabulary * (width + 2 * FLOAT32 + 2 * 8))
 
 

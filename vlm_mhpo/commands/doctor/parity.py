@@ -51,5 +51,7 @@ def examine_parity(config: Config, scratch: Path) -> Iterator[Check]:
         yield Check("ok", "log-prob parity", text)
     else:
         yield Check(
-            "error", "log-prob parity", f"{text}: ratios would be wrong; use attn_implementation=eager to compare"
+            "error",
+            "log-prob parity",
+            f"{text}: ratios would be wrong; keep rollout.old_log_probs=trainer, and report model and versions",
         )

@@ -41,7 +41,7 @@ class SharedPrefixCache:
     """
 
     def __init__(self, prefix: list[tuple[Tensor, Tensor]], mask_PS: Tensor, num_samples: int) -> None:
-        self._prefix = prefix
+        self._prefix = [(in_float32(keys), values) for keys, values in prefix]
         self._own: list[OwnTokens] = [OwnTokens() for _ in prefix]
         hidden_PS = mask_PS == 0
         self._bias_P11S = (
@@ -59,12 +59,12 @@ class SharedPrefixCache:
         return {
             "past_key_values": self,
             "shared_prefix": self,
-            "attention_mask": no_mask(self._prefix[0][0]),
+            "attention_mask": no_mask(self._prefix[0][1]),
         }
 
     def update(self, keys_BH1D: Tensor, values_BH1D: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
         """Add a token to each row; all own keys and values of the layer, [B, H, T, D] each."""
-        return self._own[layer].append(keys_BH1D, values_BH1D)
+        return self._own[layer].append(in_float32(keys_BH1D), values_BH1D)
 
     def select(self, keep_B: Tensor) -> None:
         """Go on with the rows where `keep_B` is True; prompts without any leave, too."""
@@ -89,7 +89,7 @@ class SharedPrefixCache:
     def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """[B, 1, heads, D]: attention as `models.attention` asks for it, one new token a row."""
         num_rows, num_heads, _one, width = query.shape
-        query_BHQD = (query * scaling).reshape(num_rows, key.shape[1], num_heads // key.shape[1], width)
+        query_BHQD = (in_float32(query) * scaling).reshape(num_rows, key.shape[1], num_heads // key.shape[1], width)
         return self.attend(layer, query_BHQD, key, value).reshape(num_rows, 1, num_heads, width)
 
     @property
@@ -97,7 +97,7 @@ class SharedPrefixCache:
         return self._prefix[0][0].shape[0]
 
     def attend(self, layer: int, query_BHQD: Tensor, own_keys_BHTD: Tensor, own_values_BHTD: Tensor) -> Tensor:
-        """[B, H, Q, D] outputs of scaled queries over prompt and own tokens."""
+        """[B, H, Q, D] outputs of scaled queries over prompt and own tokens; queries and keys of `in_float32`."""
         keys_PHSD, values_PHSD = self._prefix[layer]
         scores_PHXS = self._by_prompt(query_BHQD) @ keys_PHSD.transpose(-1, -2)
         if self._bias_P11S is not None:
@@ -105,7 +105,7 @@ class SharedPrefixCache:
         scores_BHQS = self._by_row(scores_PHXS, query_BHQD.shape[2])
         scores_BHQT = query_BHQD @ own_keys_BHTD.transpose(-1, -2)
         weights = torch.cat([scores_BHQS, scores_BHQT], dim=-1).softmax(dim=-1, dtype=torch.float32)
-        weights = weights.to(query_BHQD.dtype)
+        weights = weights.to(own_values_BHTD.dtype)
         weights_BHQS, weights_BHQT = weights.split([scores_BHQS.shape[-1], scores_BHQT.shape[-1]], dim=-1)
         over_prompt_PHXD = self._by_prompt(weights_BHQS) @ values_PHSD
         return self._by_row(over_prompt_PHXD, query_BHQD.shape[2]) + weights_BHQT @ own_values_BHTD
@@ -126,6 +126,16 @@ class SharedPrefixCache:
         split = prompts_PHXW.reshape(num_prompts, num_heads, self._num_slots, num_queries, width)
         rows_BHQX = split.transpose(1, 2).reshape(-1, num_heads, num_queries, width)
         return rows_BHQX if self._place_B is None else rows_BHQX[self._place_B]
+
+
+def in_float32(tensor: Tensor) -> Tensor:
+    """Queries and keys as their products are taken: a score is rounded to float32 and not to bfloat16.
+
+    Fused attention does so inside. Qwen2 and Qwen2.5 have key biases that make scores of hundreds, of which bfloat16
+    keeps the ones place at best: after the softmax that is another policy than the one that is trained. Keys are held
+    so, once, because to widen all of them for every token would cost more than the memory.
+    """
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 class OwnTokens:
