@@ -89,6 +89,14 @@ def test_completions_outgrow_their_first_room():
         decoding.step()
 
 
+def test_a_cache_is_given_more_by_newer_transformers_and_need_not_know_what():
+    """transformers 5.24 hands its layers' keyword arguments on to the cache."""
+    cache = Decoding((LENGTH,)).cache
+    token = torch.ones(NUM_SAMPLES, NUM_HEADS, 1, WIDTH, dtype=torch.float64)
+    keys, values = cache.update(token, 2 * token, 0, kwargs={"anything": None})
+    assert torch.equal(keys, token) and torch.equal(values, 2 * token)
+
+
 def turned(x, positions):
     """Rotary embedding of the last axis, base 1e6, in float64."""
     width = x.shape[-1]

@@ -62,7 +62,7 @@ class SharedPrefixCache:
             "attention_mask": no_mask(self._prefix[0][1]),
         }
 
-    def update(self, keys_BH1D: Tensor, values_BH1D: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
+    def update(self, keys_BH1D: Tensor, values_BH1D: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Add a token to each row; all own keys and values of the layer, [B, H, T, D] each."""
         return self._own[layer].append(in_float32(keys_BH1D), values_BH1D)
 
