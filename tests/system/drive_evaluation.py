@@ -14,6 +14,7 @@ from vlm_mhpo.evaluation import shards, tasks
 from vlm_mhpo.evaluation.benchmark_run import Options
 from vlm_mhpo.evaluation.chosen import choose
 from vlm_mhpo.evaluation.run import evaluate_benchmarks
+from vlm_mhpo.runtime import ranks
 
 CHUNK_SIZE = 3
 
@@ -62,3 +63,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    # As the command does.
+    ranks.end(0)
