@@ -10,16 +10,19 @@ from __future__ import annotations
 import hashlib
 import os
 from bisect import bisect_right
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 from data_prep import caching
 
 MAX_GROUP_BYTES = 2**24
-_GROUPS_KEPT = 1
+# Of the row groups that were read last; at least one is kept, which may have MAX_GROUP_BYTES.
+KEPT_BYTES = 2**24
 _ROWS_AT_ONCE = 16
 
 Keys = tuple[str | int, ...]
@@ -97,7 +100,7 @@ class ParquetTable:
         if max(sizes) > MAX_GROUP_BYTES:
             value = _copied_column(file, str(keys[0]))[row]
         else:
-            value = _group_column(file, str(keys[0]), group)[row - starts[group]]
+            value = _groups_kept.column(file, str(keys[0]), group)[row - starts[group]]
         for key in keys[1:]:
             value = value[key]
         return value.as_py()
@@ -163,9 +166,32 @@ def _groups(file: _File, column: str) -> tuple[list[int], list[int]]:
     return starts, [sum(group.column(index).total_uncompressed_size for index in leaves) for group in groups]
 
 
-@lru_cache(maxsize=_GROUPS_KEPT)
+class _GroupsKept:
+    """The row groups that were read last: of a small table all, so that rows in any order unpack each group once."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._columns: OrderedDict[tuple[_File, str, int], Any] = OrderedDict()
+        # Prompts are also prepared in a thread.
+        self._lock = Lock()
+
+    def column(self, file: _File, column: str, group: int) -> Any:
+        """The column of one row group."""
+        place = (file, column, group)
+        with self._lock:
+            if place not in self._columns:
+                self._columns[place] = _group_column(*place)
+            self._columns.move_to_end(place)
+            while len(self._columns) > 1 and sum(held.nbytes for held in self._columns.values()) > self._max_bytes:
+                self._columns.popitem(last=False)
+            return self._columns[place]
+
+
+_groups_kept = _GroupsKept(KEPT_BYTES)
+
+
 def _group_column(file: _File, column: str, group: int) -> Any:
-    """The column of one row group: rows that are read in order unpack each group once."""
+    """The column of one row group, read."""
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(file.path, metadata=_footer(file), memory_map=True) as table:

@@ -29,7 +29,8 @@ from tests.builders import picture
 def own_cache(tmp_path, monkeypatch):
     """A cache folder of the test's own, and no memory of what another test read."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for kept in (stored._footer, stored._groups, stored._group_column, stored._copied_column):
+    monkeypatch.setattr(stored, "_groups_kept", stored._GroupsKept(stored.KEPT_BYTES))
+    for kept in (stored._footer, stored._groups, stored._copied_column):
         kept.cache_clear()
 
 
@@ -265,3 +266,26 @@ def test_a_rank_holds_a_small_part_of_the_bytes(large_tables, name):
     # While rows are read, some groups are at hand, however long the file is; of one group it is a page, and pyarrow's
     # writer makes pages of up to 1024 values.
     assert peak["handles"] < (0.4 if name == "groups of 50" else 0.8 * peak["bytes"])
+
+
+def test_rows_of_a_small_table_in_any_order_unpack_each_row_group_once(tmp_path, monkeypatch):
+    encoded = images_of(24)
+    table = pyarrow.table({"problem": ["?"] * 24, "answer": ["1"] * 24, "images": [[one] for one in encoded]})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet", row_group_size=4)
+    rows, read, real = list(load_rows(tmp_path / "rows.parquet")), [], stored._group_column
+    monkeypatch.setattr(stored, "_group_column", lambda *place: read.append(place[2]) or real(*place))
+    order = [(7 * step) % 24 for step in range(48)]
+    assert [read_image(rows[index].images[0]) for index in order] == [encoded[index] for index in order]
+    assert sorted(read) == [0, 1, 2, 3, 4, 5]
+
+
+def test_no_more_row_groups_are_kept_than_fit(tmp_path, monkeypatch):
+    encoded = images_of(6)
+    table = pyarrow.table({"problem": ["?"] * 6, "answer": ["1"] * 6, "images": [[one] for one in encoded]})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet", row_group_size=1)
+    rows, read, real = list(load_rows(tmp_path / "rows.parquet")), [], stored._group_column
+    monkeypatch.setattr(stored, "_group_column", lambda *place: read.append(place[2]) or real(*place))
+    monkeypatch.setattr(stored, "_groups_kept", stored._GroupsKept(1))
+    assert [read_image(rows[index].images[0]) for index in (0, 0, 1, 0)] == [encoded[i] for i in (0, 0, 1, 0)]
+    # The one that was read last is kept, whatever its size.
+    assert read == [0, 1, 0]
