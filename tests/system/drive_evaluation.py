@@ -63,5 +63,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    # As the command does.
+    # Without the interpreter's teardown, in which a rank whose peer is gone already may abort.
     ranks.end(0)

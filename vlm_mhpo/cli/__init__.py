@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
 
 import typer
 
@@ -32,8 +31,6 @@ def main() -> None:
 
     try:
         app()
-    except SystemExit as finished:
-        _end(finished.code)
     except VlmMhpoError as error:
         _fail(error, error.exit_code, "stopped" if isinstance(error, Stopped) else "error")
     except (DataError, RewardError, VerifierError) as error:
@@ -45,11 +42,6 @@ def _fail(error: Exception, code: int, label: str = "error") -> None:
     from vlm_mhpo.runtime.secrets import without_secrets
 
     typer.echo(f"{label}: {without_secrets(str(error))}", err=True)
-    _end(code)
-
-
-def _end(code: int | str | None) -> NoReturn:
-    """End the process with this exit code."""
     # Torch is loaded only where ranks can exist.
     if "torch" in sys.modules:
         from vlm_mhpo.runtime import ranks

@@ -69,16 +69,16 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def end(code: int | str | None) -> NoReturn:
-    """End a rank that failed or has finished, with this exit code.
+def end(code: int) -> NoReturn:
+    """End a rank that failed, with this exit code.
 
     Among several ranks without the interpreter's teardown: a connection that another rank has already closed makes
     it abort now and then, and the launcher would see a crash instead of the code.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    if world_size() > 1 and not isinstance(code, str):
-        os._exit(code or 0)
+    if world_size() > 1:
+        os._exit(code)
     sys.exit(code)
 
 
