@@ -25,7 +25,7 @@ from tests.builders import (
 from tests.vlm_mhpo.update_cases import settings_of
 from vlm_mhpo.models.loading import load_policy
 from vlm_mhpo.models.tiny import build_tiny
-from vlm_mhpo.rollout.base import SamplingParams
+from vlm_mhpo.rollout.base import SamplingParams, Watched
 from vlm_mhpo.rollout.choosing import choose_tokens, keep_likely
 from vlm_mhpo.rollout.hf.sampler import HfSampler
 from vlm_mhpo.training.micro_batches import micro_batches
@@ -416,3 +416,14 @@ def test_in_bfloat16_the_sampler_is_the_policy_that_is_trained_also_under_large_
     gap = (torch.cat(sampled) - torch.cat(trained)).abs()
     # What `doctor --parity` allows in bfloat16, where one token may be far off by rounding alone.
     assert float(gap.mean()) < 0.02
+
+
+def test_a_watched_sampler_tells_its_watcher_and_its_caller_of_every_token(tiny):
+    model, heard, called = tiny("qwen2"), [], []
+    sampler = Watched(HfSampler(model.policy, model.codec, max_batch_tokens=100_000), lambda: heard.append(1))
+    params = SamplingParams(num_samples=2, max_tokens=5)
+    groups = sampler.sample(prompts_of(model)[:1], params, SEED, on_token=lambda: called.append(1))
+    # All completions of a batch are decoded together, one token of each at a time.
+    longest = max(len(completion.token_ids) for group in groups for completion in group.completions)
+    assert len(heard) == len(called) == longest
+    assert ids_of(groups) == ids_of(sample(model, prompts_of(model)[:1], params))

@@ -71,7 +71,7 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A sampler of which every token is noticed, whoever samples: `on_token` of its own, the rest of `sampler`."""
+    """A sampler of which every token is noticed, whoever samples: its own `on_token` comes before the caller's."""
 
     sampler: Sampler
     on_token: Callable[[], None]
@@ -87,9 +87,15 @@ class Watched:
         params: SamplingParams,
         seed_parts: tuple[int | str, ...],
         on_groups: OnGroups | None = None,
+        on_token: Callable[[], None] = nothing,
     ) -> list[Group]:
         """See `Sampler.sample`."""
-        return self.sampler.sample(prompts, params, seed_parts, on_groups, self.on_token)
+
+        def noticed() -> None:
+            self.on_token()
+            on_token()
+
+        return self.sampler.sample(prompts, params, seed_parts, on_groups, noticed)
 
     def sync(self, step: int) -> None:
         """See `Sampler.sync`."""
