@@ -79,6 +79,8 @@ def test_the_recipe_evaluates_before_and_after_and_writes_a_page_with_pictures(n
 def test_evaluating_the_run_again_gives_the_completions_of_its_own_evaluation(name, folder):
     own, again = (json.loads((folder / name / "eval" / f"{each}.json").read_text()) for each in ("after", "again"))
     assert [item["completions"] for item in again["items"]] == [item["completions"] for item in own["items"]]
+    # Else a report would take the trained model for the one before training.
+    assert again["step"] == own["step"] == 2
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -2,7 +2,7 @@
 
 from vlm_mhpo.checkpoint.best import BEST, Best, best_step, read_best
 from vlm_mhpo.checkpoint.files import DISK, Disk, only_writer
-from vlm_mhpo.checkpoint.names import folder_of, steps_in
+from vlm_mhpo.checkpoint.names import folder_of, step_of, steps_in
 from vlm_mhpo.checkpoint.reading import (
     check_state,
     load,
@@ -37,5 +37,6 @@ __all__ = [
     "refuse_strangers",
     "safe_load",
     "save",
+    "step_of",
     "steps_in",
 ]

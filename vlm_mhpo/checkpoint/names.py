@@ -24,6 +24,13 @@ def steps_in(root: Path) -> list[int]:
     return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"step_(\d{6,})", name)))
 
 
+def step_of(path: Path, root: Path) -> int | None:
+    """The step whose checkpoint under `root` is at or above `path`; None for a path of none of them."""
+    folder, root = path.resolve(), root.resolve()
+    inside = next((part for part in (folder, *folder.parents) if part.parent == root), None)
+    return next((step for step in steps_in(root) if folder_of(root, step) == inside), None)
+
+
 def leftovers_in(root: Path) -> list[Path]:
     """What interrupted saves left behind."""
     return sorted(path for path in root.iterdir() if path.name.startswith((STAGING, REMOVED)))

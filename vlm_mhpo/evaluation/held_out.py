@@ -39,7 +39,7 @@ def judge_held_out(
     params: SamplingParams,
     *,
     name: str,
-    step: int,
+    step: int | None,
     image_dir: Path | None = None,
     gallery: int = 0,
 ) -> Evaluation:
@@ -49,7 +49,7 @@ def judge_held_out(
         rows: at least one; ranks share them.
         judge: asks as training does.
         params: decoding.
-        name, step: of the record; finished training steps.
+        name, step: of the record; finished training steps, None for a model that is of no step of this run.
         image_dir: run folder that the main rank stores images of the first `gallery` rows under; None = none.
         gallery: number of such rows.
 
@@ -83,7 +83,7 @@ def _to_eval_item(item: Item, num_images: int, images: Sequence[str]) -> EvalIte
     )
 
 
-def summarise(items: Sequence[EvalItem], *, name: str, step: int, params: SamplingParams) -> Evaluation:
+def summarise(items: Sequence[EvalItem], *, name: str, step: int | None, params: SamplingParams) -> Evaluation:
     """The record of an evaluation: accuracy with its interval, by source and kind, verdicts, every item."""
     completions = [completion for item in items for completion in item.completions]
     found = statistics.accuracy([item.share_correct for item in items], [item.id for item in items])
@@ -133,9 +133,10 @@ def _markdown(record: Evaluation) -> str:
         for name, part in parts.items()
     ]
     verdicts = ", ".join(f"{name} {count}" for name, count in record.verdicts.items())
+    when = "a model of no step of this run" if record.step is None else f"after step {record.step}"
     paragraphs = [
         f"# Evaluation: {record.name}",
-        f"{record.num_rows} rows, {decoding}, after step {record.step}; mean length {record.mean_length:.1f} tokens, "
+        f"{record.num_rows} rows, {decoding}, {when}; mean length {record.mean_length:.1f} tokens, "
         f"{100 * record.clipped_ratio:.1f} % cut at the budget.",
         markdown_table(("rows", "accuracy", "95 % interval"), rows),
         f"Verdicts: {verdicts}.",

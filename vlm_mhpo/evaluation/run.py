@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlm_mhpo import checkpoint
 from vlm_mhpo.checkpoint.opening import open_policy
 from vlm_mhpo.config import Config
 from vlm_mhpo.errors import ConfigError
@@ -56,8 +57,9 @@ def evaluate_held_out(
     sampler = build_sampler(config.rollout, opened.policy, opened.codec)
     with start_verifier(config.rewards) as verifier:
         judge = Judge(builder, sampler, verifier, data.template, config.seed)
+        step = 0 if model is None else checkpoint.step_of(Path(opened.path), folder.parent / "checkpoints")
         record = judge_held_out(
-            rows, judge, params, name=name, step=0, image_dir=folder.parent, gallery=config.eval.gallery
+            rows, judge, params, name=name, step=step, image_dir=folder.parent, gallery=config.eval.gallery
         )
     files = (folder / f"{name}.json", folder / f"{name}.md")
     if ranks.is_main():

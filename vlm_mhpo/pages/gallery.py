@@ -38,16 +38,22 @@ class Entry:
 
 
 def choose_pair(run: Run) -> Pair | None:
-    """eval/before and eval/after by name, else the first and last evaluation that decoded alike; None without any."""
+    """eval/before and eval/after by name, else the first and last step that were judged alike; None without any.
+
+    An evaluation of a model that is of no step of this run is only shown when there is no other.
+    """
     by_name = {evaluation.name: evaluation for evaluation in run.evaluations}
     if "after" in by_name:
         return Pair(by_name.get("before"), by_name["after"])
     if not run.evaluations:
         return None
-    last = run.evaluations[-1]
-    alike = [e for e in run.evaluations if (e.num_samples, e.temperature) == (last.num_samples, last.temperature)]
+    of_run = [evaluation for evaluation in run.evaluations if evaluation.step is not None]
+    if not of_run:
+        return Pair(None, run.evaluations[-1])
+    last = of_run[-1]
+    alike = [e for e in of_run if (e.num_samples, e.temperature) == (last.num_samples, last.temperature)]
     first = by_name.get("before", alike[0])
-    return Pair(None if first is last else first, last)
+    return Pair(first if first.step is not None and first.step < last.step else None, last)
 
 
 def compare(pair: Pair) -> tuple[Entry, ...]:

@@ -113,8 +113,8 @@ def _accuracy_points(run: Run) -> tuple[dict[int, float], dict[int, tuple[float,
     series = run.series(table.EVAL_ACCURACY)
     points = dict(zip(series.steps, series.values, strict=True)) if series else {}
     bars: dict[int, tuple[float, float]] = {}
-    greedy = [e for e in run.evaluations if e.accuracy is not None and not e.temperature]
-    for evaluation in greedy or [e for e in run.evaluations if e.accuracy is not None]:
+    judged = [e for e in run.evaluations if e.accuracy is not None and e.step is not None]
+    for evaluation in [e for e in judged if not e.temperature] or judged:
         points[evaluation.step] = evaluation.accuracy
         if evaluation.accuracy_low is not None and evaluation.accuracy_high is not None:
             bars[evaluation.step] = (evaluation.accuracy_low, evaluation.accuracy_high)

@@ -259,7 +259,7 @@ class Evaluation(Record):
     """One eval/NAME.json: held-out rows. Accuracy and its 95 % interval are shares 0 to 1; lengths are tokens."""
 
     name: str
-    step: int
+    step: int | None = Field(description="Finished training steps of this run; null for a model that is not of it.")
     num_rows: int
     num_samples: int
     temperature: float

@@ -39,11 +39,16 @@ def load_run(run_dir: Path, *, may_be_empty: bool = False) -> Run:
         folder=folder,
         facts=_load_facts(folder / "run.json", notes),
         metrics=metrics,
-        evaluations=tuple(sorted(evaluations, key=lambda e: (e.step, e.name))),
+        evaluations=tuple(sorted(evaluations, key=_by_step)),
         samples=_load_newest_samples(folder, notes),
         notes=tuple(notes),
         histograms=_load_histograms(folder / "updates.jsonl", notes),
     )
+
+
+def _by_step(evaluation: Evaluation) -> tuple[bool, int, str]:
+    """Orders evaluations: those of this run's steps first, then those of other models."""
+    return evaluation.step is None, evaluation.step or 0, evaluation.name
 
 
 def _load_facts(path: Path, notes: list[str]) -> RunFacts:

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_mhpo.pages.gallery import OUTCOMES, Entry, choose_pair, compare, select
+from vlm_mhpo.pages.gallery import OUTCOMES, Entry, Pair, choose_pair, compare, select
 from vlm_mhpo.records import evaluation
 from vlm_mhpo.records.nouns import Run, RunFacts
 from vlm_mhpo.records.reading import tolerant
@@ -59,6 +59,23 @@ def test_one_evaluation_alone_has_no_before(tmp_path):
     pair = choose_pair(run_of(only, folder=tmp_path))
     assert (pair.before, pair.after) == (None, only)
     assert choose_pair(run_of(folder=tmp_path)) is None
+
+
+def test_a_model_of_no_step_of_this_run_is_neither_before_nor_after(tmp_path):
+    evaluations = [
+        Evaluation(name="step_5", step=5),
+        Evaluation(name="step_9", step=9),
+        Evaluation(name="a_base_model", step=None),
+    ]
+    run = run_of(*evaluations, folder=tmp_path)
+    pair = choose_pair(run)
+    assert (pair.before.name, pair.after.name) == ("step_5", "step_9")
+    assert choose_pair(run_of(evaluations[2], folder=tmp_path)) == Pair(None, evaluations[2])
+
+
+def test_two_evaluations_of_one_step_are_no_before_and_after(tmp_path):
+    twice = [Evaluation(name="evaluation", step=9), Evaluation(name="step_9", step=9)]
+    assert choose_pair(run_of(*twice, folder=tmp_path)).before is None
 
 
 @given(st.lists(st.sampled_from(list(OUTCOMES)), max_size=120), st.integers(min_value=5, max_value=60))
