@@ -1,7 +1,7 @@
 """`audit`: read a source and the benchmarks it must not hold, run every check, count and measure."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from data_prep.audit.defects import by_split, inside, overlap
 from data_prep.audit.types import Audit, Defect, Histogram, Record
 from data_prep.images.hashes import NEAR_LIMIT
 from data_prep.loading import scan_rows
-from data_prep.schema import DataError, Row
+from data_prep.schema import DataError, Row, RowError
 
 _NUM_BINS = 12
 _TALLIES = {"split": "split", "kind": "kind", "answer form": "form", "source": "source"}
@@ -22,6 +22,7 @@ def audit(
     source: str | Path,
     *,
     against: Sequence[str | Path] = (),
+    open_benchmark: Callable[[str], Iterable[Row | RowError]] = scan_rows,
     format: str = "auto",
     split: str | None = None,
     image_root: Path | None = None,
@@ -32,7 +33,8 @@ def audit(
 
     Args:
         source: as for `load_rows`; several splits of it are compared with each other.
-        against: benchmarks whose images and questions must not be in the source; their layouts are recognised.
+        against: benchmarks whose images and questions must not be in the source.
+        open_benchmark: rows of one of those; the layout of a place is recognised.
         format, split, image_root: of the source, as for `load_rows`.
         count_tokens: length of a row's prompt under some processor; may raise DataError.
         near_limit: bits of the perceptual hash, of 256, up to which images count as nearly the same.
@@ -41,7 +43,7 @@ def audit(
     """
     rows = scan_rows(source, format=format, split=split, image_root=image_root)
     # All sources are looked for before the first is read.
-    benchmarks = [(str(name), scan_rows(name)) for name in against]
+    benchmarks = [(str(name), open_benchmark(str(name))) for name in against]
     mine = collect(rows, str(source), 0, gold_is_checked=True, count_tokens=count_tokens)
     if not mine.records and not any((mine.unreadable, mine.placeholders, mine.pictures)):
         raise DataError(f"{source} has no rows to audit; check its split")

@@ -59,6 +59,24 @@ def test_a_wrong_key_or_value_is_one_sentence(command, override, sentence, monke
     assert refusal(monkeypatch, capsys, command, BASE, override) == (2, f"error: {BASE}: {sentence}\n")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--train.max_steps=2"], "--train.max_steps=2: overrides are written without dashes: train.max_steps=2"),
+        (["--output_dir", "x"], "--output_dir: overrides are written without dashes: output_dir=VALUE"),
+    ],
+)
+def test_an_override_with_dashes_is_told_how_to_be_written(arguments, hint, monkeypatch, capsys):
+    assert refusal(monkeypatch, capsys, "train", BASE, *arguments) == (2, f"error: {hint}\n")
+
+
+@pytest.mark.parametrize("command", ["train", "sft"])
+def test_a_missing_logger_is_told_before_a_model_is_looked_for(command, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    code, text = refusal(monkeypatch, capsys, command, BASE, "logging.wandb=true", "model.path=/no/such/model")
+    assert (code, text) == (2, "error: logging.wandb=true needs the package: pip install 'vlm-mhpo[wandb]'\n")
+
+
 def test_an_override_without_a_value_is_one_sentence(monkeypatch, capsys):
     expected = "error: override 'train.max_steps' is not of the form key.sub=value\n"
     assert refusal(monkeypatch, capsys, "train", BASE, "train.max_steps") == (2, expected)

@@ -267,6 +267,14 @@ def test_what_transformers_writes_of_a_policy_is_tensors_and_text(tmp_path, tiny
         assert path.suffix == ".safetensors" or path.read_text()
 
 
+def test_others_can_read_what_was_exported_as_far_as_the_umask_lets_them(tmp_path, tiny):
+    folder = shutil.copytree(tiny("qwen2").folder, tmp_path / "model")
+    (folder / "model.safetensors").chmod(0o600)
+    (folder / "config.json").chmod(0o640)
+    modes = {path.stat().st_mode & 0o777 for path in export(str(folder), tmp_path / "out").iterdir()}
+    assert modes == {0o640}
+
+
 # ---- the best one ----------------------------------------------------------------------------------------------
 
 

@@ -230,6 +230,13 @@ def test_a_file_that_is_no_mapping_ends_in_one_sentence(tmp_path, content):
         load_config(path)
 
 
+def test_a_yaml_error_keeps_its_line_and_reason(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("model:\n  path: x\n   dtype: y\n")
+    with pytest.raises(ConfigError, match=r"bad\.yaml: .* line 3, column 9: mapping values are not allowed in this"):
+        load_config(path)
+
+
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
     for path in (tmp_path / "gone.yaml", tmp_path):
         with pytest.raises(ConfigError, match=f"no configuration file at {path}"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import stat
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -33,6 +34,7 @@ def save_policy(engine: Engine, codec: Codec, folder: Path, disk: Disk = DISK) -
     def write(target: Path) -> None:
         engine.policy.model.save_pretrained(target)
         codec.processor.save_pretrained(target)
+        _make_readable(target)
 
     problem: OSError | None = None
     with engine.whole_weights():
@@ -47,6 +49,14 @@ def save_policy(engine: Engine, codec: Codec, folder: Path, disk: Disk = DISK) -
     ranks.barrier()
     if problem is not None:
         raise problem
+
+
+def _make_readable(folder: Path) -> None:
+    """Give every file of a policy the mode of its config.json: safetensors makes files that their owner alone reads."""
+    mode = stat.S_IMODE((folder / "config.json").stat().st_mode)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def find_policy(path: str, which: str = "newest") -> str:
@@ -91,6 +101,7 @@ def export(source: str, out: Path, which: str = "newest") -> Path:
     staging = out.with_name(f".{out.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     shutil.copytree(found, staging)
+    _make_readable(staging)
     if out.exists():
         out.rmdir()
     staging.rename(out)

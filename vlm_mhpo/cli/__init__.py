@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import typer
 
@@ -30,11 +31,24 @@ def main() -> None:
     from vlm_mhpo.scoring import RewardError, VerifierError
 
     try:
+        _refuse_dashed_overrides(sys.argv[1:])
         app()
     except VlmMhpoError as error:
         _fail(error, error.exit_code, "stopped" if isinstance(error, Stopped) else "error")
     except (DataError, RewardError, VerifierError) as error:
         _fail(error, 2)
+
+
+def _refuse_dashed_overrides(arguments: Sequence[str]) -> None:
+    """ConfigError for `--train.max_steps=2`, as other programs write it; the parser would only say that it is none."""
+    for argument in arguments:
+        key, _, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and ("." in key or "_" in key):
+            from vlm_mhpo.config.reading import known_keys
+            from vlm_mhpo.errors import ConfigError
+
+            if key in known_keys():
+                raise ConfigError(f"{argument}: overrides are written without dashes: {key}={value or 'VALUE'}")
 
 
 def _fail(error: Exception, code: int, label: str = "error") -> None:

@@ -74,7 +74,7 @@ def prepare(
 def audit(
     source: Source,
     against: Annotated[
-        list[str] | None, typer.Option(help="Benchmark that the rows must not hold; give it once for each.")
+        list[str] | None, typer.Option(help="Benchmark that the rows must not hold: NAME, NAME=PLACE or any source; once for each.")
     ] = None,
     format: Annotated[str, typer.Option(help="Reader of SOURCE; auto = recognise.")] = "auto",
     split: Annotated[str | None, typer.Option(help="Only this split of SOURCE.")] = None,
@@ -91,6 +91,7 @@ def audit(
     from data_prep.audit import audit as examine_rows
     from data_prep.images.hashes import NEAR_LIMIT
     from vlm_mhpo.commands.audit_page import write_audit
+    from vlm_mhpo.evaluation.chosen import open_rows
 
     count_tokens = None
     if model:
@@ -100,13 +101,16 @@ def audit(
     found = examine_rows(
         source,
         against=against or [],
+        open_benchmark=open_rows,
         format=format,
         split=split,
         image_root=image_root,
         count_tokens=count_tokens,
         near_limit=NEAR_LIMIT if near_limit is None else near_limit,
     )
-    page = write_audit(found, out, format=format, split=split, image_root=image_root)
+    page = write_audit(
+        found, out, format=format, split=split, image_root=image_root, open_benchmark=open_rows
+    )
     typer.echo(as_text(found))
     typer.echo(f"\n{page}")
     if strict and found.num_defects:

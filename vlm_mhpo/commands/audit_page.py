@@ -7,15 +7,16 @@ be fetched. Images are decoded and written anew.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_prep.audit.types import Audit, Defect, Record
 from data_prep.images.opening import open_image
 from data_prep.loading import scan_rows
-from data_prep.schema import DataError, Row
+from data_prep.schema import DataError, Row, RowError
 from vlm_mhpo.pages.html import environment, write_text
 from vlm_mhpo.pages.images import data_uri
 
@@ -33,18 +34,19 @@ def write_audit(
     format: str = "auto",
     split: str | None = None,
     image_root: Path | None = None,
+    open_benchmark: Callable[[str], Iterable[Row | RowError]] = scan_rows,
 ) -> Path:
     """Write audit.json and audit.html to `out_dir` (made if need be, old files replaced) and return the page.
 
     Args:
-        format, split, image_root: as `audit` was called; its sources are read again for the images.
+        format, split, image_root, open_benchmark: as `audit` was called; its sources are read again for the images.
     """
     out_dir = Path(out_dir)
     wanted = {record.place for defect in audit.defects for record in _shown(defect)}
-    options: dict[str, Any] = {"format": format, "split": split, "image_root": image_root}
     pictures: dict[_Place, list[str]] = {}
+    own = partial(scan_rows, format=format, split=split, image_root=image_root)
     for number, source in enumerate(audit.sources):
-        pictures |= _thumbnails(source, number, wanted, options if number == 0 else {})
+        pictures |= _thumbnails(partial(open_benchmark if number else own, source), number, wanted)
     write_text(json.dumps(_as_json(audit), indent=1, ensure_ascii=False) + "\n", out_dir / "audit.json")
     template = environment().get_template("audit.html.j2")
     html = template.render(audit=audit, pictures=pictures, max_shown=MAX_SHOWN)
@@ -59,14 +61,14 @@ def _shown(defect: Defect) -> Iterator[Record]:
 
 
 def _thumbnails(
-    source: str, number: int, wanted: Iterable[_Place], options: Mapping[str, Any]
+    rows_of_set: Callable[[], Iterable[Row | RowError]], number: int, wanted: Iterable[_Place]
 ) -> dict[_Place, list[str]]:
-    """Data URIs of the first images of the wanted rows of one set."""
+    """Data URIs of the first images of the wanted rows of set `number`, which is read only if some are wanted."""
     places = {index for set_number, index in wanted if set_number == number}
     found: dict[_Place, list[str]] = {}
     if not places:
         return found
-    for index, row in enumerate(scan_rows(source, **options)):
+    for index, row in enumerate(rows_of_set()):
         if index in places and isinstance(row, Row):
             found[number, index] = [uri for image in row.images[:_MAX_PICTURES] if (uri := _thumbnail(image))]
         if index >= max(places):

@@ -41,10 +41,17 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         merged = OmegaConf.merge(loaded, changes) if OmegaConf.is_dict(loaded) else loaded
         values = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not readable as YAML with these overrides: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{file}: not readable as YAML with these overrides: {_in_one_line(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: the top level must be a mapping of sections")
     return parse_config(values, where=str(file))
+
+
+def _in_one_line(error: Exception) -> str:
+    """What a YAML or override error says, with the line and column that it names in the file."""
+    mark = getattr(error, "problem_mark", None)
+    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return f"{place}{getattr(error, 'problem', None) or str(error).splitlines()[0]}"
 
 
 def parse_config(values: dict, where: str = "configuration") -> Config:

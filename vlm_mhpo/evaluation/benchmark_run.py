@@ -119,6 +119,7 @@ def keep_state(out: Path, state: State) -> None:
 def benchmark_judge(
     evaluation: EvalConfig,
     data: DataConfig,
+    params: SamplingParams,
     codec: Codec,
     family: Family,
     sampler: Sampler,
@@ -127,7 +128,7 @@ def benchmark_judge(
 ) -> Judge:
     """What asks and judges: the official question as it is and any response format, or both as in training."""
     template = data.template if evaluation.prompt == "run" else "auto"
-    builder = benchmark_builder(evaluation.prompt, data, codec, family)
+    builder = benchmark_builder(evaluation.prompt, data, codec, family, params.max_tokens)
     return Judge(builder, sampler, verifier, template, evaluation.seed, together)
 
 

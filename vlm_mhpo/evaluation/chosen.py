@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from data_prep import Row
+from data_prep import Row, RowError
+from data_prep.loading import scan_rows
 from vlm_mhpo.config import DataConfig, EvalConfig
 from vlm_mhpo.errors import ConfigError, EvaluationError
-from vlm_mhpo.evaluation.benchmarks import Benchmark, benchmark_rows, find
+from vlm_mhpo.evaluation.benchmarks import BENCHMARKS, Benchmark, benchmark_rows, find
 from vlm_mhpo.evaluation.protocol import benchmark_protocol
 from vlm_mhpo.models.families.base import Family
 from vlm_mhpo.models.loading import Codec
-from vlm_mhpo.prompts.builder import PromptBuilder, prompt_builder
+from vlm_mhpo.prompts.builder import PromptBuilder
 from vlm_mhpo.records.evaluation import BenchmarkProtocol
 
 
@@ -95,11 +96,34 @@ def chosen_benchmarks(evaluation: EvalConfig) -> list[BenchmarkRows]:
 
 
 def benchmark_builder(
-    prompt: Literal["official", "run"], data: DataConfig, codec: Codec, family: Family
+    prompt: Literal["official", "run"], data: DataConfig, codec: Codec, family: Family, max_completion_length: int
 ) -> PromptBuilder:
-    """Makes prompts of `BenchmarkRows.asked`; only the run's own question gets the run's instruction."""
-    asked = data if prompt == "run" else data.model_copy(update={"instruction": ""})
-    return prompt_builder(asked, codec, family)
+    """Makes prompts of `BenchmarkRows.asked`; only the run's own question gets the run's instruction.
+
+    A run's data.max_prompt_length is for its own rows: a benchmark may use all positions of the model but those of the
+    completion.
+    """
+    return PromptBuilder(
+        codec,
+        family,
+        system_prompt=data.system_prompt,
+        instruction=data.instruction if prompt == "run" else "",
+        max_prompt_length=codec.max_context - max_completion_length,
+        limit=f"eval.max_completion_length leaves {{}} of the model's {codec.max_context} positions: lower it",
+    )
+
+
+def open_rows(entry: str) -> Iterable[Row | RowError]:
+    """Rows of a benchmark by its name, as `choose` finds them in the default folder, or of any other source.
+
+    Raises:
+        ConfigError: no such split; DataError: no such source, or a benchmark that is not on this disk.
+    """
+    name, split, place = _parse_entry(entry)
+    if name not in BENCHMARKS or Path(entry).exists():
+        return scan_rows(entry)
+    folder = Path(EvalConfig().benchmark_dir)
+    return benchmark_rows(find(name), split=split, source=place, folder=folder)
 
 
 def _parse_entry(entry: str) -> tuple[str, str | None, str | None]:

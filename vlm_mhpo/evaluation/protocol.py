@@ -16,6 +16,19 @@ from vlm_mhpo.records.evaluation import BenchmarkProtocol, Protocol, State
 # Raise it with every change that gives some answer another verdict, under an official rule or our verifier.
 GRADER = 1
 HASH_DIGITS = 12
+# The configuration keys behind the fields of a protocol, for whoever must make two of them alike.
+KEYS = {
+    "prompt": "eval.prompt",
+    "system_prompt": "data.system_prompt",
+    "min_pixels": "model.min_pixels",
+    "max_pixels": "model.max_pixels",
+    "num_samples": "eval.num_samples",
+    "temperature": "eval.temperature",
+    "top_p": "eval.top_p",
+    "top_k": "eval.top_k",
+    "max_tokens": "eval.max_completion_length",
+    "seed": "eval.seed",
+}
 ALLOW_ADVICE = "evaluate both in the same way, or add --allow-protocol-difference to compare them all the same"
 
 
@@ -64,13 +77,18 @@ def protocol_hash(protocol: Protocol, name: str | None = None) -> str:
 
 
 def differences(ours: Protocol, theirs: Protocol) -> list[str]:
-    """Every field in which two protocols differ, with both values; benchmarks that only one has are left out."""
+    """Every field in which two protocols differ, by its configuration key if it has one, with both values.
+
+    Benchmarks that only one has are left out.
+    """
     left, right = ours.model_dump(mode="json"), theirs.model_dump(mode="json")
     ours_by_name, theirs_by_name = left.pop("benchmarks"), right.pop("benchmarks")
     for name in [name for name in ours_by_name if name in theirs_by_name]:
         left |= {f"benchmarks.{name}.{key}": value for key, value in ours_by_name[name].items()}
         right |= {f"benchmarks.{name}.{key}": value for key, value in theirs_by_name[name].items()}
-    return [f"{key}: {shown(left[key])} and {shown(right[key])}" for key in left if left[key] != right[key]]
+    return [
+        f"{KEYS.get(key, key)}: {shown(left[key])} and {shown(right[key])}" for key in left if left[key] != right[key]
+    ]
 
 
 def shown(value: Any) -> str:

@@ -51,7 +51,7 @@ def evaluate_held_out(
     opened = open_policy(asked, Path(config.output_dir), "judge")
     builder = prompt_builder(data, opened.codec, opened.policy.family)
     rows = usable_rows(
-        read_rows(data.eval, data, data.eval_split, data.max_eval_rows), builder, overlong="error", what="held-out"
+        read_rows(data.eval, data, data.eval_split, data.max_eval_rows), builder, overlong="never", what="held-out"
     )
     params = held_out_params(config.eval, config.rollout)
     sampler = build_sampler(config.rollout, opened.policy, opened.codec)
@@ -91,6 +91,6 @@ def evaluate_benchmarks(config: Config, chosen: Sequence[BenchmarkRows], model: 
     )
     sampler = build_sampler(config.rollout, opened.policy, codec)
     with start_verifier(config.rewards) as verifier:
-        judge = benchmark_judge(config.eval, config.data, codec, opened.policy.family, sampler, verifier)
+        judge = benchmark_judge(config.eval, config.data, params, codec, opened.policy.family, sampler, verifier)
         items = {one.name: judge_benchmark(one, judge, params, options, config.eval.gallery) for one in chosen}
     return on_main(lambda: finish(chosen, items, shared, state, options))

@@ -25,7 +25,14 @@ BATCH = 16
 
 
 class PromptBuilder:
-    """Makes prompts of rows for one model; holds its processor."""
+    """Makes prompts of rows for one model; holds its processor.
+
+    Args:
+        codec, family: of the model.
+        system_prompt, instruction: what the row's own words are put between.
+        max_prompt_length: tokens of a prompt.
+        limit: what sets that number and how to change it, for a message; {} stands for the number.
+    """
 
     def __init__(
         self,
@@ -35,12 +42,13 @@ class PromptBuilder:
         system_prompt: str | None = None,
         instruction: str = "",
         max_prompt_length: int = 4096,
+        limit: str = "data.max_prompt_length is {}: raise it",
     ) -> None:
         self.codec = codec
         self.family = family
         self.system_prompt = system_prompt
         self.instruction = instruction
-        self.max_prompt_length = max_prompt_length
+        self.max_prompt_length, self._limit = max_prompt_length, limit
         self.special_tokens = special_tokens(codec)
 
     @property
@@ -68,8 +76,8 @@ class PromptBuilder:
         for prompt in prompts:
             if prompt.num_tokens > self.max_prompt_length:
                 raise OverlongPrompt(
-                    f"row {prompt.id}: the prompt has {prompt.num_tokens} tokens, data.max_prompt_length is "
-                    f"{self.max_prompt_length}: raise it, lower model.max_pixels, or set data.overlong_prompts=filter"
+                    f"row {prompt.id}: the prompt has {prompt.num_tokens} tokens, "
+                    f"{self._limit.format(self.max_prompt_length)} or lower model.max_pixels"
                 )
         return prompts
 
@@ -149,7 +157,7 @@ class PromptBuilder:
 
 
 class OverlongPrompt(PromptError):
-    """The prompt does not fit data.max_prompt_length; callers may filter it."""
+    """The prompt does not fit its limit; callers may filter it."""
 
 
 def prompt_builder(config: DataConfig, codec: Codec, family: Family) -> PromptBuilder:

@@ -37,7 +37,8 @@ def usable_rows(rows: Sequence[Row], builder: PromptBuilder, *, overlong: str, w
     Args:
         rows: candidates.
         builder: makes the prompts.
-        overlong: "filter" leaves rows above the length limit out, "error" stops.
+        overlong: "filter" leaves rows above the length limit out, "error" stops and names that remedy, "never" stops
+            where a row left out would change what is measured.
         what: name for messages, such as "training".
 
     Raises:
@@ -46,7 +47,7 @@ def usable_rows(rows: Sequence[Row], builder: PromptBuilder, *, overlong: str, w
     """
     name, found = _recalled(rows, builder)
     # Only the check can name the row that is too long.
-    if found is None or (found[0] and overlong == "error"):
+    if found is None or (found[0] and overlong != "filter"):
         found = _check(rows, builder, overlong, what)
         if name and ranks.is_main():
             checked.remember(name, rows, found)
@@ -76,8 +77,9 @@ def _check(rows: Sequence[Row], builder: PromptBuilder, overlong: str, what: str
         try:
             builder(rows[index])
         except OverlongPrompt as problem:
-            if overlong == "error":
-                error = problem
+            if overlong != "filter":
+                remedy = "; data.overlong_prompts=filter leaves such rows out" if overlong == "error" else ""
+                error = OverlongPrompt(f"{problem}{remedy}")
                 break
             first_reason = first_reason or str(problem)
             dropped.append(index)

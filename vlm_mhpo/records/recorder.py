@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from vlm_mhpo.config import LoggingConfig
+from vlm_mhpo.errors import ConfigError
 from vlm_mhpo.records.images import store_images
 from vlm_mhpo.records.norms import NormHistory
 from vlm_mhpo.types import ScoredGroup, StepUpdate
@@ -39,6 +41,7 @@ class Recorder:
             from torch.utils.tensorboard import SummaryWriter
 
             self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)
+        check_loggers(logging)
         self._wandb = _start_wandb(run_dir) if logging.wandb else None
 
     def write(self, step: int, metrics: dict[str, float], update: StepUpdate, scored: Sequence[ScoredGroup]) -> None:
@@ -147,12 +150,14 @@ def keep_rows(file: Path, last_step: int) -> None:
     replacement.replace(file)
 
 
-def _start_wandb(run_dir: Path):
-    """A Weights & Biases run; ConfigError without the package."""
-    from vlm_mhpo.errors import ConfigError
+def check_loggers(logging: LoggingConfig) -> None:
+    """ConfigError when a package that `logging` needs is not installed; costs nothing, so it comes before any model."""
+    if logging.wandb and find_spec("wandb") is None:
+        raise ConfigError("logging.wandb=true needs the package: pip install 'vlm-mhpo[wandb]'")
 
-    try:
-        import wandb
-    except ImportError as error:
-        raise ConfigError("logging.wandb=true needs the package: pip install 'vlm-mhpo[wandb]'") from error
+
+def _start_wandb(run_dir: Path):
+    """A Weights & Biases run."""
+    import wandb
+
     return wandb.init(project="vlm-mhpo", name=run_dir.name, dir=str(run_dir))

@@ -73,7 +73,7 @@ def _held_out_rows(data: DataConfig, builder: PromptBuilder) -> Sequence[Row]:
     if not data.eval:
         return []
     rows = read_rows(data.eval, data, data.eval_split, data.max_eval_rows)
-    return usable_rows(rows, builder, overlong="error", what="held-out")
+    return usable_rows(rows, builder, overlong="never", what="held-out")
 
 
 def record_run(config: Config, parts: Parts) -> None:

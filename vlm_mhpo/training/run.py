@@ -24,7 +24,7 @@ from vlm_mhpo.faults.watchdog import Watchdog
 from vlm_mhpo.objectives import Objective, build_objective
 from vlm_mhpo.prompts.rows import usable_rows
 from vlm_mhpo.prompts.stream import PromptStream
-from vlm_mhpo.records.recorder import Recorder
+from vlm_mhpo.records.recorder import Recorder, check_loggers
 from vlm_mhpo.rollout.base import Rollout, Watched
 from vlm_mhpo.rollout.build import held_out_params, rollout_params
 from vlm_mhpo.runtime import ranks
@@ -56,6 +56,7 @@ def train(config: Config) -> dict[str, Any]:
 def guarded_run(config: Config) -> Iterator[Guard]:
     """What every run stands under, RL or warm start: ranks that are set up alike, polite stops, the watchdog, and a
     folder that nobody else writes to."""
+    check_loggers(config.logging)
     ranks.start(config.num_threads)
     check_world_size(config, ranks.world_size())
     run_dir = Path(config.output_dir)
@@ -124,19 +125,20 @@ def _build_held_out(
 ) -> HeldOut:
     """The evaluations of a run; every row that they ask becomes a prompt once, so that a bad one stops it here."""
     family = parts.engine.policy.family
+    params = held_out_params(config.eval, config.rollout)
     judge = Judge(parts.builder, parts.sampler, verifier, config.data.template, config.seed, together=guard.stop.sample)
     official = benchmark_judge(
-        config.eval, config.data, parts.codec, family, parts.sampler, verifier, guard.stop.sample
+        config.eval, config.data, params, parts.codec, family, parts.sampler, verifier, guard.stop.sample
     )
     for one in benchmarks:
-        usable_rows(one.asked, official.builder, overlong="error", what=one.name)
+        usable_rows(one.asked, official.builder, overlong="never", what=one.name)
     return HeldOut(
         config.eval,
         parts.eval_rows,
         judge,
         benchmarks,
         official,
-        held_out_params(config.eval, config.rollout),
+        params,
         run_dir=Path(config.output_dir),
         max_steps=config.train.max_steps,
     )
