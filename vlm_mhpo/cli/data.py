@@ -74,7 +74,8 @@ def prepare(
 def audit(
     source: Source,
     against: Annotated[
-        list[str] | None, typer.Option(help="Benchmark that the rows must not hold: NAME, NAME=PLACE or any source; once for each.")
+        list[str] | None,
+        typer.Option(help="Benchmark that the rows must not hold: NAME, NAME=PLACE or any source; once for each."),
     ] = None,
     format: Annotated[str, typer.Option(help="Reader of SOURCE; auto = recognise.")] = "auto",
     split: Annotated[str | None, typer.Option(help="Only this split of SOURCE.")] = None,
@@ -108,9 +109,7 @@ def audit(
         count_tokens=count_tokens,
         near_limit=NEAR_LIMIT if near_limit is None else near_limit,
     )
-    page = write_audit(
-        found, out, format=format, split=split, image_root=image_root, open_benchmark=open_rows
-    )
+    page = write_audit(found, out, format=format, split=split, image_root=image_root, open_benchmark=open_rows)
     typer.echo(as_text(found))
     typer.echo(f"\n{page}")
     if strict and found.num_defects:

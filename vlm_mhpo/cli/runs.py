@@ -38,6 +38,10 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
     record = run(parsed)
     if record:
         say(f"held-out accuracy: {100 * record['accuracy']:.1f} % ({record['num_rows']} rows)")
+    from vlm_mhpo.records.run_folder import load_best
+
+    if best := load_best(Path(parsed.output_dir)):
+        say(f"best checkpoint: {best}")
     say(f"run folder: {parsed.output_dir}")
 
 

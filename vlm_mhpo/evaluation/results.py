@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 from data_prep import Row
+from rewards import Verdict
 from vlm_mhpo.errors import EvaluationError
 from vlm_mhpo.evaluation.benchmarks import Benchmark, Judged
 from vlm_mhpo.evaluation.overlap import Shared
@@ -18,6 +19,7 @@ from vlm_mhpo.records.evaluation import (
     CategoryScore,
     Difference,
     Item,
+    ItemCompletion,
     Overlap,
     ProbeScore,
     Scores,
@@ -71,6 +73,7 @@ def benchmark_result(
         num_samples=num_samples,
         protocol_hash=protocol_hash,
         scores=Scores(official=accuracy_of(items), ours=accuracy_of(items, official=False)),
+        unanswered=sum(c.official and not c.correct and _is_unanswered(c) for c in completions) / len(completions),
         pass_at=pass_rates(items, num_samples),
         extra=dict(sorted(benchmark.aggregate(judged).items())),
         verdicts={verdict: count / len(completions) for verdict, count in sorted(verdicts.items())},
@@ -80,6 +83,11 @@ def benchmark_result(
         overlap=None if shared is None else _overlap_record(items, shared),
         items=items_file,
     )
+
+
+def _is_unanswered(completion: ItemCompletion) -> bool:
+    """Whether a completion holds no answer: it is empty, was cut at the budget, or our verifier finds none."""
+    return completion.truncated or not completion.text.strip() or completion.verdict == Verdict.no_answer.value
 
 
 def accuracy_of(items: Sequence[Item], *, official: bool = True) -> Accuracy:

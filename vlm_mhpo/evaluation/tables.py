@@ -76,6 +76,8 @@ def markdown(results: Results) -> str:
     return "\n".join([*parts, ""])
 
 
+# The least share that a table with one decimal of a percent shows.
+SHOWN_SHARE = 0.0005
 SCORE_HEAD = ("benchmark", "rows", "official", "our verifier", "pass@k", "other scores", "tokens", "protocol")
 DIFFERENCE_HEAD = ("benchmark", "rows", "difference, points", "better", "worse", "protocol")
 PROBE_HEAD = ("benchmark", "probe", "rows", "accuracy without", "lost, points", "protocol")
@@ -95,13 +97,18 @@ def _score_cells(found: BenchmarkResult) -> list[str]:
     return [
         _titled(found),
         str(found.num_rows) + (f" ({found.num_problems} problems)" if found.num_problems < found.num_rows else ""),
-        _with_interval(found.scores.official),
+        _with_interval(found.scores.official) + _unanswered(found),
         _with_interval(found.scores.ours),
         f"{percent(found.pass_at[j])} (k = {j})",
         ", ".join(f"{name} {percent(value)}" for name, value in found.extra.items()) or "-",
         f"{found.mean_tokens:.0f}",
         found.protocol_hash,
     ]
+
+
+def _unanswered(found: BenchmarkResult) -> str:
+    """What of an official score was given to responses without an answer, where that shows in its last digit."""
+    return f", {percent(found.unanswered)} of it without an answer" if found.unanswered >= SHOWN_SHARE else ""
 
 
 def _verdict_table(benchmarks: Sequence[BenchmarkResult]) -> str:

@@ -60,12 +60,21 @@ def shorten(text: str, limit: int = MAX_TEXT) -> str:
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, JSON text) of each leaf of a nested configuration."""
+    """(dotted key, text) of each leaf of a nested configuration; the parts of a list of mappings go by their number."""
+    if isinstance(value, list) and any(isinstance(inner, Mapping) for inner in value):
+        value = {str(index): inner for index, inner in enumerate(value)}
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
             yield from flatten(inner, f"{prefix}.{key}" if prefix else str(key))
     else:
-        yield clean_text(prefix), clean_text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        yield clean_text(prefix), clean_text(_leaf(value))
+
+
+def _leaf(value: Any) -> str:
+    """A value as one writes it in a configuration file; twelve digits tell every number that a person gave."""
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _percent(share: float | None, decimals: int = 1) -> str:

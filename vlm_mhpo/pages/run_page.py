@@ -133,6 +133,7 @@ def _description(run: Run) -> list[tuple[str, str]]:
         "training": f"{max(steps)} steps{batch}" if steps else "",
         "seed": "" if facts.seed is None else str(facts.seed),
         "commit": (facts.git_commit or "")[:12],
+        "best checkpoint": str(run.best or ""),
         "started": facts.started[:19].replace("T", " "),
     }
     return [(what, clean_text(value)) for what, value in lines.items() if value]

@@ -119,6 +119,11 @@ class BenchmarkResult(Record):
     num_samples: int = Field(description="Completions a row.")
     protocol_hash: str = Field(description="Of this benchmark alone, with the decoding.")
     scores: Scores
+    unanswered: float = Field(
+        0.0,
+        description="Share of completions that the official rule counts as right although they are empty, cut at the "
+        "budget, or without an answer that our verifier finds.",
+    )
     pass_at: dict[int, float] = Field(description="Unbiased pass@j under the official rule, by j.")
     extra: dict[str, float] = Field(description="Further scores of the benchmark's authors.")
     verdicts: dict[str, float] = Field(description="Share of each verdict of our verifier; cut at the budget first.")

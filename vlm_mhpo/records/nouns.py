@@ -46,6 +46,19 @@ class RunFacts(Record):
     stages: dict[str, float] = {}
 
 
+class BestCheckpoint(Record):
+    """checkpoints/best.json: the kept checkpoint with the best value of a metric."""
+
+    step: int
+    metric: Text
+    value: MaybeNumber
+    folder: Text
+
+    def __str__(self) -> str:
+        value = "" if self.value is None else f" {self.value:.4g}"
+        return f"step {self.step}, {self.metric}{value} (checkpoints/{self.folder})"
+
+
 class TokenCounts(Record):
     """The counts of one quantity and sign: consecutive bins from number `first` on."""
 
@@ -105,6 +118,7 @@ class Run:
         histograms: token counts of the last tenth of the steps by quantity and sign of the advantage, in the bins of
             `vlm_mhpo.records.histograms`; empty when updates.jsonl is missing.
         notes: sentences on what is missing or disagrees, shown on the page.
+        best: the best checkpoint, of a run that keeps one.
     """
 
     folder: Path
@@ -114,6 +128,7 @@ class Run:
     samples: tuple[Sample, ...]
     notes: tuple[str, ...]
     histograms: Mapping[str, Mapping[str, Sequence[int]]] = field(default_factory=dict)
+    best: BestCheckpoint | None = None
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from vlm_mhpo.records.errors import ReportError
 from vlm_mhpo.records.evaluation import Evaluation
 from vlm_mhpo.records.histograms import NUM_BINS
-from vlm_mhpo.records.nouns import Run, RunFacts, Sample, Series, UpdateRow
+from vlm_mhpo.records.nouns import BestCheckpoint, Run, RunFacts, Sample, Series, UpdateRow
 from vlm_mhpo.records.reading import clean_text, json_lines, parse, read_text, tolerant
 
 
@@ -43,7 +43,14 @@ def load_run(run_dir: Path, *, may_be_empty: bool = False) -> Run:
         samples=_load_newest_samples(folder, notes),
         notes=tuple(notes),
         histograms=_load_histograms(folder / "updates.jsonl", notes),
+        best=load_best(folder),
     )
+
+
+def load_best(folder: Path) -> BestCheckpoint | None:
+    """The best checkpoint of a run; None where none is kept. ReportError for a damaged record of it."""
+    path = folder / "checkpoints" / "best.json"
+    return parse(BestCheckpoint, read_text(path), str(path)) if path.is_file() else None
 
 
 def _by_step(evaluation: Evaluation) -> tuple[bool, int, str]:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.vlm_mhpo.test_evaluation.cases import item, items, result, results, singles
+from tests.vlm_mhpo.test_evaluation.cases import completion, item, items, result, results, singles
 from vlm_mhpo.errors import EvaluationError
 from vlm_mhpo.evaluation.results import probe_score
+from vlm_mhpo.evaluation.tables import markdown
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -56,6 +57,19 @@ def test_a_hand_made_set_has_the_figures_of_a_hand_count(name):
     assert found.extra == pytest.approx({"worst_case": worst})
     assert (found.num_rows, found.num_samples) == (len(judged), len(pass_at))
     assert found.num_problems == len({one.id.partition("/")[0] for one in judged})
+
+
+def test_right_answers_that_are_none_are_counted_beside_the_official_score():
+    # 8 completions: two are paid without an answer (cut at the budget, blank), one rightly though cut, one for a letter
+    # that our verifier reads as wrong.
+    judged = singles("+T-no-t-")
+    paid = ("t", {"truncated": True}), ("-", {"text": " \n"})
+    for index, (mark, change) in zip((6, 7), paid, strict=True):
+        change = completion(mark).model_copy(update={"official": True, **change})
+        judged[index] = judged[index].model_copy(update={"completions": (change,)})
+    found = result(judged)
+    assert (found.unanswered, found.scores.official.accuracy) == (2 / 8, 5 / 8)
+    assert "62.5 [" in (text := markdown(results(judged))) and ", 25.0 of it without an answer" in text
 
 
 def test_there_are_ten_sets():

@@ -53,6 +53,26 @@ def poison(value):
     return HOSTILE if isinstance(value, str) else value
 
 
+def test_the_head_names_the_best_checkpoint(run_dir):
+    assert "best checkpoint" not in read(run_dir).text
+    (run_dir / "checkpoints").mkdir()
+    best = {"metric": "eval/accuracy", "value": 0.8125, "step": 40, "folder": "step_000040"}
+    (run_dir / "checkpoints" / "best.json").write_text(json.dumps(best))
+    assert "best checkpoint step 40, eval/accuracy 0.8125 (checkpoints/step_000040)" in read(run_dir).text
+
+
+def test_configurations_are_shown_as_they_are_written(run_dir):
+    record = json.loads((run_dir / "run.json").read_text())
+    functions = [{"name": "accuracy", "weight": 0.1 + 0.2}, {"name": "format", "kwargs": {"tag": "answer"}}]
+    record["config"]["rewards"] = {"functions": functions}
+    record["config"]["train"] = {"learning_rate": 1e-6}
+    (run_dir / "run.json").write_text(json.dumps(record))
+    text = read(run_dir).text
+    for line in ("rewards.functions.0.name accuracy", "rewards.functions.0.weight 0.3 ", "train.learning_rate 1e-06"):
+        assert line in text
+    assert "rewards.functions.1.kwargs.tag answer" in text and '{"' not in text
+
+
 def test_the_headline_is_the_accuracy_that_the_problems_give(run_dir):
     # 2 of 5 right before, 3 of 5 after (conftest).
     text = read(run_dir).text
