@@ -14,7 +14,8 @@ from data_prep import DataError
 from data_prep.audit import as_text, audit
 from data_prep.audit.run import histogram
 from data_prep.images.hashes import nearest, perceptual_hash, pixel_hash
-from vlm_mhpo.commands.audit_page import write_audit
+from tests.vlm_mhpo.test_evaluation.planted import plant_mathvista
+from vlm_mhpo.commands.audit_page import open_rows, write_audit
 
 REPOSITORY = Path(__file__).parents[2]
 FORMALGEO = REPOSITORY / "tests" / "data" / "formalgeo7k"
@@ -268,3 +269,20 @@ def test_the_command_fails_on_defects_only_when_strict(tmp_path):
     clean = table(tmp_path / "clean.jsonl", [{"id": "a"}])
     done = CliRunner().invoke(app, ["audit", str(clean), "--out", str(tmp_path / "out"), "--strict"])
     assert done.exit_code == 0, done.output
+
+
+def test_a_benchmark_is_named_as_for_an_evaluation(tmp_path, monkeypatch):
+    place = plant_mathvista(tmp_path, num_rows=2)
+    image = (place / "images" / "1.png").read_bytes()
+    (tmp_path / "mine.png").write_bytes(image)
+    path = table(tmp_path / "rows.jsonl", [{"image": "mine.png", "problem": "Another question?", "answer": "3"}])
+    for entry in ("mathvista=" + str(place), str(place), "mathvista"):
+        if entry == "mathvista":
+            (tmp_path / "data" / "benchmarks").mkdir(parents=True)
+            place.rename(tmp_path / "data" / "benchmarks" / "mathvista")
+            monkeypatch.chdir(tmp_path)
+        found = audit(path, against=[entry], open_benchmark=open_rows)
+        assert found.num_rows == (1, 2)
+        assert [d.num_rows for d in found.defects if d.check == "benchmark_same_picture"] == [1]
+        page = write_audit(found, tmp_path / "out", open_benchmark=open_rows)
+        assert page.read_text().count('src="data:image/') == 2

@@ -194,10 +194,10 @@ def test_overlong_rows_are_left_out_or_stop_the_program():
     rows = [problem_row("short", "a?"), problem_row("long", "a" * 50), problem_row("last", "b?")]
     kept = usable_rows(rows, lengths(10), overlong="filter", what="training")
     assert ids_of(kept) == ["short", "last"]
-    with pytest.raises(OverlongPrompt, match="row long.*; data.overlong_prompts=filter leaves such rows out$"):
+    with pytest.raises(OverlongPrompt, match=r"row long.*; data.overlong_prompts=filter leaves such rows out$"):
         usable_rows(rows, lengths(10), overlong="error", what="training")
     # Held-out rows are never left out, so nobody is told that they could be.
-    with pytest.raises(OverlongPrompt, match="row long: the prompt has 50 tokens$"):
+    with pytest.raises(OverlongPrompt, match=r"row long: the prompt has 50 tokens$"):
         usable_rows(rows, lengths(10), overlong="never", what="held-out")
 
 

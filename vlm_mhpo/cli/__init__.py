@@ -18,8 +18,8 @@ app = typer.Typer(
 # In the order of the help.
 for command in (
     *(runs.quickstart, data.prepare, data.audit, runs.sft, runs.train, runs.compare, reports.monitor, runs.export),
-    *(runs.replay, runs.profile, preflight.doctor, preflight.check_resume, preflight.check_invariance),
-    *(reports.evaluate, reports.report),
+    *(runs.replay, runs.profile, preflight.config, preflight.doctor, preflight.check_resume),
+    *(preflight.check_invariance, reports.evaluate, reports.report),
 ):
     app.command()(command)
 

@@ -75,7 +75,7 @@ def audit(
     source: Source,
     against: Annotated[
         list[str] | None,
-        typer.Option(help="Benchmark that the rows must not hold: NAME, NAME=PLACE or any source; once for each."),
+        typer.Option(help="Benchmark that the rows must not hold: NAME, NAME=PLACE or a source."),
     ] = None,
     format: Annotated[str, typer.Option(help="Reader of SOURCE; auto = recognise.")] = "auto",
     split: Annotated[str | None, typer.Option(help="Only this split of SOURCE.")] = None,
@@ -91,8 +91,7 @@ def audit(
     from data_prep.audit import as_text
     from data_prep.audit import audit as examine_rows
     from data_prep.images.hashes import NEAR_LIMIT
-    from vlm_mhpo.commands.audit_page import write_audit
-    from vlm_mhpo.evaluation.chosen import open_rows
+    from vlm_mhpo.commands.audit_page import open_rows, write_audit
 
     count_tokens = None
     if model:

@@ -22,6 +22,15 @@ Family = Annotated[
 Keep = Annotated[Path | None, typer.Option(help="New folder in which the runs are kept; default: removed.")]
 
 
+def config(
+    key: Annotated[str | None, typer.Argument(metavar="[KEY]", help="A key or a section; default: all.")] = None,
+) -> None:
+    """Print configuration keys with what they do, their default and range."""
+    from vlm_mhpo.config.keys import all_keys, as_text, keys_under
+
+    typer.echo(as_text(keys_under(key) if key else all_keys()))
+
+
 def doctor(
     config: ConfigPath,
     overrides: Overrides = None,

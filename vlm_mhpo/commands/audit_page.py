@@ -17,6 +17,7 @@ from data_prep.audit.types import Audit, Defect, Record
 from data_prep.images.opening import open_image
 from data_prep.loading import scan_rows
 from data_prep.schema import DataError, Row, RowError
+from vlm_mhpo.evaluation.chosen import rows_by_name
 from vlm_mhpo.pages.html import environment, write_text
 from vlm_mhpo.pages.images import data_uri
 
@@ -51,6 +52,12 @@ def write_audit(
     template = environment().get_template("audit.html.j2")
     html = template.render(audit=audit, pictures=pictures, max_shown=MAX_SHOWN)
     return write_text(html, out_dir / "audit.html")
+
+
+def open_rows(entry: str) -> Iterable[Row | RowError]:
+    """Rows of a benchmark by its name, or of any other source."""
+    found = rows_by_name(entry)
+    return scan_rows(entry) if found is None else found
 
 
 def _shown(defect: Defect) -> Iterator[Record]:

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from data_prep import Row, RowError
-from data_prep.loading import scan_rows
+from data_prep import Row
 from vlm_mhpo.config import DataConfig, EvalConfig
 from vlm_mhpo.errors import ConfigError, EvaluationError
 from vlm_mhpo.evaluation.benchmarks import BENCHMARKS, Benchmark, benchmark_rows, find
@@ -113,15 +112,15 @@ def benchmark_builder(
     )
 
 
-def open_rows(entry: str) -> Iterable[Row | RowError]:
-    """Rows of a benchmark by its name, as `choose` finds them in the default folder, or of any other source.
+def rows_by_name(entry: str) -> list[Row] | None:
+    """Rows of a benchmark, as `choose` finds them in the default folder; None for an entry that names none.
 
     Raises:
-        ConfigError: no such split; DataError: no such source, or a benchmark that is not on this disk.
+        ConfigError: no such split; DataError: the benchmark is not on this disk.
     """
     name, split, place = _parse_entry(entry)
     if name not in BENCHMARKS or Path(entry).exists():
-        return scan_rows(entry)
+        return None
     folder = Path(EvalConfig().benchmark_dir)
     return benchmark_rows(find(name), split=split, source=place, folder=folder)
 
