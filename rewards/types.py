@@ -57,12 +57,16 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class RewardSpec:
-    """One named reward with its weight; `path` ("file.py:function") makes it a user's own."""
+    """One named reward with its weight; `path` ("file.py:function") makes it a user's own.
+
+    `conversational` gives it messages in place of texts; None = if it seems to read them.
+    """
 
     name: str
     weight: float = 1.0
     path: str | None = None
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    conversational: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +92,13 @@ class RewardTable:
     """Rewards of a batch, all in sample order.
 
     `totals` is the weighted sum a sample; `by_name` keeps each reward unweighted (None = does not apply);
-    `scores` and `verdicts` are empty when no reward with a weight needs the verifier.
+    `scores` and `verdicts` are empty when no reward with a weight needs the verifier. `logged` holds means of the
+    numbers that users' functions logged, `columns` what they logged for each sample.
     """
 
     totals: tuple[float, ...]
     by_name: dict[str, tuple[float | None, ...]]
     verdicts: tuple[Verdict, ...]
     scores: tuple[Score, ...]
+    logged: Mapping[str, float] = field(default_factory=dict)
+    columns: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)

@@ -6,8 +6,8 @@ Shape suffixes: S prompt tokens, T completion tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from data_prep import Row
 
@@ -107,6 +107,8 @@ class ScoredGroup:
         rewards_by_name: each reward function's values; None where it does not apply.
         verdicts: the accuracy verdict of each completion, by name.
         extracted: the answer that the verifier read, or None.
+        logged: numbers that users' reward functions logged for the batch of this group, by name.
+        columns: what they logged for each completion, by name.
     """
 
     group: Group
@@ -114,6 +116,8 @@ class ScoredGroup:
     rewards_by_name: dict[str, tuple[float | None, ...]]
     verdicts: tuple[str, ...]
     extracted: tuple[str | None, ...]
+    logged: Mapping[str, float] = field(default_factory=dict)
+    columns: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rewards.functions.logbook import Logbook, TrainerState
 from rewards.functions.registry import NEEDS_SCORES, RewardFunction, resolve
 from rewards.types import RewardError, RewardSpec, RewardTable, Sample, Score
 from rewards.verify import Verifier
@@ -18,9 +19,9 @@ class Scorer:
         self,
         rewards: Sequence[tuple[RewardSpec, RewardFunction, Mapping[str, Any]]],
         verifier: Verifier | None,
+        logbook: Logbook | None = None,
     ) -> None:
-        self._rewards = rewards
-        self._verifier = verifier
+        self._rewards, self._verifier, self._logbook = rewards, verifier, logbook or Logbook()
 
     def __enter__(self) -> Scorer:
         return self
@@ -40,18 +41,27 @@ class Scorer:
         """
         return self._verifier.score(samples) if self._verifier and samples else ()
 
-    def score(self, samples: Sequence[Sample], scores: Sequence[Score] | None = None) -> RewardTable:
+    def score(
+        self,
+        samples: Sequence[Sample],
+        scores: Sequence[Score] | None = None,
+        *,
+        global_step: int = 0,
+        max_steps: int = 0,
+    ) -> RewardTable:
         """Rewards of a batch, in sample order.
 
         Args:
             samples: the whole batch; every reward function is called once for it.
             scores: of `verify`, when they were made before.
+            global_step, max_steps: finished training steps, and of how many; users' functions are told.
         Raises:
             RewardError: a user's function failed, or a reward does not fit a sample.
             VerifierError: the verifier's workers cannot run.
             ValueError: a sample has an unknown template or kind.
         """
         scores = self.verify(samples) if scores is None else scores
+        self._logbook.begin(TrainerState(global_step, max_steps), num_samples=len(samples))
         totals = [0.0] * len(samples)
         by_name: dict[str, tuple[float | None, ...]] = {}
         for spec, function, kwargs in self._rewards:
@@ -59,7 +69,8 @@ class Scorer:
             by_name[spec.name] = tuple(values)
             totals = [t if v is None else t + spec.weight * v for t, v in zip(totals, values, strict=True)]
         verdicts = tuple(score.verdict for score in scores)
-        return RewardTable(tuple(totals), by_name, verdicts, tuple(scores))
+        logged = {name: sum(values) / len(values) for name, values in self._logbook.metrics.items()}
+        return RewardTable(tuple(totals), by_name, verdicts, tuple(scores), logged, self._logbook.columns)
 
     def close(self) -> None:
         """End the verifier's workers."""
@@ -99,10 +110,10 @@ def build_scorer(
     if not active:
         raise RewardError("no reward has a weight other than 0; give at least one, for example 'accuracy'")
     defaults = {} if max_completion_length is None else {"max_completion_length": max_completion_length}
-    rewards = []
+    rewards, logbook = [], Logbook()
     for spec in active:
         kwargs = {**defaults, **spec.kwargs} if spec.path is None else dict(spec.kwargs)
-        rewards.append((spec, resolve(spec), kwargs))
+        rewards.append((spec, resolve(spec, logbook), kwargs))
     needs_scores = any(spec.path is None and spec.name in NEEDS_SCORES for spec in active)
     verifier = Verifier(num_workers, timeout_s, memory_limit_bytes) if needs_scores else None
-    return Scorer(rewards, verifier)
+    return Scorer(rewards, verifier, logbook)

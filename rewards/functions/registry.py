@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rewards.functions.loading import FunctionError, load_function
+from rewards.functions.logbook import Logbook
 from rewards.functions.user import adapt
 from rewards.response.response import FORMATS, format_score
 from rewards.types import RewardError, RewardSpec, Sample, Score
@@ -105,8 +106,8 @@ BUILT_IN: dict[str, RewardFunction] = {
 NEEDS_SCORES = frozenset(("accuracy", "length"))
 
 
-def resolve(spec: RewardSpec) -> RewardFunction:
-    """The function a spec names.
+def resolve(spec: RewardSpec, logbook: Logbook) -> RewardFunction:
+    """The function a spec names; a user's own shares the logbook.
 
     Raises:
         RewardError: no such name, file or function, or the file does not load.
@@ -116,7 +117,7 @@ def resolve(spec: RewardSpec) -> RewardFunction:
             function = load_function(spec.path)
         except FunctionError as error:
             raise RewardError(f"reward {spec.name!r}: {error}") from error
-        return adapt(function, f"reward {spec.name!r} ({spec.path})")
+        return adapt(function, f"reward {spec.name!r} ({spec.path})", logbook, spec.conversational)
     if spec.name not in BUILT_IN:
         raise RewardError(
             f"unknown reward {spec.name!r}; built in are {', '.join(BUILT_IN)}; "

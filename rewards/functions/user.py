@@ -5,77 +5,156 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from numbers import Real
+from types import CodeType, FunctionType
 from typing import Any
 
+from rewards.functions.logbook import Logbook
 from rewards.types import RewardError, Sample, Score
 
 _ROW_FIELDS = ("kind", "choices", "precision", "unit", "num_tokens", "truncated")
+# What data sets call the gold; a column of the row that has such a name goes before it.
+_GOLD_NAMES = ("answer", "solution", "ground_truth", "gold", "gt", "target", "label")
+
+Reward = Callable[[Sequence[Sample], Sequence[Score], Mapping[str, Any]], list[float | None]]
+_Call = Callable[[Sequence[Sample], Mapping[str, Any]], Any]
 
 
-def adapt(function: Callable[..., Any], label: str) -> Callable[..., list[float | None]]:
+def adapt(function: Callable[..., Any], label: str, logbook: Logbook, conversational: bool | None = None) -> Reward:
     """Wrap a user's function; its convention is told by its parameter names.
 
-    `reward_inputs`: EasyR1's batch form; `solution_str` and `ground_truth`: verl's form, one sample a call;
-    anything else: TRL's form, called with keyword arguments. Each may be async.
+    `reward_inputs` is EasyR1's batch form and `reward_input` its sequential one; `solution_str` and `ground_truth` are
+    verl's form, one sample a call; anything else is TRL's form, called with keyword arguments. Each may be async.
+
+    Args:
+        label: name of the function in messages.
+        logbook: what it is told of the run, and where it may log; TRL's form only.
+        conversational: TRL's form gets prompts and completions as lists of messages, else as texts; None = if the
+            function, or one of its file that it calls, names the key "content" of a message.
     """
     names = inspect.signature(function).parameters
-    is_verl = {"solution_str", "ground_truth"} <= names.keys()
-    call = _call_easyr1 if "reward_inputs" in names else _call_verl if is_verl else _call_trl
+    call: _Call
+    if "reward_inputs" in names:
+        call = partial(_call_easyr1, function, label)
+    elif "reward_input" in names:
+        call = partial(_call_each, function, label, _easyr1_sample, "overall")
+    elif {"solution_str", "ground_truth"} <= names.keys():
+        call = partial(_call_each, function, label, _verl_sample, "score")
+    else:
+        as_messages = _mentions(function, "content") if conversational is None else conversational
+        call = partial(_call_trl, function, label, logbook, as_messages)
 
     def reward(samples: Sequence[Sample], scores: Sequence[Score], kwargs: Mapping[str, Any]) -> list[float | None]:
-        return _checked(call(function, samples, kwargs, label), samples, label)
+        return _checked(call(samples, kwargs), samples, label)
 
     return reward
 
 
-def _call_trl(function: Callable[..., Any], samples: Sequence[Sample], kwargs: Mapping[str, Any], label: str) -> Any:
+def _call_trl(
+    function: Callable[..., Any],
+    label: str,
+    logbook: Logbook,
+    as_messages: bool,
+    samples: Sequence[Sample],
+    kwargs: Mapping[str, Any],
+) -> Any:
+    columns = {name for sample in samples for name in sample.columns}
     golds = [sample.gold for sample in samples]
-    columns = sorted({name for sample in samples for name in sample.columns})
-    arguments = {
-        **{name: [sample.columns.get(name) for sample in samples] for name in columns},
-        **{name: [getattr(sample, name) for sample in samples] for name in _ROW_FIELDS},
-        "solution": golds,
+    arguments: dict[str, Any] = dict.fromkeys(_GOLD_NAMES, golds)
+    # A worked solution where the row has one.
+    arguments |= {name: [_column(sample, name) for sample in samples] for name in sorted(columns)}
+    arguments |= {name: [getattr(sample, name) for sample in samples] for name in _ROW_FIELDS}
+    arguments |= {
         "answer": golds,
-        "prompts": [sample.prompt for sample in samples],
-        "completions": [sample.completion for sample in samples],
+        "prompts": [_spoken("user", sample.prompt, as_messages) for sample in samples],
+        "completions": [_spoken("assistant", sample.completion, as_messages) for sample in samples],
         "completion_ids": [list(sample.completion_ids) for sample in samples],
+        "trainer_state": logbook.trainer_state,
+        "log_metric": logbook.log_metric,
+        "log_extra": logbook.log_extra,
         **kwargs,
     }
-    given = _accepted(function, arguments)
-    return _run(lambda: function(**given), label, f"a batch of {len(samples)}, first {_shown(samples[0], 0)}")
+    arguments |= _opened_images(function, samples)
+    given = _accepted(function, arguments, label)
+    return _run(function, lambda: function(**given), label, f"a batch of {len(samples)}, first {_shown(samples[0], 0)}")
 
 
-def _accepted(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+def _column(sample: Sample, name: str) -> Any:
+    """A row's own column; a row without a worked solution has its gold in that place."""
+    return sample.columns.get(name, sample.gold if name in _GOLD_NAMES else None)
+
+
+def _spoken(role: str, text: str, as_message: bool) -> Any:
+    """A text, or as the only message of a conversation."""
+    return [{"role": role, "content": text}] if as_message else text
+
+
+def _opened_images(function: Callable[..., Any], samples: Sequence[Sample]) -> dict[str, Any]:
+    """Decoded images, for a function that names them."""
+    made: dict[str, Any] = {}
+    if _mentions(function, "images"):
+        made["images"] = [list(sample.columns.get("images", ())) for sample in samples]
+    if _mentions(function, "image"):
+        made["image"] = [next(iter(sample.columns.get("images", ())), None) for sample in samples]
+    return made
+
+
+def _accepted(function: Callable[..., Any], arguments: dict[str, Any], label: str = "") -> dict[str, Any]:
     """Those of the arguments that a function has parameters for; all if it takes any."""
-    parameters = inspect.signature(function).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+    parameters = inspect.signature(function).parameters.values()
+    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
+    missing = next((name for name in needed if name not in arguments), None)
+    if missing:
+        raise RewardError(
+            f"{label} wants {missing!r}, which is neither a column of these rows nor set in its kwargs; there is "
+            f"{', '.join(sorted(arguments))}"
+        )
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
         return arguments
-    return {name: value for name, value in arguments.items() if name in parameters}
+    names = {parameter.name for parameter in parameters}
+    return {name: value for name, value in arguments.items() if name in names}
 
 
-def _call_easyr1(function: Callable[..., Any], samples: Sequence[Sample], kwargs: Mapping[str, Any], label: str) -> Any:
-    inputs = [{"response": s.completion, "response_length": s.num_tokens, "ground_truth": s.gold} for s in samples]
+def _call_easyr1(function: Callable[..., Any], label: str, samples: Sequence[Sample], kwargs: Mapping[str, Any]) -> Any:
+    inputs = [_easyr1_sample(sample)["reward_input"] for sample in samples]
     where = f"a batch of {len(samples)}, first {_shown(samples[0], 0)}"
-    values = _run(lambda: function(inputs, **kwargs), label, where)
+    values = _run(function, lambda: function(inputs, **kwargs), label, where)
     return [_part(value, "overall", label) for value in values] if isinstance(values, list) else values
 
 
-def _call_verl(function: Callable[..., Any], samples: Sequence[Sample], kwargs: Mapping[str, Any], label: str) -> Any:
+def _easyr1_sample(sample: Sample) -> dict[str, Any]:
+    known = {"response": sample.completion, "response_length": sample.num_tokens, "ground_truth": sample.gold}
+    return {"reward_input": known}
+
+
+def _verl_sample(sample: Sample) -> dict[str, Any]:
+    return {
+        "data_source": sample.columns.get("data_source", sample.columns.get("source", "unknown")),
+        "solution_str": sample.completion,
+        "ground_truth": sample.gold,
+        "extra_info": sample.columns.get("extra_info", dict(sample.columns)),
+    }
+
+
+def _call_each(
+    function: Callable[..., Any],
+    label: str,
+    arguments_of: Callable[[Sample], dict[str, Any]],
+    key: str,
+    samples: Sequence[Sample],
+    kwargs: Mapping[str, Any],
+) -> list[Any]:
+    """One call a sample; a dictionary's `key` is the value."""
     values = []
     for index, sample in enumerate(samples):
-        arguments = {
-            "data_source": sample.columns.get("data_source", sample.columns.get("source", "unknown")),
-            "solution_str": sample.completion,
-            "ground_truth": sample.gold,
-            "extra_info": sample.columns.get("extra_info", dict(sample.columns)),
-            **kwargs,
-        }
-        given = _accepted(function, arguments)
-        value = _run(lambda given=given: function(**given), label, _shown(sample, index))
-        values.append(_part(value, "score", label))
+        given = _accepted(function, {**arguments_of(sample), **kwargs}, label)
+        value = _run(function, lambda given=given: function(**given), label, _shown(sample, index))
+        values.append(_part(value, key, label))
     return values
 
 
@@ -87,13 +166,52 @@ def _part(value: Any, key: str, label: str) -> Any:
     return value[key]
 
 
-def _run(call: Callable[[], Any], label: str, where: str) -> Any:
+def _mentions(function: Any, word: str) -> bool:
+    """Whether a function has a parameter of that name or the text as a constant; also those of its file it calls."""
+    seen: set[CodeType] = set()
+
+    def looks(candidate: Any) -> bool:
+        while isinstance(candidate, partial) or hasattr(candidate, "__wrapped__"):
+            candidate = candidate.func if isinstance(candidate, partial) else candidate.__wrapped__
+        if not isinstance(candidate, FunctionType):
+            candidate = getattr(candidate, "__func__", None) or type(candidate).__call__
+        code = getattr(candidate, "__code__", None)
+        if code is None or code in seen:
+            return False
+        seen.add(code)
+        parts = _parts_of(code)
+        if word in inspect.signature(candidate).parameters or any(word in part.co_consts for part in parts):
+            return True
+        held = inspect.getclosurevars(candidate).nonlocals.values()
+        called = [candidate.__globals__.get(name) for part in parts for name in part.co_names]
+        neighbours = [each for each in called if getattr(each, "__globals__", None) is candidate.__globals__]
+        return any(looks(each) for each in (*held, *neighbours) if callable(each))
+
+    return looks(function)
+
+
+def _parts_of(code: CodeType) -> list[CodeType]:
+    """A function's code and that of the functions inside it."""
+    inner = [part for each in code.co_consts if isinstance(each, CodeType) for part in _parts_of(each)]
+    return [code, *inner]
+
+
+def _run(function: Callable[..., Any], call: Callable[[], Any], label: str, where: str) -> Any:
     """The function's result; a coroutine is run to its end, in a thread of its own if a loop already runs here."""
     try:
         result = call()
         return _wait_for(result) if inspect.isawaitable(result) else result
     except Exception as error:  # the user's code may raise anything; it must stop the run with its name
-        raise RewardError(f"{label} raised {type(error).__name__}: {error} (on {where})") from error
+        place = _place(error, function)
+        raise RewardError(f"{label} raised {type(error).__name__}: {error} at {place} (on {where})") from error
+
+
+def _place(error: Exception, function: Callable[..., Any]) -> str:
+    """Where an exception arose: the last line of the function's own file that led there, else the last line at all."""
+    frames = traceback.extract_tb(error.__traceback__)
+    file = inspect.unwrap(function).__globals__.get("__file__") if inspect.isfunction(function) else None
+    last = [frame for frame in frames if frame.filename == file] or frames
+    return f"{last[-1].filename}, line {last[-1].lineno}"
 
 
 def _wait_for(awaitable: Any) -> Any:

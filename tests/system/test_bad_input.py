@@ -205,7 +205,8 @@ def bad_inputs(root: Path) -> dict[str, tuple[list[str], str]]:
         "no model": ([f"model.path={root}/nothing"], f"no model at '{re.escape(str(root))}/nothing': .*"),
         "reward raises": (
             mine("raises"),
-            rf"reward 'mine' \(.*:raises\) raised KeyError: 'no such column' \(on .*\){DUMPED}",
+            rf"reward 'mine' \(.*:raises\) raised KeyError: 'no such column' at "
+            rf".*user_rewards\.py, line \d+ \(on .*\){DUMPED}",
         ),
         "reward length": (mine("one_too_few"), rf"reward 'mine' \(.*\) returned 15 values for 16 samples{DUMPED}"),
         "reward not finite": (mine("not_a_number"), r"reward 'mine' \(.*\) returned nan, not a finite number, for .*"),
@@ -251,6 +252,14 @@ def test_bad_rows_prompts_and_rewards_end_in_one_sentence(name, answers):
     assert_one_sentence(outcome["code"], outcome["stderr"], sentence)
     assert outcome["code"] == 2
     assert not (run_dir / "checkpoints").exists()
+
+
+@pytest.mark.full
+@pytest.mark.timeout(180)
+def test_the_traceback_of_a_users_function_is_in_the_dump(answers):
+    _, _, run_dir = answers["reward raises"]
+    record = json.loads((run_dir / "dumps" / "step_1" / "rank_0.json").read_text())
+    assert re.search(r'File ".*user_rewards\.py", line \d+, in raises\n    raise KeyError', record["details"])
 
 
 @pytest.mark.full

@@ -196,7 +196,9 @@ def _changed_rewards(dumps: Sequence[Dump], config: Config) -> list[str]:
     with start_scorer(config.rewards, max_completion_length=config.rollout.max_completion_length) as scorer:
         for dump in dumps:
             groups = [scored.group for scored in dump.batch.groups]
-            for old, new in zip(dump.batch.groups, score_groups(scorer, groups, config.data.template), strict=True):
+            steps = {"step": dump.step - 1, "max_steps": config.train.max_steps}
+            again = score_groups(scorer, groups, config.data.template, **steps)
+            for old, new in zip(dump.batch.groups, again, strict=True):
                 pairs = zip(old.rewards, new.rewards, old.verdicts, new.verdicts, strict=True)
                 lines += [
                     f"rank {dump.rank}, prompt {old.group.prompt.id}, completion {index}: reward {before} ({verdict}), "

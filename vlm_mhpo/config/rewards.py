@@ -14,7 +14,15 @@ class RewardConfig(Section):
 
     name: str = Field(description="accuracy, format, overlong, repetition, length, or a name for your own function.")
     weight: float = Field(1.0, description="Factor in the sum; 0 removes the reward and its cost.")
-    path: str | None = Field(None, description="file.py:function of your own reward (TRL, EasyR1 or verl signature).")
+    path: str | None = Field(
+        None,
+        description="file.py:function or package.module:function of your own reward (TRL, EasyR1 or verl signature).",
+    )
+    conversational: bool | None = Field(
+        None,
+        description="Give a function of TRL's signature messages in place of texts; null = if it names their key "
+        "`content`.",
+    )
     kwargs: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments handed to the function.")
 
 

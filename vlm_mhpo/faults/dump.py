@@ -74,8 +74,13 @@ def unscored(groups: Sequence[Group]) -> Minibatch:
     return Minibatch(scored, (0.0,) * len(completions), tuple(completion.log_probs for completion in completions))
 
 
-def write_dump(run_dir: Path, step: int, batch: Minibatch, values: Mapping[str, Any], reason: str) -> Path:
+def write_dump(
+    run_dir: Path, step: int, batch: Minibatch, values: Mapping[str, Any], reason: str, details: str = ""
+) -> Path:
     """Write this rank's share of a bad step; needs no other rank. A full disk costs the dump and not the message.
+
+    Args:
+        details: what a message has no place for, such as a traceback.
 
     Returns:
         The folder, the same on all ranks.
@@ -90,6 +95,7 @@ def write_dump(run_dir: Path, step: int, batch: Minibatch, values: Mapping[str, 
         "rank": ranks.rank(),
         "world_size": ranks.world_size(),
         "reason": without_secrets(reason),
+        "details": without_secrets(details),
         "checkpoint": str(checkpoints[-1].resolve()) if checkpoints else "",
         "masked": sorted(batch.masked),
         "groups": [_group_record(scored) for scored in batch.groups],

@@ -149,6 +149,8 @@ REWARD_STD = Metric("reward_std", GATHERED, "", REWARDS, "Mean over groups of th
 REWARD_PART = Metric("rewards/{name}/{moment}", GATHERED, "", REWARDS,
                      "Mean and standard deviation of one reward function's values, without its weight.",
                      "the function gave some value")
+LOGGED = Metric("logged/{name}", GATHERED, "", REWARDS,
+                "Mean of what reward functions of your own passed to TRL's `log_metric`.", "a function logged it")
 EVAL_ACCURACY = Metric("eval/accuracy", GATHERED, "share", HELD_OUT, "Accuracy on `data.eval`.", _TESTED)
 EVAL_LENGTH = Metric("eval/mean_length", GATHERED, "tokens", HELD_OUT,
                      "Mean length of the completions on `data.eval`.", _TESTED)

@@ -122,9 +122,15 @@ def sample_rows(run_dir: Path, step: int, scored: ScoredGroup) -> list[dict[str,
             "extracted": scored.extracted[index],
             "num_tokens": len(completion.token_ids),
             "truncated": completion.truncated,
+            "logged": {name: _plain(values[index]) for name, values in scored.columns.items()},
         }
         for index, completion in enumerate(scored.group.completions)
     ]
+
+
+def _plain(value: Any) -> Any:
+    """A value that a reward function logged, as JSON can hold it."""
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def _norms_in(file: Path) -> list[float]:

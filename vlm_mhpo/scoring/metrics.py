@@ -17,6 +17,7 @@ def reward_metrics(scored: Sequence[ScoredGroup]) -> dict[str, float]:
             list(group.verdicts),
             [(len(c.token_ids), c.truncated) for c in group.group.completions],
             group.group.prompt.num_tokens,
+            dict(group.logged),
         )
         for group in scored
     ]
@@ -46,6 +47,8 @@ def reward_metrics(scored: Sequence[ScoredGroup]) -> dict[str, float]:
         if values:
             metrics[f"rewards/{name}/mean"] = mean(values)
             metrics[f"rewards/{name}/std"] = std(values)
+    for name in sorted({name for group in groups for name in group[5]}):
+        metrics[f"logged/{name}"] = mean([group[5][name] for group in groups if name in group[5]])
     for verdict in sorted(set(verdicts)):
         metrics[f"verdicts/{verdict}"] = verdicts.count(verdict) / count
     return metrics

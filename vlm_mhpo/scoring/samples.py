@@ -4,19 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from data_prep import Row
+from PIL import Image
+
+from data_prep import ImageSource, Row, open_image
 from rewards import Sample
 from vlm_mhpo.types import Completion, Group, Prompt
 
 
+class OpenedImages(Sequence):
+    """The images of a row, each decoded when it is first looked at: most reward functions look at none."""
+
+    def __init__(self, sources: Sequence[ImageSource]) -> None:
+        self._sources = sources
+        self._opened: dict[int, Image.Image] = {}
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def __getitem__(self, place: int) -> Image.Image:
+        source = self._sources[place]
+        if place not in self._opened:
+            self._opened[place] = open_image(source)
+        return self._opened[place]
+
+
 def to_samples(groups: Sequence[Group], template: str) -> list[Sample]:
-    """What reward functions may know of every completion, group after group."""
-    return [to_sample(group.prompt, completion, template) for group in groups for completion in group.completions]
+    """What reward functions may know of every completion, group after group; a group shares its opened images."""
+    return [
+        to_sample(group.prompt, completion, template, images)
+        for group in groups
+        for images in [OpenedImages(group.prompt.row.images)]
+        for completion in group.completions
+    ]
 
 
-def to_sample(prompt: Prompt, completion: Completion, template: str) -> Sample:
+def to_sample(
+    prompt: Prompt, completion: Completion, template: str, images: Sequence[Image.Image] | None = None
+) -> Sample:
     """What a reward function may know of one completion."""
     row = prompt.row
+    own = {"id": row.id, "source": row.source, "split": row.split}
+    own |= {"images": OpenedImages(row.images) if images is None else images}
+    own |= {"solution": row.solution} if row.solution else {}
     return Sample(
         prompt=row.problem,
         completion=completion.text,
@@ -30,7 +59,7 @@ def to_sample(prompt: Prompt, completion: Completion, template: str) -> Sample:
         truncated=completion.truncated,
         completion_ids=completion.token_ids,
         # A row's own columns (data_source, level, ...) under their names; ours win.
-        columns={**row.metadata, "id": row.id, "source": row.source, "split": row.split, "images": row.images},
+        columns={**row.metadata, **own},
     )
 
 

@@ -16,7 +16,10 @@ NOT_VERIFIED = "not_verified"
 
 def start_scorer(config: RewardsConfig, *, max_completion_length: int) -> Scorer:
     """The weighted rewards of a configuration with their verifier processes; a context manager."""
-    specs = [RewardSpec(name=f.name, weight=f.weight, path=f.path, kwargs=f.kwargs) for f in config.functions]
+    specs = [
+        RewardSpec(name=f.name, weight=f.weight, path=f.path, conversational=f.conversational, kwargs=f.kwargs)
+        for f in config.functions
+    ]
     return build_scorer(
         specs,
         num_workers=config.num_workers,
@@ -37,10 +40,11 @@ class Scoring:
     Args:
         scorer: the rewards.
         template: response format that answers are read from.
+        max_steps: of the run; reward functions are told.
     """
 
-    def __init__(self, scorer: Scorer, template: str) -> None:
-        self._scorer, self._template = scorer, template
+    def __init__(self, scorer: Scorer, template: str, max_steps: int = 0) -> None:
+        self._scorer, self._template, self._max_steps = scorer, template, max_steps
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="verify")
         self._early = EarlyVerdicts(scorer, template, self._thread)
 
@@ -54,14 +58,20 @@ class Scoring:
         """Groups of the current rollout that are there already."""
         self._early.begin(groups)
 
-    def __call__(self, groups: Sequence[Group]) -> list[ScoredGroup]:
-        """Score a rollout whose groups were all begun; raises what `score_groups` raises."""
+    def __call__(self, groups: Sequence[Group], step: int = 0) -> list[ScoredGroup]:
+        """Score a rollout whose groups were all begun, after `step` steps; raises what `score_groups` raises."""
         early, self._early = self._early, EarlyVerdicts(self._scorer, self._template, self._thread)
-        return score_groups(self._scorer, groups, self._template, early)
+        return score_groups(self._scorer, groups, self._template, early, step=step, max_steps=self._max_steps)
 
 
 def score_groups(
-    scorer: Scorer, groups: Sequence[Group], template: str, early: EarlyVerdicts | None = None
+    scorer: Scorer,
+    groups: Sequence[Group],
+    template: str,
+    early: EarlyVerdicts | None = None,
+    *,
+    step: int = 0,
+    max_steps: int = 0,
 ) -> list[ScoredGroup]:
     """Reward every completion of every group.
 
@@ -70,11 +80,14 @@ def score_groups(
         groups: of a rollout batch.
         template: response format that answers are read from.
         early: has begun to verify all these groups; None = verify now.
+        step, max_steps: finished training steps, and of how many; reward functions are told.
+
     Raises:
         rewards.RewardError: a user's function failed; rewards.VerifierError: workers keep dying. Both name the sample.
     """
     samples = to_samples(groups, template)
-    table = scorer.score(samples, early.wait(groups) if early else None)
+    verified = early.wait(groups) if early else None
+    table = scorer.score(samples, verified, global_step=step, max_steps=max_steps)
     # Without a weighted accuracy reward nothing was verified.
     verdicts = [verdict.value for verdict in table.verdicts] or [NOT_VERIFIED] * len(samples)
     extracted = [score.extracted for score in table.scores] or [None] * len(samples)
@@ -90,6 +103,8 @@ def score_groups(
                 rewards_by_name={name: tuple(values[part]) for name, values in table.by_name.items()},
                 verdicts=tuple(verdicts[part]),
                 extracted=tuple(extracted[part]),
+                logged=table.logged,
+                columns={name: values[part] for name, values in table.columns.items()},
             )
         )
     return scored

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,9 +43,9 @@ class Dumps:
     values: dict[str, Any]
     save_policy: Callable[[Path], None] | None = None
 
-    def write(self, step: int, batch: Minibatch, reason: str) -> Path:
+    def write(self, step: int, batch: Minibatch, reason: str, details: str = "") -> Path:
         """Write this rank's share of step `step` (1-based); see `faults.dump.write_dump`."""
-        return write_dump(self.run_dir, step, batch, self.values, reason)
+        return write_dump(self.run_dir, step, batch, self.values, reason, details)
 
     def bad_update(self, step: int, batch: Minibatch, message: str, *, stops: bool) -> None:
         """Keep the minibatch of an update that was not finite, and the weights if it ends the run."""
@@ -163,9 +164,9 @@ class Watch:
 
 
 def score_together(
-    score: Callable[[Sequence[Group]], list[ScoredGroup]], groups: Sequence[Group], dumps: Dumps, step: int
+    score: Callable[[Sequence[Group], int], list[ScoredGroup]], groups: Sequence[Group], dumps: Dumps, step: int
 ) -> list[ScoredGroup]:
-    """`score(groups)` on all ranks; when it fails on one, its batch is dumped and all raise.
+    """`score(groups, step - 1)` on all ranks; when it fails on one, its batch is dumped and all raise.
 
     Args:
         step: 1-based.
@@ -176,9 +177,9 @@ def score_together(
     scored: list[ScoredGroup] = []
     error = None
     try:
-        scored = score(groups)
+        scored = score(groups, step - 1)
     except (RewardError, VerifierError) as problem:
-        folder = dumps.write(step, unscored(groups), str(problem))
+        folder = dumps.write(step, unscored(groups), str(problem), "".join(traceback.format_exception(problem)))
         error = TrainingError(f"{problem}. The batch of step {step} is in {folder}")
     if ranks.largest(int(error is not None)):
         ranks.raise_together(error)

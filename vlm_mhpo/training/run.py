@@ -92,7 +92,7 @@ def open_training(config: Config, clock: Clock | None = None) -> Iterator[tuple[
             record_run(config, parts)
             records = stack.enter_context(recording(run_dir, config.logging, start))
             guard.remember(run_dir / "metrics.jsonl", start)
-            scoring = stack.enter_context(Scoring(scorer, config.data.template))
+            scoring = stack.enter_context(Scoring(scorer, config.data.template, config.train.max_steps))
             yield _build_loop(config, parts, objective, scoring, held_out, records, watch), start
         if config.logging.report and ranks.is_main():
             from vlm_mhpo.pages import write_report

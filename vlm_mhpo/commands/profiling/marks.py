@@ -71,9 +71,9 @@ class CountedScoring:
         """See `Scoring.begin`."""
         self.scoring.begin(groups)
 
-    def __call__(self, groups: Sequence[Group]) -> list[ScoredGroup]:
+    def __call__(self, groups: Sequence[Group], step: int) -> list[ScoredGroup]:
         """See `Scoring.__call__`."""
-        scored = self.scoring(groups)
+        scored = self.scoring(groups, step)
         self.tally.add("sample", scored, sampling_work)
         self.tally.tokens["sample"]["timeouts"] += sum(one.verdicts.count(Verdict.timeout) for one in scored)
         return scored
