@@ -33,7 +33,7 @@ def jobs(folder: Path, model: Path) -> list[dict[str, Any]]:
             file = folder / f"{name}.json"
             file.write_text(json.dumps({"zero_optimization": {"reduce_bucket_size": 1000}}))
             overrides.append(f"deepspeed.config={file}")
-        made.append({**common, "name": name, "max_tokens": 60, "overrides": overrides})
+        made.append({**common, "name": name, "max_tokens": 40, "overrides": overrides})
     # These add micro-batches in bfloat16, so there is one only.
     whole = {**common, "max_tokens": 10_000}
     for stage in ("0", "1"):
@@ -46,7 +46,7 @@ def jobs(folder: Path, model: Path) -> list[dict[str, Any]]:
 def found(tmp_path_factory) -> dict[str, dict[str, float]]:
     """Distances by job."""
     folder = tmp_path_factory.mktemp("reduction")
-    build_and_load(folder / "model", "qwen2_5_vl")
+    build_and_load(folder / "model", "qwen2")
     wanted = jobs(folder, folder / "model")
     (folder / "jobs.json").write_text(json.dumps(wanted))
     arguments = ("-m", "tests.system.drive_reduction", folder / "jobs.json", folder)
