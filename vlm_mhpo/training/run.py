@@ -92,6 +92,7 @@ def open_training(config: Config, clock: Clock | None = None) -> Iterator[tuple[
             parts = replace(parts, sampler=Watched(parts.sampler, guard.on_token))
             held_out = _build_held_out(config, parts, verifier, benchmarks, guard)
             check_same_rows(parts.train_rows)
+            check_same_rows(parts.eval_rows, "held-out rows")
             print_start(config, parts)
             watch = _build_watch(config, parts, guard, clock)
             start = watch.saving.resume()
