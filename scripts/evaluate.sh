@@ -5,6 +5,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 [ $# -ge 1 ] || { echo "usage: [NPROC=N] $0 CONFIG [--model RUN_OR_MODEL] [--out DIR] [key.sub=value ...]" >&2; exit 2; }
 bash scripts/setup.sh
-gpus="$(.venv/bin/python -c 'import torch; print(torch.cuda.device_count())')"
-nproc="${NPROC:-$(( gpus > 0 ? gpus : 1 ))}"
+. scripts/ranks.sh
 exec .venv/bin/torchrun --standalone --nproc_per_node "$nproc" -m vlm_mhpo.cli evaluate "$@"

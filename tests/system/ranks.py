@@ -43,19 +43,41 @@ def run_ranks(
         timeout_s: after it all processes are killed; their code is None.
         env: more environment variables.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, *map(str, arguments)]
-    processes, files = [], []
     port = str(free_port())
-    for rank in range(num_ranks):
-        names = [folder / f"rank{rank}.{stream}" for stream in ("out", "err")]
+    surroundings = [environment(rank, num_ranks, port, env) for rank in range(num_ranks)]
+    return run_together([command] * num_ranks, surroundings, folder, timeout_s=timeout_s)
+
+
+def fork_ranks(module: str, *arguments: Path, folder: Path, num_ranks: int, timeout_s: float = 120.0) -> None:
+    """Call `module.main(*arguments)` on so many ranks, see `tests.system.forked`; all must end well."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ("-m", "tests.system.forked", str(num_ranks), str(free_port()), folder, module, *arguments)
+    (parent,) = run_ranks(command, folder / "forked", timeout_s=timeout_s)
+    told = [(folder / f"rank{rank}.err").read_text()[-3000:] for rank in range(num_ranks)]
+    assert parent.code == 0, "\n".join([parent.stderr[-1000:], *told])
+
+
+def run_together(
+    commands: Sequence[Sequence[str]],
+    surroundings: Sequence[Mapping[str, str]],
+    folder: Path,
+    *,
+    timeout_s: float,
+    name: str = "rank",
+) -> list[Ended]:
+    """Run a command in each of the environments at once and wait for all, as `run_ranks` does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    processes, files = [], []
+    for index, (command, env) in enumerate(zip(commands, surroundings, strict=True)):
+        names = [folder / f"{name}{index}.{stream}" for stream in ("out", "err")]
         files.append(names)
         with names[0].open("w") as out, names[1].open("w") as err:
             processes.append(
                 subprocess.Popen(
                     command,
                     cwd=REPOSITORY,
-                    env=environment(rank, num_ranks, port, env),
+                    env=env,
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=err,
@@ -64,8 +86,8 @@ def run_ranks(
             )
     cut_off = wait(processes, timeout_s)
     return [
-        Ended(None if rank in cut_off else process.returncode, out.read_text(), err.read_text())
-        for rank, (process, (out, err)) in enumerate(zip(processes, files, strict=True))
+        Ended(None if index in cut_off else process.returncode, out.read_text(), err.read_text())
+        for index, (process, (out, err)) in enumerate(zip(processes, files, strict=True))
     ]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from pathlib import Path
 
 
 def even_tokens(completion_ids: list[list[int]], **_) -> list[float]:
@@ -13,6 +15,15 @@ def even_tokens(completion_ids: list[list[int]], **_) -> list[float]:
 def odd_tokens(completion_ids: list[list[int]], **_) -> list[float]:
     """The same, negated."""
     return [-value for value in even_tokens(completion_ids)]
+
+
+def held_after_two_steps(completion_ids: list[list[int]], **_) -> list[float]:
+    """As `even_tokens`; after the second step only once the file HOLD in the run's folder RUN is gone."""
+    run_dir = Path(os.environ["RUN"])
+    metrics = run_dir / "metrics.jsonl"
+    while (run_dir / "HOLD").exists() and metrics.exists() and metrics.read_text().count("\n") >= 2:
+        time.sleep(0.05)
+    return even_tokens(completion_ids)
 
 
 def raises(completions: list[str], **_) -> list[float]:

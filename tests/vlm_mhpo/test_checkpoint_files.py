@@ -227,6 +227,25 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path):
         checkpoint.read_state(tmp_path / "step_000001")
 
 
+@pytest.mark.parametrize(
+    ("num_bytes", "told"), [(None, r"rank_1\.pt is not there"), (9, r"rank_1\.pt has 9 of 10 bytes")]
+)
+def test_a_commit_needs_every_listed_file_with_its_size(num_bytes, told, tmp_path):
+    """A listing comes from all ranks, and another's file may be on another disk, or not whole yet."""
+    staging = tmp_path / "staging"
+    staging.mkdir()
+    (staging / "rank_0.pt").write_bytes(b"0" * 10)
+    if num_bytes:
+        (staging / "rank_1.pt").write_bytes(b"1" * num_bytes)
+    listing = {f"rank_{rank}.pt": {"bytes": 10, "sha256": "0" * 64} for rank in (0, 1)}
+    with pytest.raises(OSError, match=f"{told}.*put output_dir on a file system that all nodes share"):
+        checkpoint.commit(staging, tmp_path / "step_000001", {"format_version": 1}, listing=listing)
+    assert not (tmp_path / "step_000001").exists()
+    (staging / "rank_1.pt").write_bytes(b"1" * 10)
+    checkpoint.commit(staging, tmp_path / "step_000001", {"format_version": 1}, listing=listing)
+    assert (tmp_path / "step_000001" / "rank_1.pt").is_file()
+
+
 def test_going_back_and_saving_never_leaves_only_the_damaged_one(tmp_path):
     """After a fall back from step 4 to step 2 the run saves step 3: pruning must not take the good for the old."""
     save(tmp_path, 2, keep=2)

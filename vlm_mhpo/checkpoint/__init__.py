@@ -5,6 +5,7 @@ from vlm_mhpo.checkpoint.files import DISK, Disk, only_writer
 from vlm_mhpo.checkpoint.names import folder_of, step_of, steps_in
 from vlm_mhpo.checkpoint.reading import (
     check_state,
+    digest,
     load,
     newest_valid,
     read_state,
@@ -25,6 +26,7 @@ __all__ = [
     "best_step",
     "check_state",
     "commit",
+    "digest",
     "finish",
     "folder_of",
     "load",

@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -111,6 +111,29 @@ def folders_of(folder: Path) -> list[Path]:
 def listing_of(files: list[Path], folder: Path) -> dict[str, dict[str, Any]]:
     """The manifest's entries of some files: bytes and sha256, by their name inside `folder`."""
     return {str(file.relative_to(folder)): {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files}
+
+
+def check_all_here(folder: Path, listing: Mapping[str, Mapping[str, Any]]) -> None:
+    """OSError that names the first listed file that is not in the folder with its size.
+
+    Each is opened: a network file system may answer what it remembers of a file until somebody opens it.
+    """
+    for name, entry in listing.items():
+        found = _size(folder / name)
+        if found != entry["bytes"]:
+            what = "is not there" if found is None else f"has {found} of {entry['bytes']} bytes"
+            raise OSError(
+                f"{folder / name} {what} where rank 0 looks: put output_dir on a file system that all nodes share"
+            )
+
+
+def _size(file: Path) -> int | None:
+    """Bytes of a file, None if there is none."""
+    try:
+        with file.open("rb") as stream:
+            return os.fstat(stream.fileno()).st_size
+    except OSError:
+        return None
 
 
 def sha256(file: Path) -> str:

@@ -65,6 +65,14 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
+def digest(root: Path, step: int) -> str | None:
+    """What tells a checkpoint from others of the same step: the digest of its manifest; None if it is not there."""
+    try:
+        return sha256(folder_of(root, step) / MANIFEST)
+    except OSError:
+        return None
+
+
 def _refuse_links(folder: Path) -> None:
     """CheckpointError for a checkpoint that is, or holds, anything but files and folders of its own."""
     for path in (folder, *sorted(folder.rglob("*"))):

@@ -17,7 +17,16 @@ from typing import Any
 import torch
 
 from vlm_mhpo.checkpoint.best import Best, write_best
-from vlm_mhpo.checkpoint.files import DISK, Disk, files_of, folders_of, listing_of, remove_tree, write_json
+from vlm_mhpo.checkpoint.files import (
+    DISK,
+    Disk,
+    check_all_here,
+    files_of,
+    folders_of,
+    listing_of,
+    remove_tree,
+    write_json,
+)
 from vlm_mhpo.checkpoint.names import (
     ENGINE_TAG,
     FORMAT_VERSION,
@@ -224,8 +233,12 @@ def commit(
 
     Args:
         listing: manifest entries of the files that are on the disk already; the others are fsynced and listed here.
+
+    Raises:
+        OSError: a file of the listing is not there with its size, or the disk refuses something.
     """
     listing = dict(listing or {})
+    check_all_here(staging, listing)
     write_json(disk, staging / STATE, state)
     others = [file for file in files_of(staging) if str(file.relative_to(staging)) not in listing]
     for file in others:

@@ -57,6 +57,11 @@ class DeepSpeedConfig(Section):
         False, description="Optimizer state in host memory (compiles DeepSpeed's CPU Adam)."
     )
     offload_param: bool = Field(False, description="ZeRO-3 weights in host memory.")
+    reduce_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Type that the ranks' gradients of a bfloat16 model are added in; a weight takes 4 bytes or 2 on "
+        "the way.",
+    )
     config: str | None = Field(
         None, description="Your own DeepSpeed JSON; batch, clipping and precision keys are ours."
     )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vlm_mhpo.config import DeepSpeedConfig, OptimizerConfig
 from vlm_mhpo.engine.optimizer import build_optimizer
-from vlm_mhpo.engine.settings import deepspeed_settings
+from vlm_mhpo.engine.settings import adds_ranks, deepspeed_settings
 from vlm_mhpo.errors import ConfigError
 from vlm_mhpo.runtime import ranks
 
@@ -70,8 +70,9 @@ class Engine:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of `loss`; losses of micro-batches and ranks add up exactly (no averaging)."""
-        # DeepSpeed averages over ranks; our losses carry global denominators and must be summed.
-        self.deepspeed.backward(loss * ranks.world_size(), scale_wrt_gas=False)
+        # A factor is no detail in bfloat16: one of 3 rounds other bits in every operation of the backward.
+        factor = 1 if adds_ranks(self.zero_stage) else ranks.world_size()
+        self.deepspeed.backward(loss * factor, scale_wrt_gas=False)
 
     def update(self, learning_rate: float) -> UpdateResult:
         """One AdamW step at `learning_rate` with the gradients since the last one, clipped by global norm."""

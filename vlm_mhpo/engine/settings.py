@@ -19,10 +19,13 @@ OWN_KEYS = (
     "gradient_clipping",
     "optimizer",
     "scheduler",
+    "gradient_allreduce_op",
     "bf16",
     "fp16",
     "managed_gradient_accumulation",
 )
+# Elements, half of DeepSpeed's default: in float32 they take the memory that the default takes in bfloat16.
+FLOAT32_BUCKET = 250_000_000
 
 
 def deepspeed_settings(config: DeepSpeedConfig, *, dtype: str, max_grad_norm: float) -> dict[str, Any]:
@@ -40,9 +43,15 @@ def deepspeed_settings(config: DeepSpeedConfig, *, dtype: str, max_grad_norm: fl
     if dtype == "bfloat16" and adds_in_float32(zero["stage"]):
         # By default every micro-batch would round the sum of the gradients to bfloat16.
         settings["data_types"] = {"grad_accum_dtype": "fp32"} | settings.get("data_types", {})
+    if dtype == "bfloat16" and config.reduce_dtype == "float32":
+        # By default the ranks' gradients would be added in bfloat16.
+        settings.setdefault("communication_data_type", "fp32")
+        zero.setdefault("reduce_bucket_size", FLOAT32_BUCKET)
     settings |= {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
+        # Our losses carry global denominators. Stage 3 knows the mean alone, see `Engine.backward`.
+        "gradient_allreduce_op": "sum" if adds_ranks(zero["stage"]) else "mean",
         # We decide when a batch is complete: the number of micro-batches follows from the token budget.
         "managed_gradient_accumulation": False,
         "gradient_clipping": max_grad_norm if zero["stage"] else 0.0,
@@ -57,6 +66,11 @@ def deepspeed_settings(config: DeepSpeedConfig, *, dtype: str, max_grad_norm: fl
 def adds_in_float32(stage: int) -> bool:
     """Whether DeepSpeed can add the gradients of bfloat16 micro-batches in float32 without another optimizer."""
     return stage >= 2
+
+
+def adds_ranks(stage: int) -> bool:
+    """Whether DeepSpeed can add the ranks' gradients; else it takes their mean."""
+    return stage < 3
 
 
 def _read_user_settings(path: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from vlm_mhpo.evaluation.benchmark_run import (
 from vlm_mhpo.evaluation.chosen import BenchmarkRows
 from vlm_mhpo.evaluation.held_out import judge_held_out, write_evaluation
 from vlm_mhpo.evaluation.tasks import Judge, on_main
+from vlm_mhpo.faults.agreement import check_same_folder, check_same_rows, check_same_setting, check_same_weights
 from vlm_mhpo.prompts.builder import prompt_builder
 from vlm_mhpo.prompts.rows import read_rows, usable_rows
 from vlm_mhpo.records.evaluation import Evaluation, Results
@@ -48,11 +49,14 @@ def evaluate_held_out(
     ranks.start(config.num_threads)
     data, folder = config.data, out or Path(config.output_dir) / "eval"
     asked = config.model.model_copy(update={"path": model or config.model.path})
+    check_same_setting(config.model_dump(), folder)
     opened = open_policy(asked, Path(config.output_dir), "judge")
+    check_same_weights(asked.path, opened.policy)
     builder = prompt_builder(data, opened.codec, opened.policy.family)
     rows = usable_rows(
         read_rows(data.eval, data, data.eval_split, data.max_eval_rows), builder, overlong="never", what="held-out"
     )
+    check_same_rows(rows, "held-out rows")
     params = held_out_params(config.eval, config.rollout)
     sampler = build_sampler(config.rollout, opened.policy, opened.codec)
     with start_verifier(config.rewards) as verifier:
@@ -82,8 +86,13 @@ def evaluate_benchmarks(config: Config, chosen: Sequence[BenchmarkRows], model: 
             the training rows cannot be read.
     """
     ranks.start(config.num_threads)
+    check_same_setting(config.model_dump(), options.out)
+    check_same_folder("--out", options.out)
+    for one in chosen:
+        check_same_rows(one.asked, f"rows of {one.name}")
     shared = on_main(lambda: overlaps(chosen, options.train))
     opened = open_policy(config.model.model_copy(update={"path": model}), options.out, "judge")
+    check_same_weights(model, opened.policy)
     codec = opened.codec
     params = held_out_params(config.eval, config.rollout)
     state = on_main(

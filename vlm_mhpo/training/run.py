@@ -17,7 +17,12 @@ from vlm_mhpo.engine.reference import Reference
 from vlm_mhpo.evaluation.benchmark_run import benchmark_judge
 from vlm_mhpo.evaluation.chosen import BenchmarkRows, chosen_benchmarks
 from vlm_mhpo.evaluation.tasks import Judge
-from vlm_mhpo.faults.agreement import check_same_rows, check_same_setting
+from vlm_mhpo.faults.agreement import (
+    check_same_folder,
+    check_same_rows,
+    check_same_setting,
+    check_same_weights,
+)
 from vlm_mhpo.faults.guard import Guard
 from vlm_mhpo.faults.stopping import StopRequest
 from vlm_mhpo.faults.watchdog import Watchdog
@@ -62,6 +67,7 @@ def guarded_run(config: Config) -> Iterator[Guard]:
     run_dir = Path(config.output_dir)
     check_same_setting(config.model_dump(), run_dir)
     with StopRequest() as stop, Watchdog(config.faults, stop) as watchdog, only_writer(run_dir):
+        check_same_folder("output_dir", run_dir, "checkpoints")
         yield Guard(stop, watchdog)
 
 
@@ -86,6 +92,7 @@ def open_training(config: Config, clock: Clock | None = None) -> Iterator[tuple[
             parts = replace(parts, sampler=Watched(parts.sampler, guard.on_token))
             held_out = _build_held_out(config, parts, verifier, benchmarks, guard)
             check_same_rows(parts.train_rows)
+            check_same_rows(parts.eval_rows, "held-out rows")
             print_start(config, parts)
             watch = _build_watch(config, parts, guard, clock)
             start = watch.saving.resume()
@@ -156,7 +163,7 @@ def _build_loop(
     """The stages of RL, each with the sections of the configuration that it reads."""
     train, rollout, engine = config.train, config.rollout, parts.engine
     settings = update_settings(train, rollout, objective, beta=config.objective.beta, pad_id=parts.codec.pad_id)
-    reference = _open_reference(config) if config.objective.beta else None
+    reference = _open_reference(config, engine.zero_stage) if config.objective.beta else None
     return Loop(
         prompts=PromptStream(
             parts.train_rows,
@@ -196,7 +203,10 @@ def _build_loop(
     )
 
 
-def _open_reference(config: Config) -> Reference:
+def _open_reference(config: Config, zero_stage: int) -> Reference:
     """The policy that the run started from, frozen."""
     opened = open_policy(config.model, Path(config.output_dir), "reference", deepspeed=config.deepspeed)
+    if zero_stage < 3:
+        # The trained weights are rank 0's everywhere; these are what each rank has read.
+        check_same_weights(config.model.path, opened.policy)
     return Reference.hold(opened.policy, config.deepspeed, dtype=config.model.dtype)

@@ -131,6 +131,7 @@ class Checkpoints:
                 error = problem
         ranks.raise_together(error)
         step, recut = ranks.gather_objects((found and found[0], recut))[0]
+        _check_all_see(self._root, step)
         if not step:
             return 0
         (checkpoint.load_resharded if recut else checkpoint.load)(self._engine, checkpoint.folder_of(self._root, step))
@@ -214,6 +215,20 @@ class Checkpoints:
                 raise
             if ranks.is_main():
                 tqdm.write(f"WARNING: {problem}; going on without it (checkpoint.on_error=continue)")
+
+
+def _check_all_see(root: Path, step: int | None) -> None:
+    """CheckpointError on every rank unless all see the checkpoint to continue from or, without one, no checkpoint.
+
+    Else one that finds none on its node would begin anew what others have been trained for.
+    """
+    seen = ranks.gather_objects((checkpoint.steps_in(root), step and checkpoint.digest(root, step)))
+    for rank, (steps, digest) in enumerate(seen):
+        if digest != seen[0][1] or (step is None and steps):
+            raise CheckpointError(
+                f"rank {rank} finds checkpoints of steps {steps} in {root} and rank 0 finds {seen[0][0]}: put it on a "
+                "file system that all nodes share"
+            )
 
 
 def _refuse_silent_restart(run_dir: Path) -> None:

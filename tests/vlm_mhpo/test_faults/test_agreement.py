@@ -15,6 +15,11 @@ def test_a_single_rank_agrees_with_itself(tmp_path):
     agreement.check_same_setting(parse_config(minimal()).model_dump(), tmp_path)
 
 
+def test_a_single_rank_shares_no_folder_and_writes_none(tmp_path):
+    agreement.check_same_folder("output_dir", tmp_path / "run", "checkpoints")
+    assert not (tmp_path / "run").exists()
+
+
 def test_every_value_that_differs_is_named_with_its_rank(monkeypatch):
     others = [{"a": "1", "b": "2"}, {"a": "1", "b": "2"}, {"a": "9", "b": "2", "c": "3"}]
     monkeypatch.setattr(ranks, "gather_objects", lambda value: others)

@@ -25,7 +25,8 @@ from vlm_mhpo.models.families.costs import Stack
 BYTES = {"float32": 4, "bfloat16": 2}
 FLOAT32 = 4
 ADAM_MOMENTS = 2 * FLOAT32
-# DeepSpeed's default, elements; one flat buffer, however small the model (a CPU never touches most of it).
+# DeepSpeed's default, elements; one flat buffer, however small the model (a CPU never touches most of it). A bfloat16
+# model's ranks add in float32, in a bucket of half as many.
 REDUCE_BUCKET = 500_000_000
 # DeepSpeed steps ZeRO-3 in groups of this many weights.
 SUB_GROUP = 1_000_000_000
