@@ -10,7 +10,7 @@ base="$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib
 env="${NEWEST_ENV:-.venv/newest}"
 [ -x "$env/bin/python" ] || .venv/bin/python -m venv "$env"
 own="$("$env/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-# Last on the path, so that what is installed here comes first; not seen through a .pth are the editable installs there.
+# Last on the path, so that what is installed here comes first.
 echo "$base" > "$own/zz_base.pth"
 read -ra pins <<< "${PINS:-}"
 "$env/bin/python" -m pip install --quiet --upgrade pip
@@ -18,7 +18,6 @@ read -ra pins <<< "${PINS:-}"
 echo "other than in constraints.txt:"
 "$env/bin/python" - << 'EOF'
 import importlib.metadata
-import re
 from pathlib import Path
 
 lines = [line.split("==") for line in Path("constraints.txt").read_text().split() if "==" in line]
