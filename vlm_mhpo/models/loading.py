@@ -94,7 +94,9 @@ def load_policy(
     freeze(model, family, vision_tower_frozen=freeze_vision_tower, projector_frozen=freeze_projector)
     adapt(model, family, attn_implementation)
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # The name that transformers 6 keeps, and the one that 5.20 knows.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     codec = load_codec(path, model, family, revision=revision, min_pixels=min_pixels, max_pixels=max_pixels)
     vocabulary_size = model.config.get_text_config().vocab_size
     return Policy(model, family, banned_tokens(codec.tokenizer, vocabulary_size, family.placeholders)), codec

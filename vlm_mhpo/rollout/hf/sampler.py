@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vlm_mhpo.models.attention import cache_name
 from vlm_mhpo.models.loading import Codec
 from vlm_mhpo.models.logprobs import scaled_logits
 from vlm_mhpo.models.policy import Policy
@@ -158,7 +159,7 @@ class HfSampler:
         with span("sample/prefill"):
             outputs = self.policy.model.model(**padded.inputs, use_cache=True)
         hidden_PH = outputs.last_hidden_state[torch.arange(len(prompts), device=device), padded.last_P]
-        cache, mask_PS = outputs.past_key_values, padded.inputs["attention_mask"]
+        cache, mask_PS = outputs[cache_name()], padded.inputs["attention_mask"]
         if self.policy.family.shares_prompt:
             prefix = [(layer.keys, layer.values) for layer in cache.layers]
             cache = SharedPrefixCache(prefix, mask_PS, num_samples)

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_mhpo.models.attention import no_mask
+from vlm_mhpo.models.attention import cache_name, no_mask
 
 # Room for a completion's keys grows by doubling: one move of what is there for every doubling.
 FIRST_ROOM = 32
@@ -57,7 +57,7 @@ class SharedPrefixCache:
     def inputs(self, num_rows: int) -> dict[str, Any]:
         """Keyword arguments of the transformers model that feed one token to each row."""
         return {
-            "past_key_values": self,
+            cache_name(): self,
             "shared_prefix": self,
             "attention_mask": no_mask(self._prefix[0][1]),
         }
@@ -189,7 +189,7 @@ class CopiedPrefixCache:
     def inputs(self, num_rows: int) -> dict[str, Any]:
         """See `SharedPrefixCache.inputs`."""
         self._mask_BS = torch.cat([self._mask_BS, self._mask_BS.new_ones(num_rows, 1)], dim=1)
-        return {"past_key_values": self._cache, "attention_mask": self._mask_BS}
+        return {cache_name(): self._cache, "attention_mask": self._mask_BS}
 
     def select(self, keep_B: Tensor) -> None:
         """See `SharedPrefixCache.select`."""
