@@ -86,7 +86,11 @@ def test_loss_and_gradient_are_those_of_the_whole_batch(model, batch, kind):
     ],
 )
 def test_only_what_adds_exactly_nothing_is_left_out(objective, beta, skips, tmp_path):
-    (tmp_path / "mine.py").write_text("def says_so(): ...\nsays_so.scales_with_advantage = True\n")
+    (tmp_path / "mine.py").write_text(
+        "def says_so(log_probs, old, advantages, mask, **_):\n"
+        "    return -(advantages[:, None] * log_probs)[mask].sum(), {}\n\n\n"
+        "says_so.scales_with_advantage = True\n"
+    )
     if isinstance(objective, CustomConfig):
         objective = objective.model_copy(update={"path": objective.path.format(folder=tmp_path)})
     train = TrainConfig(max_steps=1, num_prompts_per_step=8)

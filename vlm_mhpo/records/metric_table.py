@@ -23,7 +23,7 @@ REDUCTIONS = {
     MIN: "the smallest value of any token",
     MAX: "the largest value of any token",
     ADD: "added over micro-batches and ranks",
-    STATISTICS: "`mean` is a `sum`, `min` and `max` are what they say",
+    STATISTICS: "`mean` is a `sum` (or a `part`, of some updates' tokens), `min` and `max` are what they say",
     GATHERED: "computed from the gathered values of all ranks",
     PLAIN: "made of figures that are global already, or of the main rank's clock",
 }
@@ -229,7 +229,7 @@ KL_TO_SAMPLER = Metric("kl_to_sampler", SUM, "nats per token", DIVERGENCE,
                        "KL divergence from the sampling policy, estimated by r - 1 - log r.", _READ)
 KL_LAST_MINIBATCH = Metric("kl_to_sampler/last_minibatch", SUM, "nats per token", DIVERGENCE,
                            "The same in the last update of the step that read a token, where it is largest.", _READ)
-SAMPLING_GAP = Metric("sampling/sampling_logp_difference/{size}", GATHERED, "nats", DIVERGENCE,
+SAMPLING_GAP = Metric("sampling/sampling_logp_difference/{size}", STATISTICS, "nats", DIVERGENCE,
                       "Mean and largest distance of the log-probs of sampler and trainer at equal weights, over the "
                       "tokens of the first update.", "the first update read some token")
 STEP_TIME = Metric("step_time", PLAIN, "s", TIMES, "Time of the step on the wall clock.")
