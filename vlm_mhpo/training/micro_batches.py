@@ -88,8 +88,11 @@ def micro_batches(
     # ZeRO-2 and 3 communicate in every forward and backward, so all ranks need as many as the busiest. Agreed before
     # the first one: a rank that asked after its last would meet the others in the middle of theirs.
     num_padding = max(1, ranks.largest(len(plan))) - len(plan)
+    real = [build(items, is_padding=False) for items in plan]
+    if not num_padding:
+        return real
     spare = plan[-1][-1:] if plan else [_shortest(prompts, lengths)]
-    return [build(items, is_padding=False) for items in plan] + num_padding * [build(spare, is_padding=True)]
+    return real + num_padding * [build(spare, is_padding=True)]
 
 
 def _shortest(prompts: Sequence[Prompt], lengths: Sequence[Sequence[int]]) -> PackedItem:
