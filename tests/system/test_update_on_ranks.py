@@ -22,7 +22,7 @@ from tests.system.batches import ADAM, CUT, LENGTHS, REWARDS, REWARDS_OF, load_t
 from tests.system.ranks import Ended, run_ranks
 from vlm_mhpo.models.tiny import build_tiny
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.full, pytest.mark.timeout(240)]
 
 BASE = Path(__file__).with_name("base.yaml")
 STAGES = (0, 1, 2, 3)
@@ -76,7 +76,7 @@ def launch(folder: Path, model: Path, jobs: Sequence[dict[str, Any]], num_ranks:
         )
     (folder / "jobs.json").write_text(json.dumps(requests))
     arguments = ("-m", "tests.system.drive_updates", folder / "jobs.json", folder)
-    return Launch(folder, run_ranks(arguments, folder, num_ranks=num_ranks, timeout_s=100))
+    return Launch(folder, run_ranks(arguments, folder, num_ranks=num_ranks, timeout_s=160))
 
 
 def equality_jobs() -> list[dict[str, Any]]:
