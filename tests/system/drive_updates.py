@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from vlm_mhpo.objectives import build_objective
 from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.rollout.hf.sampler import HfSampler
 from vlm_mhpo.runtime import ranks
+from vlm_mhpo.training.forwards import log_probs_of, update_settings
 from vlm_mhpo.training.minibatches import advantages_of, truncated_in
-from vlm_mhpo.training.update import log_probs_of, update_on, update_settings
+from vlm_mhpo.training.update import update_on
 from vlm_mhpo.types import Minibatch
 
 
@@ -50,6 +52,7 @@ def run(job: dict[str, Any], out: Path) -> dict[str, Any]:
     update = update_settings(
         config.train, config.rollout, objective, beta=config.objective.beta, pad_id=model.codec.pad_id
     )
+    update = replace(update, skips_idle=update.skips_idle and not job.get("reads_all"))
     result: dict[str, Any] = {}
     if job.get("sample"):
         # Budgets that differ by rank stand for completions that end at different times.

@@ -28,8 +28,8 @@ from vlm_mhpo.models.tiny import build_tiny
 from vlm_mhpo.rollout.base import SamplingParams, Watched
 from vlm_mhpo.rollout.choosing import choose_tokens, keep_likely
 from vlm_mhpo.rollout.hf.sampler import HfSampler
+from vlm_mhpo.training.forwards import log_probs_of
 from vlm_mhpo.training.micro_batches import micro_batches
-from vlm_mhpo.training.update import log_probs_of
 
 SEED = (5, "rollout", 0)
 SIDES = ("left", "right")

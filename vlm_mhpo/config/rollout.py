@@ -26,6 +26,6 @@ class RolloutConfig(Section):
     max_resample_times: int = Field(3, ge=0, description="Tries of dynamic sampling; then the step goes on.")
     old_log_probs: Literal["trainer", "sampler"] = Field(
         "trainer",
-        description="Where the ratio's denominator comes from: one more forward of the trainer (exact in bfloat16), "
-        "or the sampler's own (free; right in float32).",
+        description="Where the ratio's denominator comes from: the trainer (exact in bfloat16; one more forward of "
+        "all minibatches but the first), or the sampler's own (free; right in float32).",
     )

@@ -49,8 +49,15 @@ def entropy(logits_NV: Tensor) -> Tensor:
 
 
 def token_log_probs(
-    hidden_NH: Tensor, targets_N: Tensor, lm_head: nn.Linear, banned_V: Tensor, *, temperature: float, chunk_size: int
-) -> tuple[Tensor, Tensor]:
+    hidden_NH: Tensor,
+    targets_N: Tensor,
+    lm_head: nn.Linear,
+    banned_V: Tensor,
+    *,
+    temperature: float,
+    chunk_size: int,
+    with_entropy: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """Log-probs of `targets_N` and entropies of their distributions.
 
     Args:
@@ -60,14 +67,15 @@ def token_log_probs(
         banned_V: [V] bool, True for tokens that can never be sampled.
         temperature: softmax temperature, > 0.
         chunk_size: rows whose logits exist at the same time; they are computed again in backward.
+        with_entropy: False = nobody reads the entropies, so they are not computed.
 
     Returns:
-        log_probs_N: [N] float32, nats, with gradient. entropy_N: [N] float32, nats, constant.
+        log_probs_N: [N] float32, nats, with gradient. entropy_N: [N] float32, nats, constant; or None.
     """
 
-    def forward(hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(hidden: Tensor) -> tuple[Tensor, Tensor | None]:
         return TokenLogProbs.apply(
-            hidden, lm_head.weight, lm_head.bias, targets_N, banned_V, float(temperature), chunk_size
+            hidden, lm_head.weight, lm_head.bias, targets_N, banned_V, float(temperature), chunk_size, with_entropy
         )
 
     # In the place of the module's own product, and only for this call.
@@ -91,29 +99,33 @@ class TokenLogProbs(torch.autograd.Function):
         banned_V: Tensor,
         temperature: float,
         chunk_size: int,
-    ) -> tuple[Tensor, Tensor]:
+        with_entropy: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         log_probs_N = hidden_NH.new_empty(len(targets_N), dtype=torch.float32)
-        entropy_N, total_N = torch.empty_like(log_probs_N), torch.empty_like(log_probs_N)
+        total_N = torch.empty_like(log_probs_N)
+        entropy_N = torch.empty_like(log_probs_N) if with_entropy else None
         ctx.settings = temperature, chunk_size
         for chunk in chunks(len(targets_N), chunk_size):
             logits_NV = _chunk_logits(hidden_NH[chunk], weight_VH, bias_V, banned_V, temperature)
             for rows in chunks(len(logits_NV), SLICE):
                 here = slice(chunk.start + rows.start, chunk.start + rows.stop)
                 total_N[here] = logits_NV[rows].logsumexp(dim=-1)
-                entropy_N[here] = entropy(logits_NV[rows])
+                if entropy_N is not None:
+                    entropy_N[here] = entropy(logits_NV[rows])
             chosen_N = logits_NV.gather(-1, targets_N[chunk, None]).squeeze(-1)
             log_probs_N[chunk] = chosen_N - total_N[chunk]
             # Or the next chunk would be made beside this one.
             del logits_NV
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, banned_V, total_N)
-        ctx.mark_non_differentiable(entropy_N)
+        if entropy_N is not None:
+            ctx.mark_non_differentiable(entropy_N)
         return log_probs_N, entropy_N
 
     @staticmethod
-    def backward(ctx, gradient_N: Tensor, _entropy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, gradient_N: Tensor, _entropy: Tensor | None) -> tuple[Tensor | None, ...]:
         call = HeadCall(*ctx.saved_tensors, *ctx.settings)
         gradients = _gradients_by_words if rounds(call.weight_VH) else _gradients_by_tokens
-        return (*gradients(call, gradient_N, ctx.needs_input_grad[:3]), None, None, None, None)
+        return (*gradients(call, gradient_N, ctx.needs_input_grad[:3]), None, None, None, None, None)
 
 
 @dataclass(frozen=True, slots=True)

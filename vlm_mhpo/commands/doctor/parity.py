@@ -16,7 +16,7 @@ from vlm_mhpo.prompts.rows import read_rows
 from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.rollout.build import build_sampler
 from vlm_mhpo.runtime import ranks
-from vlm_mhpo.training.update import log_probs_of, update_settings
+from vlm_mhpo.training.forwards import log_probs_of, update_settings
 from vlm_mhpo.types import ScoredGroup
 
 NUM_PROMPTS, NUM_SAMPLES, MOST_TOKENS = 2, 2, 128
