@@ -12,6 +12,7 @@ import torch
 from vlm_mhpo.models.loading import Codec
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.rollout.base import OnGroups, SamplingParams, nothing
+from vlm_mhpo.rollout.hf.budget import budget_of
 from vlm_mhpo.rollout.hf.decoding import Decoding, Drawn, Work
 from vlm_mhpo.rollout.hf.prefill import Prefilled, prefill
 from vlm_mhpo.runtime.seeding import derive_seed
@@ -24,7 +25,8 @@ class HfSampler:
     Args:
         policy: the policy; its weights are read at every call.
         codec: tokenizer and end tokens.
-        max_batch_tokens: prompt plus budget tokens decoded together.
+        max_batch_tokens: tokens that the cache may hold: a prompt once, and the budget of each completion; None = as
+            many as fit in the memory that is free at the first call, which all ranks make together.
         whole_weights: context in which the weights are whole (ZeRO-3 gathers them); entered once per call.
         padding_side: where shorter prompts are padded; both give the same completions (left without shared prompts).
     """
@@ -34,7 +36,7 @@ class HfSampler:
         policy: Policy,
         codec: Codec,
         *,
-        max_batch_tokens: int,
+        max_batch_tokens: int | None,
         whole_weights: Callable[[], AbstractContextManager] = nullcontext,
         padding_side: Literal["left", "right"] = "left",
     ) -> None:
@@ -48,6 +50,10 @@ class HfSampler:
     def sync(self, step: int) -> None:
         """The policy lives in this process: its weights are those of the trainer."""
         self.version = step
+
+    def metrics(self) -> dict[str, float]:
+        """See `rollout.base.Sampler.metrics`."""
+        return {"sampling/max_batch_tokens": float(self.max_batch_tokens)} if self.max_batch_tokens else {}
 
     def sample(
         self,
@@ -63,6 +69,8 @@ class HfSampler:
         self.policy.eval()
         try:
             with torch.no_grad(), self.whole_weights():
+                # Here, where all weights are in memory.
+                self.max_batch_tokens = self.max_batch_tokens or budget_of(self.policy)
                 for finished in self._decoded(list(prompts), params, seed_parts, on_token):
                     groups |= finished
                     if on_groups:
