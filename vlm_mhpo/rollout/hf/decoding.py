@@ -207,6 +207,9 @@ class Decoding:
             return []
         fresh = np.flatnonzero(slots.idle_B)
         slots.number_B[fresh], slots.time_B[fresh] = numbers, 0
+        if numbers and not self._shares:
+            # The copies of a prompt went with their rows.
+            self._prompts.clear()
         self._hold(self._prompts_of(slots.number_B))
         place_of = {prompt: place for place, prompt in enumerate(self._prompts)}
         self._cache.seat(kept, np.array([place_of[prompt] for prompt in self._prompts_of(slots.number_B)]))
