@@ -115,7 +115,9 @@ def report(
     """What is written."""
     fixed, slots = ([each for group in kept[name] for each in group.completions] for name in ("fixed", "slots"))
     lengths = sorted(len(each.token_ids) for each in slots)
-    gaps = [float((a.log_probs - b.log_probs).abs().max()) for a, b in zip(fixed, slots, strict=True)]
+    # Without the end token, which is banned but for its time.
+    pairs = [(a.log_probs[:-1], b.log_probs[:-1]) for a, b in zip(fixed, slots, strict=True) if len(b.token_ids) > 1]
+    gaps = [float((one - other).abs().max()) for one, other in pairs]
     medians = {name: statistics.median(each) for name, each in seconds.items()}
     return {
         "command": "python measurements/decode_slots.py",
