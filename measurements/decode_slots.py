@@ -120,7 +120,7 @@ def report(
     gaps = [float((one - other).abs().max()) for one, other in pairs]
     medians = {name: statistics.median(each) for name, each in seconds.items()}
     return {
-        "command": "python measurements/decode_slots.py",
+        "command": f"python measurements/decode_slots.py --rounds {len(seconds['slots'])}",
         "environment": environment(),
         "completions": len(slots),
         "max_batch_tokens": budget,
