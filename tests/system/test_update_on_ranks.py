@@ -288,6 +288,8 @@ def test_a_skipped_update_counts_and_leaves_no_trace_in_the_next(where, stage, o
 def test_ranks_whose_completions_end_at_different_times_sample_under_zero3(odd_jobs):
     lengths = [{len(ids) for ids in odd_jobs.result("sample", rank)["completions"]} for rank in (0, 1)]
     assert max(lengths[0]) <= 3 and max(lengths[1]) > 3
+    # What the rank with the least free memory can hold.
+    assert [odd_jobs.result("sample", rank)["budget"] for rank in (0, 1)] == [{"sampling/max_batch_tokens": 30.0}] * 2
 
 
 def test_log_probs_without_gradients_under_zero3_are_the_models_own(odd_jobs, model_folder):

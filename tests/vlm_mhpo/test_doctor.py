@@ -81,10 +81,10 @@ def test_rows_are_not_read_when_quick_or_when_something_is_red(tmp_path):
 def test_sampler_and_trainer_agree_on_a_tiny_model_and_a_wrong_sampler_is_an_error(tmp_path, monkeypatch):
     config = config_of(tmp_path, [row("What is 3 + 4 ?"), row("What is 1 + 1 ?", "2")])
     assert found(examine(config, Options(parity=True)), "log-prob parity").state == "ok"
-    from vlm_mhpo.rollout.hf import sampler
+    from vlm_mhpo.rollout.hf import decoding
 
-    real = sampler.scaled_logits
-    monkeypatch.setattr(sampler, "scaled_logits", lambda logits, banned, temperature: real(logits, banned, 1.1))
+    real = decoding.scaled_logits
+    monkeypatch.setattr(decoding, "scaled_logits", lambda logits, banned, temperature: real(logits, banned, 1.1))
     assert found(examine(config, Options(parity=True)), "log-prob parity").state == "error"
 
 

@@ -22,6 +22,7 @@ from vlm_mhpo.records import metric_table as table
 from vlm_mhpo.records.metric_table import METRICS, REDUCTIONS, Group, Metric, markdown, metric_of
 from vlm_mhpo.records.metrics import fold, reduce_metrics
 from vlm_mhpo.records.norms import NormHistory
+from vlm_mhpo.rollout.hf.sampler import HfSampler
 from vlm_mhpo.rollout.refill import refill
 from vlm_mhpo.scoring.metrics import reward_metrics
 from vlm_mhpo.training.token_statistics import Totals
@@ -64,6 +65,7 @@ def test_every_metric_of_a_step_is_in_the_table_and_every_entry_of_these_files_i
         [group_of("a", 0, 1)], stream_of("a", "b"), 0, lambda prompts, attempt: [], max_resample_times=1
     )
     written |= set(refilled)
+    written |= set(HfSampler(model.policy, model.codec, max_batch_tokens=1).metrics())
     for kind in OBJECTIVES:
         objective, settings = build_objective(kind(), 8), settings_of(recompute=False)
         update = update_on(

@@ -106,6 +106,12 @@ def test_sampled_log_probs_are_the_stock_models(model, side):
             for each in group.completions:
                 expected = plain_log_probs(model, prompt, each.token_ids, temperature=0.7).tolist()
                 assert list(each.log_probs) == pytest.approx(expected, abs=1e-4)
+    # A budget of three copies of a prompt and a completion, and of none: rows that begin together, again and again.
+    for most in (3 * (max(prompt.num_tokens for prompt in prompts) + 12), 1):
+        sampler.max_batch_tokens = most
+        again = sampler.sample(prompts, SamplingParams(num_samples=4, max_tokens=12, temperature=0.7), (5, "other"))
+        ids = [[each.token_ids for group in some for each in group.completions] for some in (groups, again)]
+        assert ids[0] == ids[1]
 
 
 def test_a_model_that_scales_its_logits_is_refused(tmp_path):

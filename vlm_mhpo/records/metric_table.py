@@ -235,6 +235,8 @@ SAMPLING_GAP = Metric("sampling/sampling_logp_difference/{size}", STATISTICS, "n
 STEP_TIME = Metric("step_time", PLAIN, "s", TIMES, "Time of the step on the wall clock.")
 STAGE_TIME = Metric("time/{stage}", PLAIN, "s", TIMES,
                     "Its part in one stage: `prompts`, `sample`, `verify`, `log_probs`, `update`, `evaluate`.")
+BATCH_TOKENS = Metric("sampling/max_batch_tokens", PLAIN, "tokens", TIMES,
+                      "What the sampler's cache may hold on a rank: `rollout.max_batch_tokens`, or what `auto` found.")
 POLICY_LOSS = Metric("policy_loss", ADD, "", UPDATES,
                      "Loss without the KL term, mean over the updates of the step.", _UPDATED)
 LEARNING_RATE = Metric("learning_rate", PLAIN, "", UPDATES, "Learning rate of the updates.")

@@ -64,6 +64,10 @@ class Sampler(Protocol):
         """
         ...
 
+    def metrics(self) -> dict[str, float]:
+        """What a step's record should say of the sampler; the same on all ranks."""
+        ...
+
     def sync(self, step: int) -> None:
         """From now on sample from the trainer's weights, which are those after `step` steps; called on all ranks."""
         ...
@@ -96,6 +100,10 @@ class Watched:
             on_token()
 
         return self.sampler.sample(prompts, params, seed_parts, on_groups, noticed)
+
+    def metrics(self) -> dict[str, float]:
+        """See `Sampler.metrics`."""
+        return self.sampler.metrics()
 
     def sync(self, step: int) -> None:
         """See `Sampler.sync`."""

@@ -94,11 +94,12 @@ class Loop:
             return score_together(self.scoring, groups, self.watch.dumps, now.number)
 
     def refilled(self, scored: Scored, now: Step) -> tuple[Scored, dict[str, float]]:
-        """The groups with flat ones replaced, if so configured, and the metrics of that."""
-        metrics: dict[str, float] = {}
+        """The groups with flat ones replaced, if so configured, and the metrics of that and of the sampler."""
+        metrics = self.rollout.sampler.metrics()
         if (tries := self.max_resample_times) is not None:
             roll_out = partial(self.roll_out, now)
-            scored, metrics = refill(scored, self.prompts, now.number - 1, roll_out, max_resample_times=tries)
+            scored, replaced = refill(scored, self.prompts, now.number - 1, roll_out, max_resample_times=tries)
+            metrics |= replaced
         now.holds(groups=scored)
         return scored, metrics
 

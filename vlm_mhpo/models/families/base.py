@@ -109,6 +109,7 @@ class Family:
         shares_prompt: completions may share a row and a cache with their prompt; else each has a copy of it.
         placeholders: tokens that may never be sampled, as far as the tokenizer knows them.
         leaf_modules: names of module classes that ZeRO-3 must gather whole (routed experts).
+        answer_tokens: a budget below which many answers of its published models are cut; 0 = not known.
         tiny_config: (tokenizer, sizes of the text part) -> configuration of the family's tiny model, if any.
     """
 
@@ -118,6 +119,7 @@ class Family:
     shares_prompt: bool = True
     placeholders: tuple[str, ...] = VISION_TOKENS
     leaf_modules: tuple[str, ...] = ()
+    answer_tokens: int = 0
     tiny_config: Callable[[Any, dict[str, Any]], Any] | None = None
 
     @property
