@@ -196,8 +196,8 @@ def test_the_attention_cache_and_the_logits_by_hand(shapes_3b):
     # Keys in float32, values in bfloat16.
     cache = 8 * 2000 * 36 * (256 * 4 + 256 * 2)
     assert cache <= found.cache <= cache + 8 * 151936 * 30
-    # A chunk of 384 rows in float32, as the model made them in bfloat16, and their gradient in bfloat16.
-    assert found.logits == 384 * 151936 * (4 + 2 + 2)
+    # A chunk of 384 rows in float32, and their gradient in bfloat16.
+    assert found.logits == 384 * 151936 * (4 + 2)
 
 
 def test_each_knob_lowers_its_own_part(shapes_3b):

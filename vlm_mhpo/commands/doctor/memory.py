@@ -206,21 +206,21 @@ def _micro_batch_bytes(config: Config, shapes: Shapes) -> float:
 
 
 def _chunk_bytes(config: Config, shapes: Shapes) -> float:
-    """Logits of one chunk in backward: in float32, and twice in the weights' type where that is another."""
+    """Logits of one chunk in backward: in float32, and their gradient in the weights' type where that is another."""
     size = min(config.train.logits_chunk_size, config.train.max_tokens_per_micro_batch)
     width = BYTES[config.model.dtype]
-    return float(size * shapes.vocabulary * (FLOAT32 + (2 * width if width != FLOAT32 else 0)))
+    return float(size * shapes.vocabulary * (FLOAT32 + (width if width != FLOAT32 else 0)))
 
 
 def _cache_bytes(config: Config, shapes: Shapes) -> float:
-    """Keys (float32) and values of the completions decoded together, and their logits (float32 and float64 twice)."""
+    """Keys (float32) and values of the completions decoded together, and their logits (float32 three times, float64 twice)."""
     rollout = config.rollout
     row = config.data.max_prompt_length + rollout.max_completion_length
     # At least one prompt is decoded, with all its completions.
     num_rows = max(1, rollout.max_batch_tokens // (row * rollout.num_generations)) * rollout.num_generations
     width = BYTES[config.model.dtype]
     cached = num_rows * row * shapes.text.num_layers * shapes.key_value / 2 * (FLOAT32 + width)
-    return float(cached + num_rows * shapes.vocabulary * (width + 2 * FLOAT32 + 2 * 8))
+    return float(cached + num_rows * shapes.vocabulary * (3 * FLOAT32 + 2 * 8))
 
 
 def examine_memory(

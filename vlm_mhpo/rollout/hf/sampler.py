@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vlm_mhpo.models.loading import Codec
-from vlm_mhpo.models.logprobs import scaled_logits
+from vlm_mhpo.models.logprobs import head_logits, scaled_logits
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.rollout.base import OnGroups, SamplingParams, nothing
 from vlm_mhpo.rollout.choosing import choose_tokens
@@ -166,7 +166,7 @@ class HfSampler:
             cache = CopiedPrefixCache(cache, mask_PS, num_samples)
         return DecodeState(
             rows_B=torch.arange(len(prompts) * num_samples, device=device),
-            logits_BV=self.policy.model.lm_head(hidden_PH).repeat_interleave(num_samples, dim=0),
+            logits_BV=head_logits(hidden_PH, self.policy.model.lm_head).repeat_interleave(num_samples, dim=0),
             position_B=padded.next_position_P.repeat_interleave(num_samples, dim=0),
             num_axes=padded.num_axes,
             cache=cache,
@@ -182,7 +182,7 @@ class HfSampler:
                 use_cache=True,
                 **state.cache.inputs(len(token_B)),
             )
-        logits_BV = self.policy.model.lm_head(outputs.last_hidden_state[:, -1])
+        logits_BV = head_logits(outputs.last_hidden_state[:, -1], self.policy.model.lm_head)
         return DecodeState(state.rows_B, logits_BV, state.position_B + 1, state.num_axes, state.cache)
 
 
@@ -192,7 +192,7 @@ class DecodeState:
 
     Attributes:
         rows_B: [B] int64, which completion each row is; rows leave when finished.
-        logits_BV: [B, V] of the next token.
+        logits_BV: [B, V] of the next token, float32.
         position_B: [B] int64 of the next token.
         num_axes: position axes, 3 or 1.
         cache: keys and values; changed in place.
