@@ -213,7 +213,7 @@ def _chunk_bytes(config: Config, shapes: Shapes) -> float:
 
 
 def _cache_bytes(config: Config, shapes: Shapes) -> float:
-    """Keys (float32) and values of the completions decoded together, and their logits (float32 three times, float64 twice)."""
+    """Keys (float32) and values of the completions decoded together; their logits, float32 thrice and float64 twice."""
     rollout = config.rollout
     row = config.data.max_prompt_length + rollout.max_completion_length
     # At least one prompt is decoded, with all its completions.
