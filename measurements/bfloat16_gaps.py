@@ -1,8 +1,9 @@
 """What bfloat16 rounds away: sampler against trainer, and log-ratios, before and after float32 scores and products.
 
 Tiny models whose logits reach 20 to 25 and whose keys have the offsets of real ones
-(`tests/vlm_mhpo/bfloat16_cases.py`). "Before" is the same code with scores, or products of the head, rounded to the weights' type again. Gaps are means over
-the sampled tokens, in nats; the truth is the stock model with the same weights in float64.
+(`tests/vlm_mhpo/bfloat16_cases.py`). "Before" is the same code with scores, or products of the head, rounded to the
+weights' type again. Gaps are means over the sampled tokens, in nats; the truth is the stock model with the same weights
+in float64.
 
 Usage: python measurements/bfloat16_gaps.py [--out FILE]
 """
