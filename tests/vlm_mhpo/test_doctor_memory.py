@@ -202,8 +202,8 @@ def test_the_attention_cache_and_the_logits_by_hand(shapes_3b):
     found = estimate(a_config(), shapes_3b, stage=2, num_ranks=8, offload=(False, False))
     cache = 5000 * 36 * (256 * 4 + 256 * 2)
     assert cache <= found.cache <= cache + 4 * 151936 * 30
-    # A chunk of 384 rows in float32, as the model made them in bfloat16, and their gradient in bfloat16.
-    assert found.logits == 384 * 151936 * (4 + 2 + 2)
+    # A chunk of 384 rows in float32, and their gradient in bfloat16.
+    assert found.logits == 384 * 151936 * (4 + 2)
 
 
 def test_each_knob_lowers_its_own_part(shapes_3b):

@@ -414,7 +414,7 @@ def test_in_bfloat16_the_sampler_is_the_policy_that_is_trained_also_under_large_
     )
     sampled = [completion.log_probs for group in groups for completion in group.completions]
     gap = (torch.cat(sampled) - torch.cat(trained)).abs()
-    # What `doctor --parity` allows in bfloat16, where one token may be far off by rounding alone.
+    # One token may be far off by rounding alone.
     assert float(gap.mean()) < 0.02
 
 

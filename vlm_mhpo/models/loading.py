@@ -76,11 +76,13 @@ def load_policy(
             f"({first_line(error)})"
         ) from error
     family = family_for(config)
+    without_dropout(config)
     # transformers partitions while it loads for as long as this object lives.
     partition = HfDeepSpeedConfig(zero3_settings) if _stage_of(zero3_settings) == 3 else None
     try:
         model = family.auto_classes[0].from_pretrained(
             path,
+            config=config,
             revision=revision,
             dtype=DTYPES[dtype],
             attn_implementation=attn_implementation,
@@ -114,6 +116,19 @@ def adapt(model: nn.Module, family: Family, attn_implementation: str) -> None:
         from deepspeed.utils import set_z3_leaf_modules
 
         set_z3_leaf_modules(model, list(family.leaf_modules))
+
+
+def without_dropout(config: Any) -> None:
+    """Set every kind of dropout in a configuration, and in those inside it, to 0.
+
+    A ratio compares two forwards of the same tokens, and sampling, packed rows and recomputation would each drop
+    otherwise: with dropout it would differ from 1 where no weight has moved.
+    """
+    for name, value in vars(config).items():
+        if hasattr(value, "to_dict"):
+            without_dropout(value)
+        elif "drop" in name and isinstance(value, float):
+            setattr(config, name, 0.0)
 
 
 def _check_revision(revision: str | None) -> None:

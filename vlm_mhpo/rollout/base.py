@@ -53,7 +53,8 @@ class Sampler(Protocol):
     ) -> list[Group]:
         """One group per prompt, in order; the groups' prompts may carry features of a frozen vision tower for pixels.
 
-        Completion j of a prompt depends on `derive_seed(*seed_parts, prompt.id, j)` and the policy, on nothing else.
+        Completion j of a prompt depends on `derive_seed(*seed_parts, prompt.id, j)` and the policy, and on nothing else
+        but rounding. That this changes no token is tested on the CPU; for GPU kernels nothing is proved.
 
         Args:
             prompts: this rank's.

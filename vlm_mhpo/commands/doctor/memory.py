@@ -206,10 +206,10 @@ def _micro_batch_bytes(config: Config, shapes: Shapes) -> float:
 
 
 def _chunk_bytes(config: Config, shapes: Shapes) -> float:
-    """Logits of one chunk in backward: in float32, and twice in the weights' type where that is another."""
+    """Logits of one chunk in backward: in float32, and their gradient in the weights' type where that is another."""
     size = min(config.train.logits_chunk_size, config.train.max_tokens_per_micro_batch)
     width = BYTES[config.model.dtype]
-    return float(size * shapes.vocabulary * (FLOAT32 + (2 * width if width != FLOAT32 else 0)))
+    return float(size * shapes.vocabulary * (FLOAT32 + (width if width != FLOAT32 else 0)))
 
 
 def tokens_of_a_step(config: Config, num_ranks: int) -> int:
@@ -228,7 +228,7 @@ def num_rows_of(config: Config, tokens: int) -> int:
 
 
 def _cache_bytes(config: Config, shapes: Shapes, num_ranks: int) -> float:
-    """Keys (float32) and values of what is decoded together, and its logits (float32 and float64 twice).
+    """Keys (float32) and values of what is decoded together, and its logits (float32 thrice, float64 twice).
 
     "auto" takes what is free; here it counts as the prompt and the completions of one group.
     """
@@ -236,8 +236,7 @@ def _cache_bytes(config: Config, shapes: Shapes, num_ranks: int) -> float:
     most = _group_tokens(config) if rollout.max_batch_tokens == "auto" else rollout.max_batch_tokens
     tokens = min(most, tokens_of_a_step(config, num_ranks))
     tokens = max(tokens, config.data.max_prompt_length + rollout.max_completion_length)
-    width = BYTES[config.model.dtype]
-    logits = shapes.vocabulary * (width + 2 * FLOAT32 + 2 * 8)
+    logits = shapes.vocabulary * (3 * FLOAT32 + 2 * 8)
     return float(tokens * shapes.cache_bytes + num_rows_of(config, tokens) * logits)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlm_mhpo.models.logprobs import scaled_logits
+from vlm_mhpo.models.logprobs import head_logits, scaled_logits
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.rollout.choosing import choose_tokens
@@ -221,7 +221,8 @@ class Decoding:
         prompts = self._prompts_of(numbers)
         slots.start_B[at] = self._on_device(np.array([self._prompts[prompt][1] for prompt in prompts]))
         place_of = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
-        logits_PV = self._policy.model.lm_head(torch.stack([self._prompts[prompt][0] for prompt in place_of]))
+        hidden_PH = torch.stack([self._prompts[prompt][0] for prompt in place_of])
+        logits_PV = head_logits(hidden_PH, self._policy.model.lm_head)
         return self._draw(fresh, logits_PV[[place_of[prompt] for prompt in prompts]])
 
     def _prompts_of(self, numbers: Sequence[int] | np.ndarray) -> list[int]:
@@ -261,7 +262,8 @@ class Decoding:
             )
         # An idle slot stays at its last place: what it draws there is not read.
         np.minimum(times + 1, self._params.max_tokens - 1, out=slots.time_B)
-        return self._draw(np.arange(len(slots)), self._policy.model.lm_head(outputs.last_hidden_state[:, -1]))
+        logits_BV = head_logits(outputs.last_hidden_state[:, -1], self._policy.model.lm_head)
+        return self._draw(np.arange(len(slots)), logits_BV)
 
     def _draw(self, rows: np.ndarray, logits_BV: Tensor) -> list[Drawn]:
         """Draw the next token of these slots; the completions that end with it, whose slots are idle from now on."""
