@@ -62,7 +62,8 @@ def build_large(size: str, tokenizer: Any, layers: int | None = None) -> Any:
 def full_tokenizer(tokenizer: Any, folder: Path, layers: int | None = None) -> Any:
     """The tokenizer with words up to `VOCABULARY`, so that every id that a model may sample is one of its own.
 
-    Special tokens get other ids; `folder` is for its files. With `layers`, for a trial, up to `TRIAL_VOCABULARY`.
+    Special tokens move to the end, where transformers puts them behind the words that it reads; `folder` is for its
+    files. With `layers`, for a trial, up to `TRIAL_VOCABULARY`.
     """
     from transformers import AutoTokenizer
 
@@ -70,8 +71,11 @@ def full_tokenizer(tokenizer: Any, folder: Path, layers: int | None = None) -> A
     file = folder / "tokenizer.json"
     saved = json.loads(file.read_text())
     known = saved["model"]["vocab"]
-    used = {*known.values(), *(each["id"] for each in saved["added_tokens"])}
     size = TRIAL_VOCABULARY if layers else VOCABULARY
-    known |= {f"filler{index}": index for index in range(size) if index not in used}
+    # A word of the vocabulary that is also a special token keeps its place.
+    num_added = sum(each["content"] not in known for each in saved["added_tokens"])
+    known |= {f"filler{index}": index for index in range(len(known), size - num_added)}
     file.write_text(json.dumps(saved, ensure_ascii=False))
-    return AutoTokenizer.from_pretrained(folder)
+    full = AutoTokenizer.from_pretrained(folder)
+    assert sorted(full.get_vocab().values()) == list(range(size))
+    return full
