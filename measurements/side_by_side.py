@@ -225,6 +225,14 @@ def chosen(arguments: argparse.Namespace) -> list[Shape]:
     return [trial(shape) for shape in shapes] if arguments.trial else shapes
 
 
+def without_folders(arguments: Sequence[str]) -> list[str]:
+    """A command line as anyone can type it in this repository: without where it lies, and where results went."""
+    program = Path(arguments[0]).resolve()
+    name = str(program.relative_to(ROOT)) if program.is_relative_to(ROOT) else program.name
+    places = [index for index, each in enumerate(arguments) if each == "--out"]
+    return [name, *(each for i, each in enumerate(arguments) if i and i not in places and i - 1 not in places)]
+
+
 def write_record(
     name: str, results: Mapping[str, Any], out: Path | None = None, before: Mapping[str, Any] | None = None
 ) -> None:
@@ -235,7 +243,7 @@ def write_record(
     import torch
 
     record = {
-        "command": " ".join(["python", f"measurements/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join(["python", *without_folders(sys.argv)]),
         "trial": "--trial" in sys.argv,
         **(before or {}),
         **results,

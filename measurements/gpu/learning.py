@@ -110,8 +110,8 @@ def quickstarts(folder: Path, deadline: float, *, trial: bool) -> dict[str, Any]
 def told(folder: Path, child: subprocess.Popen) -> dict[str, Any]:
     """What a quickstart's folder says; of one that did not end by itself, how far it came."""
     rows = metrics_of(folder / "rl")
-    times = [row["step_time"] for row in rows if "step_time" in row]
-    known = {"exit_code": child.returncode, "steps": len(rows), "step_s": statistics.median(times) if times else None}
+    times = [row["step_time"] for row in rows if row["step"]]
+    known = {"exit_code": child.returncode, "steps": len(times), "step_s": statistics.median(times) if times else None}
     known |= {"warm_start_steps": len(metrics_of(folder / "warm_start"))}
     if child.returncode:
         known["last_words"] = (folder.parent / f"{folder.name}.log").read_text(errors="replace")[-1500:]
@@ -150,9 +150,9 @@ def write_learner(folder: Path, layers: int | None) -> Path:
 def followed(run: Path, log: Path, child: subprocess.Popen) -> dict[str, Any]:
     """What the metrics of a run say of its course."""
     rows = metrics_of(run)
-    known: dict[str, Any] = {"exit_code": child.returncode, "steps": len(rows)}
+    known: dict[str, Any] = {"exit_code": child.returncode, "steps": sum(row["step"] > 0 for row in rows)}
     for name in ("loss", "reward", "completions/mean_length", "step_time", "grad_norm"):
-        values = [row[name] for row in rows if name in row]
+        values = [row[name] for row in rows if row["step"] and name in row]
         if values:
             known[name] = {
                 f"first_{WINDOW}": statistics.fmean(values[:WINDOW]),
