@@ -195,9 +195,9 @@ def learning(record: Mapping[str, Any]) -> list[str]:
         ends = [number(reward.get(key), ".2f") for key in ("first_5", "last_5")]
         accuracies = [f"{100 * value:.0f} % after {step}" for step, value in rl["held_out_accuracy"].items()]
         found.append(
-            f"Qwen2.5-VL of 0.5B from random weights, {large['sft']['steps']} steps of warm start, then {rl['steps']} of "
-            f"RL in the time that was left: mean reward {ends[0]} in the first five steps, {ends[1]} in the last five; "
-            f"held-out accuracy {', '.join(accuracies) or NOTHING}."
+            f"Qwen2.5-VL of 0.5B from random weights, {large['sft']['steps']} steps of warm start, then {rl['steps']} "
+            f"of RL in the time that was left: mean reward {ends[0]} in the first five steps, {ends[1]} in the last "
+            f"five; held-out accuracy {', '.join(accuracies) or NOTHING}."
         )
     return found
 

@@ -21,7 +21,7 @@ wheels=(measurements/gpu/wheels/*.whl)
 if [ -e "${wheels[0]}" ]; then
     site=$(mktemp -d)
     trap 'rm -rf "$site"' EXIT
-    timeout 60 "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$site" \
+    timeout 40 "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$site" \
         "${wheels[@]}"
     export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
 else
