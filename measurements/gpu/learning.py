@@ -124,7 +124,7 @@ def learn(folder: Path, deadline: float, *, trial: bool) -> dict[str, Any]:
     model = apart(write_learner, folder / "model", 2 if trial else None)
     built_s = time.monotonic() - begun
     overrides = [*LARGE, *(SHORT_LARGE if trial else [])]
-    rows = {"sft": 16, "train": 16, "heldout": 8} if trial else {"sft": 4096, "train": 4096, "heldout": 128}
+    rows = {"sft": 16, "train": 16, "heldout": 8} if trial else {"sft": 1536, "train": 1024, "heldout": 128}
     tasks = {split: TASKS.format(rows=count, split=split) for split, count in rows.items()}
     warm = [f"model.path={model}", f"data.train={tasks['sft']}", "data.eval=null", f"output_dir={folder / 'sft'}"]
     child = start(command("sft", [*overrides, *warm]), folder / "sft.log")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from shapes import ROOT
 from side_by_side import write_record
 
@@ -41,12 +42,12 @@ class Outcomes:
 def main() -> None:
     """Run the tests and end as pytest ends."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trial", action="store_true", help="on the CPU, what can run there, in small sizes")
+    parser.add_argument("--trial", action="store_true", help="without a GPU what can run there, in small sizes")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     out = arguments.out and arguments.out.absolute()
     os.chdir(ROOT)
-    if arguments.trial:
+    if arguments.trial and not torch.cuda.is_available():
         os.environ["TEST_DEVICE"] = "cpu"
     outcomes = Outcomes(out)
     code = pytest.main(["tests/gpu", "-q", "--durations=0", "-p", "no:cacheprovider"], plugins=[outcomes])
