@@ -84,9 +84,9 @@ SMALL_SHAPES = (QUICKSTART.name, REALISTIC.name)
 
 def trial(shape: Shape) -> Shape:
     """The same shape cut down to what any machine gets through: it shows that the code runs, and no figure."""
+    small = dict(num_prompts=2, num_generations=2, num_updates=2, warmup=0)
     length = max(4, shape.max_completion_length // 32)
-    layers = None if shape.model == "tiny" else 2
-    return replace(shape, num_prompts=2, num_generations=2, max_completion_length=length, warmup=0, layers=layers)
+    return replace(shape, **small, max_completion_length=length, layers=None if shape.model == "tiny" else 2)
 
 
 def prepare(shape: Shape, folder: Path, start: Path | None = None) -> list[str]:

@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -123,31 +124,39 @@ def run(step: Step, out: Path, log: IO[str], *, trial: bool) -> dict[str, Any]:
     log.flush()
     place = log.tell()
     begun = time.monotonic()
-    child = subprocess.Popen(
-        command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, env=environment(step)
-    )
-    try:
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(step.seconds)
-        in_time = child.poll() is not None
-    finally:
-        end_session(child)
-    status = "out of time" if not in_time else "ok" if child.returncode == 0 else "failed"
+    # Models of gigabytes lie there, and a step that is killed removes none.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        code = code_of(command, environment(step, scratch), log, step.seconds)
+    status = {None: "out of time", 0: "ok"}.get(code, "failed")
     return {
         "name": step.name,
         "status": status,
-        "exit_code": child.returncode,
+        "exit_code": code,
         "seconds": round(time.monotonic() - begun, 1),
         "limit_s": step.seconds,
         "last_words": "" if status == "ok" else last_words(Path(log.name), place),
     }
 
 
-def environment(step: Step) -> Mapping[str, str]:
-    """A step's environment: it can import what lies beside it, and knows how long it has."""
+def code_of(command: Sequence[str], variables: Mapping[str, str], log: IO[str], seconds: int) -> int | None:
+    """The exit code of a program; None when it had to be ended. Nothing that it started is left."""
+    child = subprocess.Popen(
+        command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, env=variables
+    )
+    try:
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(seconds)
+        return child.poll()
+    finally:
+        end_session(child)
+
+
+def environment(step: Step, scratch: str) -> Mapping[str, str]:
+    """A step's environment: it can import what lies beside it, knows how long it has, and where files may go."""
     roots = [str(HERE.parent.parent), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
     paths = os.pathsep.join(each for each in roots if each)
-    return os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", "STEP_SECONDS": str(step.seconds)}
+    own = {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", "STEP_SECONDS": str(step.seconds), "TMPDIR": scratch}
+    return os.environ | own
 
 
 def end_session(child: subprocess.Popen) -> None:

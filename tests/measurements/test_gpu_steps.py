@@ -25,10 +25,10 @@ GOOD = "import json, sys; open(sys.argv[sys.argv.index('--out') + 1], 'w').write
 BAD = "print('ValueError: the card is wet'); print('bye'); raise SystemExit(3)"
 # Writes what it knows, starts a program of its own, and does not hear that its time is over.
 HANGING = """
-import signal, subprocess, sys, time
+import signal, subprocess, sys, tempfile, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-open(sys.argv[sys.argv.index("--out") + 1], "w").write(str(child.pid))
+open(sys.argv[sys.argv.index("--out") + 1], "w").write(f"{child.pid} {tempfile.mkdtemp()}")
 time.sleep(600)
 """
 
@@ -67,7 +67,8 @@ def test_a_step_that_fails_or_hangs_leaves_the_others_alone(tmp_path, monkeypatc
     assert (ended["bad"]["exit_code"], ended["bad"]["last_words"]) == (3, "ValueError: the card is wet")
     assert not (out / "bad.json").exists()
     assert json.loads((out / "good.json").read_text()) == ["--more", "7", "--out", str(out / "good.json"), "--trial"]
-    assert wait_until_gone(int((out / "hanging.json").read_text()))
+    pid, scratch = (out / "hanging.json").read_text().split()
+    assert wait_until_gone(int(pid)) and not Path(scratch).exists()
     # Said in the end, where the reader looks.
     assert "bad: failed: ValueError: the card is wet" in capsys.readouterr().out.splitlines()[-2:]
     assert run_all(planned[2:], out, trial=True) is True
