@@ -5,7 +5,7 @@ in float32; "cpu_over_gpu" is the ratio of their seconds per step, and of each s
 Qwen2.5-VL of 0.5 billion weights, drawn at random from a config, is warm-started and trained on drawn images of bars,
 triangles and counting at difficulty 2 until the time is over: its rewards and held-out accuracies, as they come.
 
-Usage: python measurements/gpu/learning.py [--seconds 120] [--trial] [--out FILE]
+Usage: python measurements/gpu/learning.py [--seconds 110] [--trial] [--out FILE]
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ SHORT_LARGE = [
 def main() -> None:
     """Run what there is time for; the JSON is whole after each part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=float(os.environ.get("STEP_SECONDS", "120")))
+    parser.add_argument("--seconds", type=float, default=float(os.environ.get("STEP_SECONDS", "110")))
     parser.add_argument("--trial", action="store_true", help="two layers and two steps: no figure counts")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

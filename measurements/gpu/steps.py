@@ -51,10 +51,10 @@ SAMPLING = ("--rounds", "1", "--shapes", "realistic_0.5b_128", "realistic_3b_128
 # What is most wanted comes first in each, so that the limit cuts what is least wanted.
 STEPS = (
     Step("environment", 40, "gpu/environment.py"),
-    Step("tests", 90, "gpu/run_tests.py"),
-    Step("speed", 210, "speed_step.py", ("--rounds", "1", "--shapes", *SPEED_SHAPES)),
+    Step("tests", 110, "gpu/run_tests.py"),
+    Step("speed", 200, "speed_step.py", ("--rounds", "1", "--shapes", *SPEED_SHAPES)),
     Step("sampling", 100, "speed_sampling.py", (*SAMPLING, "--rows", "24", "128", "256")),
-    Step("learning", 120, "gpu/learning.py"),
+    Step("learning", 110, "gpu/learning.py"),
 )
 TRIAL_ARGUMENTS = {"sampling": (*SAMPLING, "--rows", "2", "4")}
 
