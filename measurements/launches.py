@@ -23,19 +23,19 @@ class Window:
         skipped: steps before the window.
 
     Attributes:
-        steps, seconds: decode steps that were counted, and their time; the first token of a call is the prefill's.
+        steps, seconds: decode steps of the last call that was counted, and their time without the prefill.
     """
 
     def __init__(self, skipped: int) -> None:
         import torch
 
         self.skipped, self.seen, self.in_window = skipped, 0, 0
-        self.steps, self.seconds, self._last = 0, 0.0, 0.0
+        self.begin()
         kinds = [torch.profiler.ProfilerActivity.CPU]
         if torch.cuda.is_available():
             kinds.append(torch.profiler.ProfilerActivity.CUDA)
         self._profiler = torch.profiler.profile(activities=kinds)
-        self._is_open = False
+        self._is_open = self._was_open = False
 
     def __enter__(self) -> Window:
         return self
@@ -44,8 +44,8 @@ class Window:
         self._close()
 
     def begin(self) -> None:
-        """A call of the sampler begins."""
-        self._last = 0.0
+        """A call of the sampler that is counted begins."""
+        self.steps, self.seconds, self._last = 0, 0.0, 0.0
 
     def count(self) -> None:
         """A token is about to be drawn."""
@@ -60,7 +60,7 @@ class Window:
         if self.seen == self.skipped:
             wait_for_device()
             self._profiler.start()
-            self._is_open = True
+            self._is_open = self._was_open = True
         elif self._is_open:
             self.in_window += 1
             if self.in_window == NUM_STEPS:
@@ -73,13 +73,15 @@ class Window:
             self._profiler.stop()
             self._is_open = False
 
-    def facts(self) -> dict[str, float]:
+    def facts(self) -> dict[str, Any]:
         """Figures of a decode step; "waiting_share" is how much of it the device waits for launches."""
         step_s = self.seconds / max(1, self.steps)
-        return {"step_s": step_s} | sums(self._profiler.events() or [], max(1, self.in_window), step_s)
+        # A call of fewer tokens has not come to its window.
+        events = self._profiler.events() if self._was_open else []
+        return {"steps": self.steps, "step_s": step_s} | sums(events, max(1, self.in_window), step_s)
 
 
-def sums(events: Sequence[Any], num_steps: int, step_s: float) -> dict[str, float]:
+def sums(events: Sequence[Any], num_steps: int, step_s: float) -> dict[str, Any]:
     """Operations, launches and seconds of a step, from the profiler's events over `num_steps` of them.
 
     Args:

@@ -96,22 +96,24 @@ def measure_one(
     lengths: dict[str, list[float]] = {"ours": [], "generate": []}
     window = Window(skipped=shape.max_completion_length // 2)
 
-    def ours(on_token: Callable[[], None] = window.count) -> None:
-        window.begin()
+    def ours(on_token: Callable[[], None]) -> None:
         seed = (config.seed, "round", len(lengths["ours"]))
         groups = sampler.sample(prompts, params, seed, on_token=on_token)
         tokens = [len(completion.token_ids) for group in groups for completion in group.completions]
         lengths["ours"].append(sum(tokens) / len(tokens))
 
     banned = opened.policy.banned_V.nonzero().flatten().tolist()
+
+    def counted() -> None:
+        window.begin()
+        ours(window.count)
+
     generate = peer(shape, config, prompts, banned, opened.codec)
 
     def theirs() -> None:
         lengths["generate"].append(generate())
 
-    steps = alternate({"ours": timed(ours), "generate": timed(theirs)}, rounds, warmup)
-    num_calls = len(lengths["ours"])
-    decode = {"steps": window.steps / num_calls}
+    steps = alternate({"ours": timed(counted), "generate": timed(theirs)}, rounds, warmup)
     mean_length = {name: sum(each) / len(each) for name, each in lengths.items()}
     seconds = {name: statistics.median(step["wall_s"] for step in each) for name, each in steps.items()}
     with window:
@@ -122,7 +124,7 @@ def measure_one(
         **compare(steps, "ours", "generate"),
         "mean_length": mean_length,
         "tokens_per_s": {name: shape.num_samples * mean_length[name] / each for name, each in seconds.items()},
-        "decode": decode | window.facts(),
+        "decode": window.facts(),
     }
 
 

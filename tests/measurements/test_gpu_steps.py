@@ -11,9 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 import steps
+import torch
 from card import card
 from large_models import TRIAL_VOCABULARY, full_tokenizer
-from launches import sums
+from launches import Window, sums
 from shapes import ROOT, SHAPES, trial
 from side_by_side import without_folders
 from steps import STEPS, Step, chosen, run_all
@@ -162,3 +163,20 @@ def test_a_recorded_command_names_no_folder_of_the_machine_that_ran_it():
     program = str(ROOT / "measurements" / "gpu" / "learning.py")
     given = [program, "--seconds", "9", "--out", os.sep + "somewhere", "--trial"]
     assert without_folders(given) == ["measurements/gpu/learning.py", "--seconds", "9", "--trial"]
+
+
+def test_decode_steps_are_those_of_the_last_counted_call_and_the_window_lies_in_the_watched_one():
+    window = Window(skipped=2)
+    for calls in (9, 4):
+        window.begin()
+        for _ in range(calls):
+            window.count()
+    with window:
+        for token in range(8):
+            window.watch()
+            torch.ones(2).add(token)
+    facts = window.facts()
+    # Four tokens have three decode steps between them; the window is open from the third of eight tokens to the end.
+    assert (facts["steps"], window.in_window) == (3, 5)
+    assert facts["operations_per_step"] >= 6 / 5 and facts["launches_per_step"] == 0
+    assert Window(skipped=99).facts()["operations_per_step"] == 0
