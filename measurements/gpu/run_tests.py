@@ -52,7 +52,9 @@ def main() -> None:
     if arguments.trial and not torch.cuda.is_available():
         os.environ["TEST_DEVICE"] = "cpu"
     outcomes = Outcomes(out)
-    code = pytest.main(["tests/gpu", "-q", "--durations=0", "-p", "no:cacheprovider"], plugins=[outcomes])
+    # The step has a limit of its own; what a test may take elsewhere is too little for a busy CPU.
+    options = ["-q", "--durations=0", "-p", "no:cacheprovider", "-o", "timeout=600"]
+    code = pytest.main(["tests/gpu", *options], plugins=[outcomes])
     # A test that is skipped on the device that it was written for has shown nothing.
     skipped = not arguments.trial and outcomes.results()["counts"].get("skipped", 0)
     sys.exit(int(code) or bool(skipped))
