@@ -17,15 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from side_by_side import (
-    CONFIG,
-    SMALL_SHAPES,
-    Shape,
-    alternate,
-    compare,
-    measure_shapes,
-    timed,
-)
+from shapes import CONFIG, SMALL_SHAPES, Shape
+from side_by_side import alternate, compare, measure_shapes, timed
 
 WARMUP = 1
 
