@@ -223,7 +223,7 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path):
     staging = tmp_path / "staging"
     staging.mkdir()
     checkpoint.commit(staging, tmp_path / "step_000001", {"format_version": 99})
-    with pytest.raises(CheckpointError, match="format 99, this program reads 1"):
+    with pytest.raises(CheckpointError, match="format 99, this program reads 2"):
         checkpoint.read_state(tmp_path / "step_000001")
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from vlm_mhpo.config.base import Section
+from vlm_mhpo.config.base import FREE, Section
 
 
 class RolloutConfig(Section):
@@ -21,6 +21,7 @@ class RolloutConfig(Section):
         65536,
         description="Tokens decoded together on a rank: a prompt once, the budget of each of its completions; lower it "
         "when sampling runs out of memory.",
+        json_schema_extra=FREE,
     )
     dynamic_sampling: bool = Field(False, description="Replace groups of equal rewards by groups of other prompts.")
     max_resample_times: int = Field(3, ge=0, description="Tries of dynamic sampling; then the step goes on.")

@@ -23,10 +23,11 @@ from vlm_mhpo.runtime.clock import Clock, span
 from vlm_mhpo.runtime.seeding import derive_seed
 from vlm_mhpo.training.assembly import build_parts, record_run
 from vlm_mhpo.training.guarded import Watch
+from vlm_mhpo.training.identity import identity_of
 from vlm_mhpo.training.micro_batches import micro_batches
 from vlm_mhpo.training.progress import ProgressBar
 from vlm_mhpo.training.run import guarded_run, recording
-from vlm_mhpo.training.saving import Checkpoints, identity_of
+from vlm_mhpo.training.saving import Checkpoints
 from vlm_mhpo.types import Prompt
 
 
@@ -46,11 +47,13 @@ def warm_start(config: Config) -> Path:
         parts = build_parts(config, sft, what="warm start")
         _check_solutions(parts.train_rows)
         check_same_rows(parts.train_rows)
-        identity = identity_of("warm start", config.model_dump(), parts.train_rows, parts.engine.zero_stage)
+        engine, values = parts.engine, config.model_dump()
+        path = engine.policy.model.name_or_path
+        identity = identity_of("warm start", values, parts.train_rows, engine.zero_stage, path)
         saving = Checkpoints(parts.engine, parts.codec, run_dir, config.checkpoint, identity, sft.max_steps)
         watch = Watch(guard, clock, saving, sft.max_steps)
         start = saving.resume()
-        record_run(config, parts)
+        record_run(config, parts, saving.changes)
         stream = PromptStream(
             parts.train_rows,
             parts.builder.build,
