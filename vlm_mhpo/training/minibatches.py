@@ -44,7 +44,7 @@ def make_minibatches(
     if settings.recompute:
         old = log_probs_of(engine, engine.policy, scored, settings)
         metrics = _mismatch_metrics(sampled, old)
-    frozen = log_probs_of(reference.forward, engine.policy, scored, settings) if reference else None
+    frozen = log_probs_of(reference.forward, engine.policy, scored, settings, "the reference") if reference else None
     size, width = len(scored) // settings.num_minibatches, advantages_PG.shape[1]
     minibatches = []
     for start in range(0, len(scored), size):

@@ -24,6 +24,7 @@ from vlm_mhpo.faults.agreement import (
     check_same_weights,
 )
 from vlm_mhpo.faults.guard import Guard
+from vlm_mhpo.faults.memory import enough_memory
 from vlm_mhpo.faults.stopping import StopRequest
 from vlm_mhpo.faults.watchdog import Watchdog
 from vlm_mhpo.objectives import Objective, build_objective
@@ -67,7 +68,9 @@ def guarded_run(config: Config) -> Iterator[Guard]:
     check_world_size(config, ranks.world_size())
     run_dir = Path(config.output_dir)
     check_same_setting(config.model_dump(), run_dir)
-    with StopRequest() as stop, Watchdog(config.faults, stop) as watchdog, only_writer(run_dir):
+    # What no phase has named: loading, and the checkpoint.
+    unnamed = enough_memory("loading or saving", lambda: "deepspeed.zero_stage=3, or use more ranks")
+    with StopRequest() as stop, Watchdog(config.faults, stop) as watchdog, only_writer(run_dir), unnamed:
         check_same_folder("output_dir", run_dir, "checkpoints")
         yield Guard(stop, watchdog)
 

@@ -6,7 +6,7 @@ Shape suffixes: B completions, T completion tokens, N valid completion tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,6 +18,7 @@ from vlm_mhpo.config import OptimizerConfig, RolloutConfig, TrainConfig
 from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.engine.optimizer import learning_rate_at
 from vlm_mhpo.errors import NonFiniteError, UnreadableError
+from vlm_mhpo.faults.memory import enough_memory, smaller_forward
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.objectives import Objective
 from vlm_mhpo.objectives.common import NonFiniteInput, kl_penalty
@@ -82,13 +83,14 @@ def log_probs_of(
     policy: Policy,
     groups: Sequence[ScoredGroup],
     settings: UpdateSettings,
+    phase: str = "scoring log-probs",
 ) -> tuple[Tensor, ...]:
     """[T] float32 of each completion: log-probs of its tokens under `forward` (an engine or a module), no gradient."""
     lengths = [len(c.token_ids) for scored in groups for c in scored.group.completions]
     values: dict[int, Tensor] = {}
     with torch.no_grad():
         for micro_batch in micro_batches_of(policy, groups, settings):
-            with named(groups, micro_batch):
+            with named(groups, micro_batch), fitting(phase, policy, micro_batch, settings.max_tokens):
                 log_probs_N, _ = forward(
                     micro_batch.rows, temperature=settings.temperature, chunk_size=settings.chunk_size
                 )
@@ -148,7 +150,7 @@ def update_on(
         for batch in batches:
             own = Totals()
             bad_prompts = accumulate(engine, objective, batch, settings, own)
-            with span("update/optimizer"):
+            with span("update/optimizer"), enough_memory("the optimizer's step", lambda: OFFLOAD):
                 result = engine.update(learning_rate)
             if not result.applied:
                 bad_prompts += [name for value, ids in own.gradients if not value.isfinite() for name in ids]
@@ -205,6 +207,7 @@ class Updater:
         )
 
 
+OFFLOAD = "deepspeed.offload_optimizer=true, or a higher deepspeed.zero_stage"
 # What is also looked at for every minibatch alone.
 DRIFT = (f"sum/{KL_TO_SAMPLER.name}", "sum/log_ratio_size/mean", "max/log_ratio_size/max")
 
@@ -223,7 +226,9 @@ def accumulate(
     with _gradient_sums(engine.policy) as sums:
         for micro_batch in micro_batches_of(engine.policy, batch.groups, settings):
             prompts = _prompts_in(batch.groups, micro_batch)
-            if not _add_gradient(engine, objective, batch, micro_batch, settings, counts, totals):
+            with fitting("the update", engine.policy, micro_batch, settings.max_tokens):
+                is_good = _add_gradient(engine, objective, batch, micro_batch, settings, counts, totals)
+            if not is_good:
                 bad_prompts += prompts
             # Looked at only after a bad update: a look waits for the device.
             totals.gradients += [(value, prompts) for value in sums]
@@ -310,6 +315,15 @@ def _prompts_in(groups: Sequence[ScoredGroup], micro_batch: MicroBatch) -> list[
     """Ids of the prompts whose completions are in a micro-batch."""
     owners = [scored.group.prompt.id for scored in groups for _ in scored.group.completions]
     return sorted({owners[flat] for flat in micro_batch.completion_indices})
+
+
+def fitting(
+    phase: str, policy: Policy, micro_batch: MicroBatch, max_tokens: int, section: str = "train"
+) -> AbstractContextManager[None]:
+    """Inside, a micro-batch that does not fit in memory is an OutOfMemoryError that says what to set."""
+    num_tokens, num_completions = micro_batch.rows.input_ids_RS.numel(), len(micro_batch.completion_indices)
+    recomputes = policy.model.is_gradient_checkpointing
+    return enough_memory(phase, partial(smaller_forward, section, max_tokens, num_tokens, num_completions, recomputes))
 
 
 @contextmanager

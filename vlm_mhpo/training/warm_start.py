@@ -14,6 +14,7 @@ from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.engine.optimizer import learning_rate_at
 from vlm_mhpo.errors import NonFiniteError, TrainingError
 from vlm_mhpo.faults.agreement import check_same_rows
+from vlm_mhpo.faults.memory import enough_memory
 from vlm_mhpo.models.loading import Codec
 from vlm_mhpo.prompts.messages import neutralise, special_tokens
 from vlm_mhpo.prompts.stream import PromptStream
@@ -28,6 +29,7 @@ from vlm_mhpo.training.micro_batches import micro_batches
 from vlm_mhpo.training.progress import ProgressBar
 from vlm_mhpo.training.run import guarded_run, recording
 from vlm_mhpo.training.saving import Checkpoints
+from vlm_mhpo.training.update import OFFLOAD, fitting
 from vlm_mhpo.types import Prompt
 
 
@@ -110,11 +112,13 @@ def sft_step(
     for micro_batch in micro_batches(
         engine.policy, prompts, targets, max_tokens=config.max_tokens_per_micro_batch, pad_id=codec.pad_id
     ):
-        log_probs_N, _ = engine(micro_batch.rows, temperature=1.0, chunk_size=config.logits_chunk_size)
-        loss = -log_probs_N.sum() / num_tokens * (0.0 if micro_batch.is_padding else 1.0)
-        engine.backward(loss)
+        with fitting("the update", engine.policy, micro_batch, config.max_tokens_per_micro_batch, "sft"):
+            log_probs_N, _ = engine(micro_batch.rows, temperature=1.0, chunk_size=config.logits_chunk_size)
+            loss = -log_probs_N.sum() / num_tokens * (0.0 if micro_batch.is_padding else 1.0)
+            engine.backward(loss)
         total += loss.detach()
-    result = engine.update(learning_rate)
+    with enough_memory("the optimizer's step", lambda: OFFLOAD):
+        result = engine.update(learning_rate)
     if not result.applied and config.on_nonfinite == "stop":
         raise NonFiniteError(
             "warm start: the loss or gradient was not finite; weights untouched. Lower sft.learning_rate"

@@ -5,7 +5,7 @@ Shape suffixes: P prompts, B = P * G completions, S prompt tokens, T completion 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from vlm_mhpo.models.logprobs import scaled_logits
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.rollout.base import OnGroups, SamplingParams, nothing
 from vlm_mhpo.rollout.choosing import choose_tokens
+from vlm_mhpo.rollout.hf.halving import halving
 from vlm_mhpo.rollout.hf.shared_prefix import CopiedPrefixCache, SharedPrefixCache
 from vlm_mhpo.runtime.clock import span
 from vlm_mhpo.runtime.seeding import derive_seed, uniforms
@@ -33,7 +34,7 @@ class HfSampler:
     Args:
         policy: the policy; its weights are read at every call.
         codec: tokenizer and end tokens.
-        max_batch_tokens: prompt plus budget tokens decoded together.
+        max_batch_tokens: prompt plus budget tokens decoded together; halved for good when they do not fit in memory.
         whole_weights: context in which the weights are whole (ZeRO-3 gathers them); entered once per call.
         padding_side: where shorter prompts are padded; both give the same completions (left without shared prompts).
     """
@@ -72,23 +73,33 @@ class HfSampler:
         self.policy.eval()
         try:
             with torch.no_grad(), self.whole_weights():
-                for indices in self._batches(prompts, params):
-                    finished = self._sample_batch([prompts[index] for index in indices], params, seed_parts, on_token)
-                    groups |= zip(indices, finished, strict=True)
+
+                def run(places: Sequence[int], budget: int) -> Iterator[dict[int, Group]]:
+                    for indices in self._batches(prompts, places, params, budget):
+                        chosen = [prompts[index] for index in indices]
+                        yield dict(zip(indices, self._sample_batch(chosen, params, seed_parts, on_token), strict=True))
+
+                def tokens_of(places: Sequence[int]) -> int:
+                    return sum(_row_tokens(prompts[place], params) for place in places)
+
+                for finished, budget in halving(range(len(prompts)), run, self.max_batch_tokens, tokens_of):
+                    self.max_batch_tokens = budget
+                    groups |= finished
                     if on_groups:
-                        on_groups(finished)
+                        on_groups(list(finished.values()))
         finally:
             self.policy.train(was_training)
         return [groups[index] for index in range(len(prompts))]
 
-    def _batches(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[list[int]]:
-        """Indices of the prompts that are decoded together: similar lengths, bounded tokens."""
-        order = sorted(range(len(prompts)), key=lambda index: (prompts[index].num_tokens, index))
+    def _batches(
+        self, prompts: Sequence[Prompt], places: Sequence[int], params: SamplingParams, budget: int
+    ) -> list[list[int]]:
+        """Those of `places` that are decoded together: similar lengths, bounded tokens."""
+        order = sorted(places, key=lambda index: (prompts[index].num_tokens, index))
         batches: list[list[int]] = []
         for index in order:
             # Sorted upwards, so this prompt is the longest of its batch.
-            row_tokens = prompts[index].num_tokens + params.max_tokens * params.num_samples
-            if not batches or (len(batches[-1]) + 1) * row_tokens > self.max_batch_tokens:
+            if not batches or (len(batches[-1]) + 1) * _row_tokens(prompts[index], params) > budget:
                 batches.append([])
             batches[-1].append(index)
         return batches
@@ -184,6 +195,11 @@ class HfSampler:
             )
         logits_BV = self.policy.model.lm_head(outputs.last_hidden_state[:, -1])
         return DecodeState(state.rows_B, logits_BV, state.position_B + 1, state.num_axes, state.cache)
+
+
+def _row_tokens(prompt: Prompt, params: SamplingParams) -> int:
+    """Tokens of a prompt once and of the budgets of its completions."""
+    return prompt.num_tokens + params.max_tokens * params.num_samples
 
 
 @dataclass(frozen=True, slots=True)
