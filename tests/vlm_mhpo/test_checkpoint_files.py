@@ -57,7 +57,7 @@ DAMAGE = (
 def test_a_saved_checkpoint_is_read_back(tmp_path):
     folder = save(tmp_path, 7, note="x")
     assert folder == tmp_path / "step_000007"
-    assert checkpoint.read_state(folder) == {"seed": 3, "note": "x", "step": 7, "format_version": 1}
+    assert checkpoint.read_state(folder) == {"seed": 3, "note": "x", "step": 7, "format_version": 2}
     assert checkpoint.newest_valid(tmp_path) == (7, checkpoint.read_state(folder))
     listed = json.loads((folder / "manifest.json").read_text())["files"]
     assert sorted(listed) == sorted(DATA_FILES)

@@ -67,7 +67,7 @@ def test_when_not_even_the_least_fits_the_sentence_names_phase_and_key(tiny):
     sampler = HfSampler(model.policy, model.codec, max_batch_tokens=100_000)
     with (
         room_for(model, 0),
-        pytest.raises(OutOfMemoryError, match="^sampling ran out of memory: set rollout") as caught,
+        pytest.raises(OutOfMemoryError, match=r"^sampling ran out of memory: set rollout\.") as caught,
     ):
         sampler.sample(prompts_of(model), PARAMS, (1,))
     assert caught.value.exit_code == 6 and SENTENCE in str(caught.value)
@@ -113,9 +113,9 @@ def test_the_value_to_set_is_one_that_helps(arguments, key):
 )
 def test_every_allocator_is_understood_and_other_errors_are_left_alone(error):
     with (
-        pytest.raises(OutOfMemoryError, match="^the update ran out of memory: set KEY=1, "),
+        pytest.raises(OutOfMemoryError, match=r"^the update ran out of memory: set KEY=1, "),
         enough_memory("the update", lambda: "KEY=1"),
     ):
         raise error
-    with pytest.raises(RuntimeError, match="^other$"), enough_memory("the update", lambda: "KEY=1"):
+    with pytest.raises(RuntimeError, match=r"^other$"), enough_memory("the update", lambda: "KEY=1"):
         raise RuntimeError("other")

@@ -107,7 +107,7 @@ def test_a_constant_rate_may_run_longer_and_a_falling_one_must_be_told(tmp_path)
 
 
 def test_the_type_of_the_weights_cannot_be_allowed(tmp_path):
-    with pytest.raises(CheckpointError, match="model.dtype was 'bfloat16' and is now 'float32'.*output_dir$"):
+    with pytest.raises(CheckpointError, match=r"model.dtype was 'bfloat16' and is now 'float32'.*output_dir$"):
         settle({**identity(), "step": 3}, identity(model={"dtype": "float32"}), ["model.dtype"], tmp_path)
 
 
@@ -123,7 +123,7 @@ def test_rows_and_model_may_move_and_may_not_change(tmp_path):
 
 
 def test_a_key_to_allow_that_does_not_exist_is_named_with_its_neighbour():
-    with pytest.raises(ConfigError, match="train.learning_rat, which is no key. Did you mean train.learning_rate"):
+    with pytest.raises(ConfigError, match=r"train.learning_rat, which is no key. Did you mean train.learning_rate"):
         parse_config({**VALUES, "checkpoint": {"allow_change": ["train.learning_rat"]}})
 
 
