@@ -4,8 +4,8 @@ A JSON file lists the runs: name, arguments, num_ranks, more_of (arguments of th
 ("raise" = an exception), ranks (which get it), phase, step and token (which call for a token in that phase) or call
 (the function whose first call it is). Others: nan (where the second rank meets one; see drive_nan), memory (the
 second rank has none to train), away (a folder: the second rank works there, in another time zone, with another home and
-its clock two seconds ahead). The answer file tells of each: exit codes, seconds from the signal to the end of the last rank that could end by itself, and what processes
-were left.
+its clock two seconds ahead). The answer file tells of each: exit codes, seconds from the
+signal to the end of the last rank that could end by itself, and what processes were left.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from vlm_mhpo.models.loading import model_folder
+
 # What transformers reads of a folder beside the weights.
 SETTINGS = (".json", ".jinja", ".txt", ".model")
 # Training moves every weight of a tensor; a piece of each tensor tells two models apart.
@@ -24,14 +26,9 @@ def digest_of_model(path: str, revision: str | None = None) -> str:
     Raises:
         OSError: a file cannot be read; ValueError: it is no safetensors file.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(path, "config.json", revision=revision)
-        if not isinstance(cached, str):
-            return path
-        folder = Path(cached).parent
+    folder = model_folder(path, revision)
+    if folder is None:
+        return path
     seen = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         if file.suffix == ".safetensors":
