@@ -80,7 +80,7 @@ class Engine:
         """One AdamW step at `learning_rate` with the gradients since the last one, clipped by global norm."""
         for group in self.optimizer.param_groups:
             group.update(self._constants, lr=learning_rate)
-        if hasattr(self.deepspeed.optimizer, "clip_grad"):
+        if self.zero_stage:
             self.deepspeed.optimizer.clip_grad = self._max_grad_norm
         self._bad_gradient = False
         self.deepspeed.step()
