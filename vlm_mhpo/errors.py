@@ -51,6 +51,12 @@ class RankError(VlmMhpoError):
     exit_code = 5
 
 
+class OutOfMemoryError(VlmMhpoError):
+    """The device has no memory left for a phase; names it, the key to set and a value."""
+
+    exit_code = 6
+
+
 class Stopped(VlmMhpoError):
     """The run was asked to stop by a signal, and what it had learnt is saved."""
 

@@ -2,10 +2,10 @@
 
 A JSON file lists the runs: name, arguments, num_ranks, more_of (arguments of the second rank), and optionally signal
 ("raise" = an exception), ranks (which get it), phase, step and token (which call for a token in that phase) or call
-(the function whose first call it is). Others: nan (where the second rank meets one; see drive_nan), away (a folder: the
-second rank works there, in another time zone, with another home and its clock two seconds ahead). The answer file tells
-of each: exit codes, seconds from the signal to the end of the last rank that could end by itself, and what processes
-were left.
+(the function whose first call it is). Others: nan (where the second rank meets one; see drive_nan), memory (the
+second rank has none to train), away (a folder: the second rank works there, in another time zone, with another home and
+its clock two seconds ahead). The answer file tells of each: exit codes, seconds from the
+signal to the end of the last rank that could end by itself, and what processes were left.
 """
 
 from __future__ import annotations
@@ -94,6 +94,12 @@ def children() -> list[int]:
     return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
 
 
+def no_memory_to_train(module: torch.nn.Module, args: Any) -> None:
+    """A hook on all modules: a text layer finds no memory when gradients are wanted."""
+    if torch.is_grad_enabled() and type(module).__name__.endswith("DecoderLayer"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
 def fork(request: dict[str, Any], rank: int, num_ranks: int, port: str, folder: Path) -> int:
     """Start one rank; returns its process id."""
     if pid := os.fork():
@@ -108,6 +114,8 @@ def fork(request: dict[str, Any], rank: int, num_ranks: int, port: str, folder: 
         arm(request, Path(f"{name}.struck"))
     if "nan" in request and rank == 1:
         drive_nan.arm(request["nan"])
+    if "memory" in request and rank == 1:
+        torch.nn.modules.module.register_module_forward_pre_hook(no_memory_to_train)
     if "away" in request and rank == 1:
         go_away(request["away"])
     code: Any = 1

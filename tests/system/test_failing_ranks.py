@@ -40,6 +40,7 @@ def ended(tmp_path_factory):
         {"name": "picture", "num_ranks": 2, "more": [f"data.train={rows_with_a_bad_picture(folder)}"]},
         {"name": "unsaved", "num_ranks": 2, "more": [*PARTS, "train.max_steps=1"]},
     ]
+    requests.append({"name": "memory", "num_ranks": 2, "memory": True, "more": [*PARTS, "deepspeed.zero_stage=3"]})
     for where, action in SPOILT:
         more = [*PARTS, f"train.on_nonfinite={action}"]
         requests.append({"name": f"{where}-{action}", "num_ranks": 2, "nan": where, "more": more})
@@ -64,6 +65,15 @@ def test_a_bad_picture_on_one_ranks_share_ends_both_with_the_same_sentence(ended
     assert f"\nerror: rank 1: {sentence}" in first.replace("\r", "\n")
     assert f"error: {sentence}" in second
     assert "Traceback" not in first + second
+
+
+def test_a_rank_without_memory_says_what_to_set_and_the_other_names_it(ended):
+    answer = ended[1]["memory"]
+    assert answer["codes"] == [5, 6] and answer["left"] == [], answer["stderr"]
+    first, second = answer["stderr"]
+    told = r"the update ran out of memory: set train\.max_tokens_per_micro_batch=\d+ \(now 16384\)"
+    assert re.search(rf"error: {told}", second) and "Traceback" not in second
+    assert re.search(rf"error: rank 1 failed in phase update of step 1: {told}", first)
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient", "weight"])

@@ -57,7 +57,7 @@ DAMAGE = (
 def test_a_saved_checkpoint_is_read_back(tmp_path):
     folder = save(tmp_path, 7, note="x")
     assert folder == tmp_path / "step_000007"
-    assert checkpoint.read_state(folder) == {"seed": 3, "note": "x", "step": 7, "format_version": 1}
+    assert checkpoint.read_state(folder) == {"seed": 3, "note": "x", "step": 7, "format_version": 2}
     assert checkpoint.newest_valid(tmp_path) == (7, checkpoint.read_state(folder))
     listed = json.loads((folder / "manifest.json").read_text())["files"]
     assert sorted(listed) == sorted(DATA_FILES)
@@ -223,7 +223,7 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path):
     staging = tmp_path / "staging"
     staging.mkdir()
     checkpoint.commit(staging, tmp_path / "step_000001", {"format_version": 99})
-    with pytest.raises(CheckpointError, match="format 99, this program reads 1"):
+    with pytest.raises(CheckpointError, match="format 99, this program reads 2"):
         checkpoint.read_state(tmp_path / "step_000001")
 
 

@@ -141,7 +141,7 @@ def protocol(steps: tuple[str, ...] = RIGHT, *, into_final: bool = False) -> Sav
         if folder.exists():
             remove_tree(disk, folder)
         disk.make_folder(folder / "engine")
-        write_json(disk, folder / "state.json", {"format_version": 1, "step": step})
+        write_json(disk, folder / "state.json", {"format_version": 2, "step": step})
         for part in steps:
             at = final if final.exists() else folder
             shard = at / "engine" / "mp_rank_00_model_states.pt"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ENGINE_TAG = "engine"
 MANIFEST = "manifest.json"
 STATE = "state.json"

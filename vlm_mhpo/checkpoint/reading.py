@@ -8,6 +8,7 @@ import pickle
 import re
 import stat
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +100,17 @@ def refuse_strangers(folder: Path) -> None:
 
 
 def check_state(
-    state: dict[str, Any], expected: dict[str, Any], folder: Path, *, free: tuple[str, ...] = ()
-) -> list[str]:
-    """Refuse a checkpoint of another setting, naming every value that differs.
+    state: Mapping[str, Any],
+    expected: Mapping[str, Any],
+    folder: Path,
+    *,
+    free: tuple[str, ...] = (),
+    advice: str = "Use the same values, or another output_dir",
+) -> dict[str, str]:
+    """Refuse a checkpoint of another setting, naming every value that differs; `advice` ends the sentence.
 
     Returns:
-        What differs among the keys in `free`, one phrase each.
+        What differs among the keys in `free`, a phrase for each key.
 
     Raises:
         CheckpointError: another key differs.
@@ -115,10 +121,8 @@ def check_state(
         if state.get(key) != value
     }
     if different := [phrase for key, phrase in phrases.items() if key not in free]:
-        raise CheckpointError(
-            f"{folder} belongs to another setting: {'; '.join(different)}. Use the same values, or another output_dir"
-        )
-    return list(phrases.values())
+        raise CheckpointError(f"{folder} belongs to another setting: {'; '.join(different)}. {advice}")
+    return phrases
 
 
 def refuse_programs(folder: Path) -> None:

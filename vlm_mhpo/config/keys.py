@@ -20,7 +20,7 @@ from vlm_mhpo.errors import ConfigError
 _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<", "minLength": "length >="}
 _TYPES = {"boolean": "true or false", "string": "text", "object": "mapping"}
 _REQUIRED = "required"
-_TABLE = "| key | range | default | what it does |\n| --- | --- | --- | --- |"
+_TABLE = "| key | range | default | what it does | on resume |\n| --- | --- | --- | --- | --- |"
 INTRODUCTION = """\
 # The configuration of a run
 
@@ -30,6 +30,11 @@ text on the command line: `vlm-mhpo config`, `vlm-mhpo config train`, `vlm-mhpo 
     # yaml-language-server: $schema=PATH/docs/configuration_schema.json
 
 as the first line of a configuration file, an editor completes and checks its keys.
+
+The last column says whether a run may go on with another value than it began with. *free*: it does not change what is
+learnt. *by content*: taken where the rows or the model that it leads to are the same. *never*: the tensors of a
+checkpoint follow from it. Of all others the run says what differs and goes on only with
+`checkpoint.allow_change=[KEY, ...]`.
 
 `python -m vlm_mhpo.config.keys > docs/configuration.md` prints this page from the sections themselves.
 """
@@ -45,6 +50,7 @@ class Key:
         default: as one writes it in YAML; "required" where there is none, empty for an empty list or mapping.
         text: what it does; of a section, what it is.
         is_section: whether it holds other keys.
+        on_resume: the mark of its declaration, see `config.base`; empty without one.
     """
 
     name: str
@@ -52,6 +58,7 @@ class Key:
     default: str
     text: str
     is_section: bool = False
+    on_resume: str = ""
 
 
 def all_keys() -> list[Key]:
@@ -82,19 +89,20 @@ def _plain(name: str) -> str:
     return before + behind.partition("]")[2]
 
 
-def _visit(schema: Mapping[str, Any], sections: Mapping[str, Any], prefix: str) -> Iterator[Key]:
-    """The keys of one section: its own, then those of the sections in it."""
+def _visit(schema: Mapping[str, Any], sections: Mapping[str, Any], prefix: str, mark: str = "") -> Iterator[Key]:
+    """The keys of one section, whose mark is `mark`: its own, then those of the sections in it."""
     inner: list[tuple[str, Mapping[str, Any], Mapping[str, Any]]] = []
     for name, field in schema["properties"].items():
         parts = _sections_in(field, sections)
         inner += [(f"{prefix}{name}{place}", field, part) for place, part in parts.items()]
         if not parts:
             default = _REQUIRED if name in schema.get("required", ()) else _written(field)
-            yield Key(prefix + name, _allowed(field), default, field.get("description", ""))
+            text, own = field.get("description", ""), field.get("on_resume", mark)
+            yield Key(prefix + name, _allowed(field), default, text, on_resume=own)
     for name, field, part in inner:
         allowed = " or ".join("null" if "null" in each.values() else "section" for each in field.get("anyOf", [{}]))
         yield Key(name, allowed, "", field.get("description") or part["description"], is_section=True)
-        yield from _visit(part, sections, f"{name}.")
+        yield from _visit(part, sections, f"{name}.", field.get("on_resume", mark))
 
 
 def _sections_in(field: Mapping[str, Any], sections: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -150,7 +158,7 @@ def markdown() -> str:
             parts.append(f"\n## {key.name}\n\n{key.text}\n\n{_TABLE}")
             continue
         default = key.default if key.default in ("", _REQUIRED) else f"`{key.default}`"
-        cells = (f"`{key.name}`", key.allowed, default, key.text)
+        cells = (f"`{key.name}`", key.allowed, default, key.text, key.on_resume)
         parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(parts) + "\n"
 

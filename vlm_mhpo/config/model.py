@@ -6,19 +6,28 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from vlm_mhpo.config.base import Section
+from vlm_mhpo.config.base import FIXED, FREE, PLACE, Section
 
 
 class ModelConfig(Section):
     """Which policy is trained and how it is held in memory."""
 
-    path: str = Field(description="Local folder or hub name of a Qwen2-VL, Qwen2.5-VL, Qwen3-VL or text causal model.")
-    revision: str | None = Field(None, description="Hub commit hash; pins what is downloaded.")
-    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Type of the weights in forward passes.")
+    path: str = Field(
+        description="Local folder or hub name of a Qwen2-VL, Qwen2.5-VL, Qwen3-VL or text causal model.",
+        json_schema_extra=PLACE,
+    )
+    revision: str | None = Field(None, description="Hub commit hash; pins what is downloaded.", json_schema_extra=PLACE)
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="Type of the weights in forward passes.", json_schema_extra=FIXED
+    )
     attn_implementation: Literal["sdpa", "eager"] = Field("sdpa", description="transformers attention implementation.")
-    freeze_vision_tower: bool = Field(False, description="Do not train the vision encoder.")
-    freeze_projector: bool = Field(False, description="Do not train the vision-language merger.")
-    gradient_checkpointing: bool = Field(False, description="Recompute activations in backward: less memory, slower.")
+    freeze_vision_tower: bool = Field(False, description="Do not train the vision encoder.", json_schema_extra=FIXED)
+    freeze_projector: bool = Field(
+        False, description="Do not train the vision-language merger.", json_schema_extra=FIXED
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in backward: less memory, slower.", json_schema_extra=FREE
+    )
     min_pixels: PositiveInt | None = Field(None, description="Smallest image area in pixels; smaller is enlarged.")
     max_pixels: PositiveInt | None = Field(None, description="Largest image area in pixels; larger is shrunk.")
 

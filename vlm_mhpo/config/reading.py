@@ -57,9 +57,13 @@ def _in_one_line(error: Exception) -> str:
 def parse_config(values: dict, where: str = "configuration") -> Config:
     """Validate a nested mapping; see `load_config`."""
     try:
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError("\n".join(f"{where}: {describe(problem)}" for problem in error.errors())) from error
+    for key in config.checkpoint.allow_change:
+        if key not in known_keys():
+            raise ConfigError(f"{where}: checkpoint.allow_change names {key}, which is no key.{hint_for(key)}")
+    return config
 
 
 def drop_other_constants(loaded: Any, changes: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from vlm_mhpo.config.base import Section
+from vlm_mhpo.config.base import FREE, Section
 
 
 class RewardConfig(Section):
@@ -33,17 +33,26 @@ class RewardsConfig(Section):
         default_factory=lambda: [RewardConfig(name="accuracy"), RewardConfig(name="format", weight=0.1)],
         description="Rewards that are summed by weight.",
     )
-    num_workers: PositiveInt = Field(2, description="Killable verifier processes a rank.")
-    timeout_s: PositiveFloat = Field(1.0, description="Seconds after which a verification is killed and counted.")
-    memory_limit_mib: PositiveInt = Field(1024, description="Address space of a verifier process, MiB.")
+    num_workers: PositiveInt = Field(2, description="Killable verifier processes a rank.", json_schema_extra=FREE)
+    timeout_s: PositiveFloat = Field(
+        1.0, description="Seconds after which a verification is killed and counted.", json_schema_extra=FREE
+    )
+    memory_limit_mib: PositiveInt = Field(
+        1024, description="Address space of a verifier process, MiB.", json_schema_extra=FREE
+    )
     max_timeout_share: float = Field(
-        0.2, gt=0, le=1, description="A larger share of timed-out verifications stops the run; 1 = never."
+        0.2,
+        gt=0,
+        le=1,
+        description="A larger share of timed-out verifications stops the run; 1 = never.",
+        json_schema_extra=FREE,
     )
     max_zero_accuracy_steps: int = Field(
         3,
         ge=0,
         description="Steps in a row without a correct answer, after there were some, that stop the run once chance "
         "cannot explain them; 0 = never.",
+        json_schema_extra=FREE,
     )
 
     @model_validator(mode="after")

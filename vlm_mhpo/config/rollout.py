@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from vlm_mhpo.config.base import Section
+from vlm_mhpo.config.base import FREE, Section
 
 
 class RolloutConfig(Section):
@@ -22,6 +22,7 @@ class RolloutConfig(Section):
         description="Tokens that a rank's attention cache may hold: a prompt once, and the budget of each completion "
         "that is decoded at the same time; waiting ones take the places of those that end. auto = what fits in the "
         "memory that is free at the first rollout, the same on all ranks (recorded as sampling/max_batch_tokens).",
+        json_schema_extra=FREE,
     )
     dynamic_sampling: bool = Field(False, description="Replace groups of equal rewards by groups of other prompts.")
     max_resample_times: int = Field(3, ge=0, description="Tries of dynamic sampling; then the step goes on.")

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from vlm_mhpo.config.base import Section
+from vlm_mhpo.config.base import FREE, Section
 from vlm_mhpo.config.data import DataConfig
 from vlm_mhpo.config.evaluation import EvalConfig
 from vlm_mhpo.config.model import ModelConfig
@@ -36,6 +36,11 @@ class CheckpointConfig(Section):
     )
     trust_folder: bool = Field(
         False, description="Continue from checkpoints that another user owns or that everybody can write."
+    )
+    allow_change: list[str] = Field(
+        default_factory=list,
+        description="Keys that change what is learnt and that the run goes on with all the same, such as "
+        "train.learning_rate; run.json and the report tell of each with its step and both values.",
     )
 
 
@@ -81,9 +86,13 @@ class LoggingConfig(Section):
 class Config(Section):
     """A whole run."""
 
-    output_dir: str = Field(description="Run folder: config, metrics, samples, checkpoints, report.")
+    output_dir: str = Field(
+        description="Run folder: config, metrics, samples, checkpoints, report.", json_schema_extra=FREE
+    )
     seed: int = Field(0, ge=0, description="Root of all randomness.")
-    num_threads: int = Field(1, ge=0, description="CPU threads of a process; 0 = all cores divided by local ranks.")
+    num_threads: int = Field(
+        1, ge=0, description="CPU threads of a process; 0 = all cores divided by local ranks.", json_schema_extra=FREE
+    )
     model: ModelConfig
     data: DataConfig
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
@@ -92,10 +101,10 @@ class Config(Section):
     train: TrainConfig
     sft: SftConfig = Field(default_factory=SftConfig)
     deepspeed: DeepSpeedConfig = Field(default_factory=DeepSpeedConfig)
-    eval: EvalConfig = Field(default_factory=EvalConfig)
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
-    faults: FaultsConfig = Field(default_factory=FaultsConfig)
-    logging: LoggingConfig = Field(default_factory=LoggingConfig)
+    eval: EvalConfig = Field(default_factory=EvalConfig, json_schema_extra=FREE)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, json_schema_extra=FREE)
+    faults: FaultsConfig = Field(default_factory=FaultsConfig, json_schema_extra=FREE)
+    logging: LoggingConfig = Field(default_factory=LoggingConfig, json_schema_extra=FREE)
 
     @model_validator(mode="before")
     @classmethod

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from vlm_mhpo.config.base import Section
+from vlm_mhpo.config.base import FREE, Section
 
 
 class OptimizerConfig(Section):
@@ -31,9 +31,13 @@ class TrainConfig(OptimizerConfig):
     num_iterations: PositiveInt = Field(1, description="Passes over a rollout batch (TRL's mu).")
     scale_rewards: Literal["group", "batch", "none"] = Field("group", description="Which std divides the advantage.")
     max_tokens_per_micro_batch: PositiveInt = Field(
-        16384, description="Padded tokens of one forward on a rank; lower it when training runs out of memory."
+        16384,
+        description="Padded tokens of one forward on a rank; lower it when training runs out of memory.",
+        json_schema_extra=FREE,
     )
-    logits_chunk_size: PositiveInt = Field(384, description="Completion tokens whose logits exist at the same time.")
+    logits_chunk_size: PositiveInt = Field(
+        384, description="Completion tokens whose logits exist at the same time.", json_schema_extra=FREE
+    )
     mask_truncated_completions: bool = Field(False, description="Tokens of completions cut at the budget do not count.")
     on_nonfinite: Literal["stop", "skip"] = Field("stop", description="What a NaN or inf loss or gradient does.")
 
@@ -44,8 +48,12 @@ class SftConfig(OptimizerConfig):
     learning_rate: PositiveFloat = Field(1e-5, description="Peak learning rate.")
     max_steps: PositiveInt = Field(100, description="Optimizer updates.")
     num_prompts_per_step: PositiveInt = Field(64, description="Pairs an update, over all ranks.")
-    max_tokens_per_micro_batch: PositiveInt = Field(16384, description="Padded tokens of one forward on a rank.")
-    logits_chunk_size: PositiveInt = Field(384, description="Target tokens whose logits exist at the same time.")
+    max_tokens_per_micro_batch: PositiveInt = Field(
+        16384, description="Padded tokens of one forward on a rank.", json_schema_extra=FREE
+    )
+    logits_chunk_size: PositiveInt = Field(
+        384, description="Target tokens whose logits exist at the same time.", json_schema_extra=FREE
+    )
     on_nonfinite: Literal["stop", "skip"] = Field("stop", description="What a NaN or inf loss or gradient does.")
 
 
@@ -54,9 +62,9 @@ class DeepSpeedConfig(Section):
 
     zero_stage: Literal[0, 1, 2, 3] = Field(2, description="What is sharded: 1 optimizer, 2 + gradients, 3 + weights.")
     offload_optimizer: bool = Field(
-        False, description="Optimizer state in host memory (compiles DeepSpeed's CPU Adam)."
+        False, description="Optimizer state in host memory (compiles DeepSpeed's CPU Adam).", json_schema_extra=FREE
     )
-    offload_param: bool = Field(False, description="ZeRO-3 weights in host memory.")
+    offload_param: bool = Field(False, description="ZeRO-3 weights in host memory.", json_schema_extra=FREE)
     reduce_dtype: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="Type that the ranks' gradients of a bfloat16 model are added in; a weight takes 4 bytes or 2 on "

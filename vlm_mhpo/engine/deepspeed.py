@@ -48,6 +48,8 @@ class Engine:
             raise ConfigError("every weight is frozen, so there is nothing to train: set a model.freeze_* key to false")
         self.optimizer = build_optimizer(trained, optimizer, offload=deepspeed.offload_optimizer)
         self._max_grad_norm = optimizer.max_grad_norm
+        # A checkpoint brings those of the run that wrote it, which a continuation may have changed.
+        self._constants = {name: self.optimizer.defaults[name] for name in ("betas", "eps", "weight_decay")}
         self._bad_gradient = False
         self._grad_norm = math.nan
         self.optimizer.register_step_pre_hook(self._before_step)
@@ -77,7 +79,9 @@ class Engine:
     def update(self, learning_rate: float) -> UpdateResult:
         """One AdamW step at `learning_rate` with the gradients since the last one, clipped by global norm."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group.update(self._constants, lr=learning_rate)
+        if self.zero_stage:
+            self.deepspeed.optimizer.clip_grad = self._max_grad_norm
         self._bad_gradient = False
         self.deepspeed.step()
         norm = self._grad_norm if self.zero_stage == 0 else float(self.deepspeed.get_global_grad_norm())

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from data_prep import DataError, Row
 from rewards import Item as Asked
 from rewards import Score, Verifier
-from vlm_mhpo.errors import EvaluationError, PromptError, VlmMhpoError
+from vlm_mhpo.errors import EvaluationError, OutOfMemoryError, PromptError, VlmMhpoError
 from vlm_mhpo.evaluation import shards
 from vlm_mhpo.evaluation.benchmarks import Benchmark, Official
 from vlm_mhpo.prompts.builder import PromptBuilder
@@ -175,7 +175,10 @@ def judge_rows(
         error = PromptError(str(problem))
     ranks.raise_together(error)
     seed_parts = (judge.seed, *(task.stream or ("benchmark", task.name)))
-    groups = judge.together(partial(judge.sampler.sample, prompts, task.params, seed_parts, on_groups))
+    try:
+        groups = judge.together(partial(judge.sampler.sample, prompts, task.params, seed_parts, on_groups))
+    except OutOfMemoryError as problem:
+        raise OutOfMemoryError(f"evaluation of {task.name}: {problem}") from problem
     return _judge_groups(task, judge, [task.rows[place] for place in places], groups)
 
 

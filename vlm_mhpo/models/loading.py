@@ -142,12 +142,18 @@ def _check_revision(revision: str | None) -> None:
 
 def loaded_commit(path: str, revision: str | None) -> str | None:
     """The commit of a hub model that was loaded just now, as the local cache tells; None for a folder."""
+    folder = None if Path(path).exists() else model_folder(path, revision)
+    return folder.name if folder else None
+
+
+def model_folder(path: str, revision: str | None) -> Path | None:
+    """Where a model lies that was loaded just now: its folder, or that of its commit in the hub's local cache."""
     from huggingface_hub import try_to_load_from_cache
 
-    if Path(path).exists():
-        return None
+    if Path(path).is_dir():
+        return Path(path)
     file = try_to_load_from_cache(path, "config.json", revision=revision)
-    return Path(file).parent.name if isinstance(file, str) else None
+    return Path(file).parent if isinstance(file, str) else None
 
 
 def _stage_of(settings: dict[str, Any] | None) -> int:

@@ -67,10 +67,10 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         for key, inner in value.items():
             yield from flatten(inner, f"{prefix}.{key}" if prefix else str(key))
     else:
-        yield clean_text(prefix), clean_text(_leaf(value))
+        yield clean_text(prefix), clean_text(leaf(value))
 
 
-def _leaf(value: Any) -> str:
+def leaf(value: Any) -> str:
     """A value as one writes it in a configuration file; twelve digits tell every number that a person gave."""
     if isinstance(value, float):
         return f"{value:.12g}"

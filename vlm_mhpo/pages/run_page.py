@@ -15,7 +15,7 @@ from typing import Any
 from markupsafe import Markup
 
 from vlm_mhpo.pages.gallery import OUTCOMES, Entry, Pair, choose_pair, compare, select
-from vlm_mhpo.pages.html import digest, environment, flatten, shorten, source, write_text
+from vlm_mhpo.pages.html import digest, environment, flatten, leaf, shorten, source, write_text
 from vlm_mhpo.pages.images import PictureBudget
 from vlm_mhpo.pages.plotting import ends
 from vlm_mhpo.pages.run_figures import draw_charts
@@ -135,6 +135,10 @@ def _description(run: Run) -> list[tuple[str, str]]:
         "commit": (facts.git_commit or "")[:12],
         "best checkpoint": str(run.best or ""),
         "started": facts.started[:19].replace("T", " "),
+        "changed on the way": "; ".join(
+            f"after step {change.step}: {change.key} {leaf(change.before)} → {leaf(change.after)}"
+            for change in facts.changes
+        ),
     }
     return [(what, clean_text(value)) for what, value in lines.items() if value]
 

@@ -34,8 +34,17 @@ class ModelFacts(Record):
     family: Text = ""
 
 
+class Change(Record):
+    """A key that changes what is learnt, and that a continuation of the run changed after `step` steps."""
+
+    step: int
+    key: Text
+    before: Any = Field(None, alias="from")
+    after: Any = Field(None, alias="to")
+
+
 class RunFacts(Record):
-    """run.json: resolved config, versions, commit, seed, start, model, and seconds of each stage."""
+    """run.json: resolved config, versions, commit, seed, start, model, changes, and seconds of each stage."""
 
     config: dict[str, Any] = {}
     versions: dict[str, Any] = {}
@@ -43,6 +52,7 @@ class RunFacts(Record):
     seed: int | None = None
     started: Text = ""
     model: ModelFacts = ModelFacts()
+    changes: tuple[Change, ...] = ()
     stages: dict[str, float] = {}
 
 

@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,17 @@ from vlm_mhpo.runtime.secrets import without_secrets
 PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "pillow", "math-verify", "qwen-vl-utils", "trl")
 
 
-def write_run_file(run_dir: Path, config: Mapping[str, Any], model: dict[str, Any]) -> None:
-    """run.json and config.yaml: the resolved configuration (secrets as ***), versions, commit, seed."""
+def write_run_file(
+    run_dir: Path, config: Mapping[str, Any], model: dict[str, Any], changes: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """run.json and config.yaml: the resolved configuration (secrets as ***), versions, commit, seed, model.
+
+    Args:
+        run_dir: folder of the run.
+        config: as it is now.
+        model: family, size and commit.
+        changes: step (after which), key, from and to of each value that a continuation changed.
+    """
     from omegaconf import OmegaConf
 
     values = without_secrets(dict(config))
@@ -31,6 +40,7 @@ def write_run_file(run_dir: Path, config: Mapping[str, Any], model: dict[str, An
         "seed": config["seed"],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": model,
+        "changes": list(changes),
     }
     (run_dir / "run.json").write_text(json.dumps(record, indent=1))
 

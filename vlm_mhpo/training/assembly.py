@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -76,8 +77,13 @@ def _held_out_rows(data: DataConfig, builder: PromptBuilder) -> Sequence[Row]:
     return usable_rows(rows, builder, overlong="never", what="held-out")
 
 
-def record_run(config: Config, parts: Parts) -> None:
-    """Write run.json and config.yaml; after it is sure that the folder's run may go on with this configuration."""
+def record_run(config: Config, parts: Parts, changes: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Write run.json and config.yaml; after it is sure that the folder's run may go on with this configuration.
+
+    Args:
+        config, parts: of the run.
+        changes: of `training.saving.Checkpoints`.
+    """
     policy = parts.engine.policy
     table = parameter_table(policy.model, policy.family)
     model = {
@@ -89,7 +95,7 @@ def record_run(config: Config, parts: Parts) -> None:
         # The name alone may mean other weights tomorrow.
         if commit := loaded_commit(policy.model.name_or_path, config.model.revision):
             model["commit"] = commit
-        write_run_file(Path(config.output_dir), config.model_dump(), model)
+        write_run_file(Path(config.output_dir), config.model_dump(), model, changes)
 
 
 def check_context(needed: int, codec: Codec) -> None:

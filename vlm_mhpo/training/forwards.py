@@ -6,14 +6,16 @@ Shape suffixes: B completions, T completion tokens, N valid completion tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from vlm_mhpo.config import RolloutConfig, TrainConfig
 from vlm_mhpo.errors import UnreadableError
+from vlm_mhpo.faults.memory import enough_memory, smaller_forward
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.objectives import Objective
 from vlm_mhpo.objectives.multipliers import on_policy_multiplier
@@ -79,17 +81,19 @@ def log_probs_of(
     *,
     packed: Sequence[MicroBatch] | None = None,
     otherwise: Sequence[Tensor] = (),
+    phase: str = "scoring log-probs",
 ) -> tuple[Tensor, ...]:
     """[T] float32 of each completion: log-probs of its tokens under `forward` (an engine or a module), no gradient.
 
     Args:
         packed: the micro-batches of the groups, when they are made already.
         otherwise: rows of completions that are in none of them.
+        phase: what is going on, for an error about memory.
     """
     values = dict(enumerate(otherwise))
     with torch.no_grad():
         for micro_batch in packed or micro_batches_of(policy, groups, settings):
-            with named(groups, micro_batch):
+            with named(groups, micro_batch), fitting(phase, policy, micro_batch, settings.max_tokens):
                 log_probs_N, _ = forward(
                     micro_batch.rows,
                     temperature=settings.temperature,
@@ -135,6 +139,15 @@ def prompts_in(groups: Sequence[ScoredGroup], micro_batch: MicroBatch) -> list[s
     """Ids of the prompts whose completions are in a micro-batch."""
     owners = [scored.group.prompt.id for scored in groups for _ in scored.group.completions]
     return sorted({owners[flat] for flat in micro_batch.completion_indices})
+
+
+def fitting(
+    phase: str, policy: Policy, micro_batch: MicroBatch, max_tokens: int, section: str = "train"
+) -> AbstractContextManager[None]:
+    """Inside, a micro-batch that does not fit in memory is an OutOfMemoryError that says what to set."""
+    num_tokens, num_completions = micro_batch.packed.input_ids_RS.numel(), len(micro_batch.completion_indices)
+    recomputes = policy.model.is_gradient_checkpointing
+    return enough_memory(phase, partial(smaller_forward, section, max_tokens, num_tokens, num_completions, recomputes))
 
 
 @contextmanager

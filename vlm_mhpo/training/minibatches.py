@@ -59,11 +59,6 @@ def _with_constants(
     batch: Minibatch, engine: Engine, reference: Reference | None, settings: UpdateSettings
 ) -> Minibatch:
     """The minibatch with the log-probs that forwards of their own must find."""
-    found = {}
-    if settings.recompute and not batch.fresh:
-        found["old_log_probs"] = engine
-    if reference:
-        found["reference_log_probs"] = reference.forward
     log_probs = partial(
         log_probs_of,
         policy=engine.policy,
@@ -72,7 +67,12 @@ def _with_constants(
         packed=batch.packed,
         otherwise=batch.old_log_probs,
     )
-    return replace(batch, **{name: log_probs(forward) for name, forward in found.items()})
+    found = {}
+    if settings.recompute and not batch.fresh:
+        found["old_log_probs"] = log_probs(engine)
+    if reference:
+        found["reference_log_probs"] = log_probs(reference.forward, phase="the reference")
+    return replace(batch, **found)
 
 
 def truncated_in(scored: Sequence[ScoredGroup]) -> frozenset[int]:

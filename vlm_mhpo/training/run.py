@@ -24,6 +24,7 @@ from vlm_mhpo.faults.agreement import (
     check_same_weights,
 )
 from vlm_mhpo.faults.guard import Guard
+from vlm_mhpo.faults.memory import enough_memory
 from vlm_mhpo.faults.stopping import StopRequest
 from vlm_mhpo.faults.watchdog import Watchdog
 from vlm_mhpo.objectives import Objective, build_objective
@@ -40,9 +41,10 @@ from vlm_mhpo.training.assembly import Parts, build_parts, check_context, print_
 from vlm_mhpo.training.forwards import update_settings
 from vlm_mhpo.training.guarded import Dumps, Watch
 from vlm_mhpo.training.held_out import HeldOut
+from vlm_mhpo.training.identity import identity_of
 from vlm_mhpo.training.loop import Loop
 from vlm_mhpo.training.minibatches import make_minibatches
-from vlm_mhpo.training.saving import Checkpoints, identity_of, only_writer
+from vlm_mhpo.training.saving import Checkpoints, only_writer
 from vlm_mhpo.training.update import Updater
 
 
@@ -67,7 +69,9 @@ def guarded_run(config: Config) -> Iterator[Guard]:
     check_world_size(config, ranks.world_size())
     run_dir = Path(config.output_dir)
     check_same_setting(config.model_dump(), run_dir)
-    with StopRequest() as stop, Watchdog(config.faults, stop) as watchdog, only_writer(run_dir):
+    # What no phase has named: loading, and the checkpoint.
+    unnamed = enough_memory("loading or saving", lambda: "deepspeed.zero_stage=3, or use more ranks")
+    with StopRequest() as stop, Watchdog(config.faults, stop) as watchdog, only_writer(run_dir), unnamed:
         check_same_folder("output_dir", run_dir, "checkpoints")
         yield Guard(stop, watchdog)
 
@@ -97,7 +101,7 @@ def open_training(config: Config, clock: Clock | None = None) -> Iterator[tuple[
             print_start(config, parts)
             watch = _build_watch(config, parts, guard, clock)
             start = watch.saving.resume()
-            record_run(config, parts)
+            record_run(config, parts, watch.saving.changes)
             records = stack.enter_context(recording(run_dir, config.logging, start))
             guard.remember(run_dir / "metrics.jsonl", start)
             scoring = stack.enter_context(Scoring(scorer, config.data.template, config.train.max_steps))
@@ -122,7 +126,7 @@ def recording(run_dir: Path, logging: LoggingConfig, start: int) -> Iterator[Rec
 def _build_watch(config: Config, parts: Parts, guard: Guard, clock: Clock) -> Watch:
     """What the steps of RL stand under."""
     run_dir, values, engine = Path(config.output_dir), config.model_dump(), parts.engine
-    identity = identity_of("rl", values, parts.train_rows, engine.zero_stage)
+    identity = identity_of("rl", values, parts.train_rows, engine.zero_stage, engine.policy.model.name_or_path)
     saving = Checkpoints(engine, parts.codec, run_dir, config.checkpoint, identity, config.train.max_steps)
     weights = partial(save_policy, engine, parts.codec) if config.faults.dump_weights else None
     return Watch(guard, clock, saving, config.train.max_steps, Dumps(run_dir, values, weights))

@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from data_prep import Row
 from vlm_mhpo import checkpoint
 from vlm_mhpo.checkpoint.policy_folder import save_policy
 from vlm_mhpo.config import CheckpointConfig
-from vlm_mhpo.config.reading import flatten
 from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.errors import CheckpointError, SaveError
 from vlm_mhpo.models.loading import Codec
 from vlm_mhpo.records.metric_table import REWARD, SFT_LOSS
 from vlm_mhpo.runtime import ranks
-from vlm_mhpo.runtime.secrets import without_secrets
-
-# Keys that may change between a run and its continuation: they do not change what is learnt.
-FREE_KEYS = (
-    "output_dir",
-    "num_threads",
-    "logging.",
-    "checkpoint.",
-    "eval.",
-    "faults.",
-    "rewards.num_workers",
-    "rewards.max_timeout_share",
-    "rewards.max_zero_accuracy_steps",
-    "data.eval",
-    "data.max_eval_rows",
-)
-# What the other kind of run reads.
-WARM_START_KEYS, RL_KEYS = ("sft.",), ("train.", "rollout.", "rewards.", "objective.")
-# What may change because a checkpoint can be cut anew.
-LAYOUT_KEYS = ("world_size", "deepspeed.zero_stage")
+from vlm_mhpo.training.identity import CHANGES, settle
 
 
 @contextmanager
@@ -56,34 +34,6 @@ def only_writer(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def identity_of(job: str, values: Mapping[str, Any], rows: Sequence[Row], zero_stage: int) -> dict[str, Any]:
-    """What a continuation must share with the run that it continues.
-
-    Args:
-        job: "rl" or "warm start".
-        values: the whole configuration.
-        rows: training rows.
-        zero_stage: in use; a user's own DeepSpeed file may decide it.
-    """
-    free = FREE_KEYS + (WARM_START_KEYS if job == "rl" else RL_KEYS)
-    section = "train" if job == "rl" else "sft"
-    fixed = {
-        key: value
-        for key, value in flatten(without_secrets(dict(values))).items()
-        if not any(key == name or (name.endswith(".") and key.startswith(name)) for name in free)
-    }
-    if fixed[f"{section}.lr_scheduler_type"] == "constant":
-        # A longer run with a constant rate is the same run, only longer.
-        fixed.pop(f"{section}.max_steps")
-    digest = hashlib.sha256("\n".join(f"{row.id}\t{row.answer}" for row in rows).encode()).hexdigest()[:16]
-    return fixed | {
-        "job": job,
-        "deepspeed.zero_stage": zero_stage,
-        "world_size": ranks.world_size(),
-        "training rows": f"{len(rows)} rows, {digest}",
-    }
-
-
 class Checkpoints:
     """The checkpoints of one run: found when it begins, written while it goes.
 
@@ -91,8 +41,11 @@ class Checkpoints:
         engine, codec: what is saved.
         run_dir: folder of the run.
         config: what is saved, when.
-        identity: of `identity_of`.
+        identity: of `identity.identity_of`.
         max_steps: after which the last one is written.
+
+    Attributes:
+        changes: what `checkpoint.allow_change` let the run change up to now: step, key and both values of each.
     """
 
     def __init__(
@@ -109,6 +62,7 @@ class Checkpoints:
         self._config = config
         self._identity = dict(identity)
         self._max_steps = max_steps
+        self.changes: list[dict[str, Any]] = []
         # The checkpoint that is still on its way to the disk, if any.
         self._pending: checkpoint.Saving | None = None
 
@@ -119,18 +73,18 @@ class Checkpoints:
             CheckpointError: the checkpoint is of another setting, a stranger's or holds a program, all are damaged, or
                 a run is there without any.
         """
-        found, recut, error = None, [], None
+        found, recut, changes, error = None, [], [], None
         if ranks.is_main():
             try:
                 found = checkpoint.newest_valid(self._root)
                 if found:
-                    recut = self._check(*found)
+                    recut, changes = self._check(*found)
                 else:
                     _refuse_silent_restart(self._run_dir)
             except CheckpointError as problem:
                 error = problem
         ranks.raise_together(error)
-        step, recut = ranks.gather_objects((found and found[0], recut))[0]
+        step, recut, self.changes = ranks.gather_objects((found and found[0], recut, changes))[0]
         _check_all_see(self._root, step)
         if not step:
             return 0
@@ -139,16 +93,18 @@ class Checkpoints:
             tqdm.write(f"continuing after step {step} of {self._max_steps}")
             if recut:
                 tqdm.write(f"resharded: {'; '.join(recut)}")
+            for change in self.changes:
+                tqdm.write("changed after step {step}: {key} was {from!r} and is now {to!r}".format_map(change))
         return step
 
-    def _check(self, step: int, state: Mapping[str, Any]) -> list[str]:
-        """What must be cut anew in a checkpoint; CheckpointError when it is not to be trusted or of another setting."""
+    def _check(self, step: int, state: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
+        """See `identity.settle`; CheckpointError also when the checkpoint is not to be trusted."""
         folder = checkpoint.folder_of(self._root, step)
         if not self._config.trust_folder:
             checkpoint.refuse_strangers(folder)
-        recut = checkpoint.check_state(state, self._identity, folder, free=LAYOUT_KEYS)
+        settled = settle(state, self._identity, self._config.allow_change, folder)
         checkpoint.refuse_programs(folder)
-        return recut
+        return settled
 
     def is_due(self, step: int) -> bool:
         """Whether the configuration asks for a checkpoint after `step` steps."""
@@ -177,7 +133,7 @@ class Checkpoints:
                 self._engine,
                 self._root,
                 step,
-                self._identity | {"scores": scores},
+                self._identity | {"scores": scores, CHANGES: self.changes},
                 keep=self._config.save_total_limit,
                 extra=lambda folder, disk: save_policy(self._engine, self._codec, folder / "policy", disk),
                 best=best,

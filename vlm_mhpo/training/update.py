@@ -18,6 +18,7 @@ from vlm_mhpo.config import OptimizerConfig
 from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.engine.optimizer import learning_rate_at
 from vlm_mhpo.errors import NonFiniteError
+from vlm_mhpo.faults.memory import enough_memory
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.objectives import Objective
 from vlm_mhpo.objectives.common import NonFiniteInput, kl_penalty
@@ -25,7 +26,7 @@ from vlm_mhpo.records.metric_table import IDLE_TOKENS, KL_TO_SAMPLER, SAMPLING_G
 from vlm_mhpo.records.metrics import reduce_metrics
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.runtime.clock import span
-from vlm_mhpo.training.forwards import UpdateSettings, named, packed_once, prompts_in, rows_of
+from vlm_mhpo.training.forwards import UpdateSettings, fitting, named, packed_once, prompts_in, rows_of
 from vlm_mhpo.training.micro_batches import MicroBatch
 from vlm_mhpo.training.token_statistics import Totals, measure, summarise_ratio, summarise_tokens
 from vlm_mhpo.types import Minibatch, StepUpdate
@@ -67,7 +68,7 @@ def update_on(
             own = Totals()
             bad_prompts = accumulate(engine, objective, batch, settings, own)
             batches[index] = _no_longer_fresh(batch, own.fresh)
-            with span("update/optimizer"):
+            with span("update/optimizer"), enough_memory("the optimizer's step", lambda: OFFLOAD):
                 result = engine.update(learning_rate)
             if not result.applied:
                 bad_prompts += [name for value, ids in own.gradients if not value.isfinite() for name in ids]
@@ -130,6 +131,7 @@ class Updater:
         )
 
 
+OFFLOAD = "deepspeed.offload_optimizer=true, or a higher deepspeed.zero_stage"
 # What is also looked at for every minibatch alone.
 DRIFT = f"sum/{KL_TO_SAMPLER.name}"
 
@@ -145,7 +147,9 @@ def accumulate(
     with _gradient_sums(engine.policy) as sums:
         for micro_batch in batch.packed:
             prompts = prompts_in(batch.groups, micro_batch)
-            if not _add_gradient(engine, objective, batch, micro_batch, settings, counts, totals):
+            with fitting("the update", engine.policy, micro_batch, settings.max_tokens):
+                is_good = _add_gradient(engine, objective, batch, micro_batch, settings, counts, totals)
+            if not is_good:
                 bad_prompts += prompts
             # Looked at only after a bad update: a look waits for the device.
             totals.gradients += [(value, prompts) for value in sums]

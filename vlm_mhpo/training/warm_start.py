@@ -14,6 +14,7 @@ from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.engine.optimizer import learning_rate_at
 from vlm_mhpo.errors import NonFiniteError, TrainingError
 from vlm_mhpo.faults.agreement import check_same_rows
+from vlm_mhpo.faults.memory import enough_memory
 from vlm_mhpo.models.loading import Codec
 from vlm_mhpo.prompts.messages import neutralise, special_tokens
 from vlm_mhpo.prompts.stream import PromptStream
@@ -22,11 +23,14 @@ from vlm_mhpo.runtime import ranks
 from vlm_mhpo.runtime.clock import Clock, span
 from vlm_mhpo.runtime.seeding import derive_seed
 from vlm_mhpo.training.assembly import build_parts, record_run
+from vlm_mhpo.training.forwards import fitting
 from vlm_mhpo.training.guarded import Watch
+from vlm_mhpo.training.identity import identity_of
 from vlm_mhpo.training.micro_batches import micro_batches
 from vlm_mhpo.training.progress import ProgressBar
 from vlm_mhpo.training.run import guarded_run, recording
-from vlm_mhpo.training.saving import Checkpoints, identity_of
+from vlm_mhpo.training.saving import Checkpoints
+from vlm_mhpo.training.update import OFFLOAD
 from vlm_mhpo.types import Prompt
 
 
@@ -46,11 +50,13 @@ def warm_start(config: Config) -> Path:
         parts = build_parts(config, sft, what="warm start")
         _check_solutions(parts.train_rows)
         check_same_rows(parts.train_rows)
-        identity = identity_of("warm start", config.model_dump(), parts.train_rows, parts.engine.zero_stage)
+        engine, values = parts.engine, config.model_dump()
+        path = engine.policy.model.name_or_path
+        identity = identity_of("warm start", values, parts.train_rows, engine.zero_stage, path)
         saving = Checkpoints(parts.engine, parts.codec, run_dir, config.checkpoint, identity, sft.max_steps)
         watch = Watch(guard, clock, saving, sft.max_steps)
         start = saving.resume()
-        record_run(config, parts)
+        record_run(config, parts, saving.changes)
         stream = PromptStream(
             parts.train_rows,
             parts.builder.build,
@@ -107,13 +113,15 @@ def sft_step(
     for micro_batch in micro_batches(
         engine.policy, prompts, targets, max_tokens=config.max_tokens_per_micro_batch, pad_id=codec.pad_id
     ):
-        log_probs_N, _ = engine(
-            micro_batch.rows, temperature=1.0, chunk_size=config.logits_chunk_size, with_entropy=False
-        )
-        loss = -log_probs_N.sum() / num_tokens * (0.0 if micro_batch.is_padding else 1.0)
-        engine.backward(loss)
+        with fitting("the update", engine.policy, micro_batch, config.max_tokens_per_micro_batch, "sft"):
+            log_probs_N, _ = engine(
+                micro_batch.rows, temperature=1.0, chunk_size=config.logits_chunk_size, with_entropy=False
+            )
+            loss = -log_probs_N.sum() / num_tokens * (0.0 if micro_batch.is_padding else 1.0)
+            engine.backward(loss)
         total += loss.detach()
-    result = engine.update(learning_rate)
+    with enough_memory("the optimizer's step", lambda: OFFLOAD):
+        result = engine.update(learning_rate)
     if not result.applied and config.on_nonfinite == "stop":
         raise NonFiniteError(
             "warm start: the loss or gradient was not finite; weights untouched. Lower sft.learning_rate"

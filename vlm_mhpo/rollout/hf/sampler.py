@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,6 +15,7 @@ from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.rollout.base import OnGroups, SamplingParams, nothing
 from vlm_mhpo.rollout.hf.budget import budget_of
 from vlm_mhpo.rollout.hf.decoding import Decoding, Drawn, Work
+from vlm_mhpo.rollout.hf.halving import halving
 from vlm_mhpo.rollout.hf.prefill import Prefilled, prefill
 from vlm_mhpo.runtime.seeding import derive_seed
 from vlm_mhpo.types import Completion, Group, Prompt
@@ -26,7 +28,8 @@ class HfSampler:
         policy: the policy; its weights are read at every call.
         codec: tokenizer and end tokens.
         max_batch_tokens: tokens that the cache may hold: a prompt once, and the budget of each completion; None = as
-            many as fit in the memory that is free at the first call, which all ranks make together.
+            many as fit in the memory that is free at the first call, which all ranks make together. Halved for good
+            when they do not fit.
         whole_weights: context in which the weights are whole (ZeRO-3 gathers them); entered once per call.
         padding_side: where shorter prompts are padded; both give the same completions (left without shared prompts).
     """
@@ -70,8 +73,11 @@ class HfSampler:
         try:
             with torch.no_grad(), self.whole_weights():
                 # Here, where all weights are in memory.
-                self.max_batch_tokens = self.max_batch_tokens or budget_of(self.policy)
-                for finished in self._decoded(list(prompts), params, seed_parts, on_token):
+                budget = self.max_batch_tokens or budget_of(self.policy)
+                decoded = partial(self._decoded, list(prompts), params, seed_parts, on_token)
+                sizes = tuple(partial(_num_tokens, prompts, params, num) for num in (params.num_samples, 1))
+                for finished, budget in halving(range(len(prompts)), decoded, budget, *sizes):
+                    self.max_batch_tokens = budget
                     groups |= finished
                     if on_groups:
                         on_groups(list(finished.values()))
@@ -85,8 +91,10 @@ class HfSampler:
         params: SamplingParams,
         seed_parts: tuple[int | str, ...],
         on_token: Callable[[], None],
+        wanted: Sequence[int],
+        budget: int,
     ) -> Iterator[dict[int, Group]]:
-        """Groups by the place of their prompt, as soon as all their completions have ended."""
+        """Groups by the place of their prompt, of those that are wanted, as soon as all their completions have ended."""
         size = params.num_samples
 
         def run(places: Sequence[int]) -> Prefilled:
@@ -100,12 +108,12 @@ class HfSampler:
         work = Work(
             lengths=[prompt.num_tokens for prompt in prompts],
             # Those of similar length together: the cache holds each as wide as the longest.
-            order=sorted(range(len(prompts)), key=lambda place: (prompts[place].num_tokens, place)),
+            order=sorted(wanted, key=lambda place: (prompts[place].num_tokens, place)),
             seed_of=lambda number: derive_seed(*seed_parts, prompts[number // size].id, number % size),
             prefill=run,
         )
         ended: dict[int, list[Drawn]] = defaultdict(list)
-        for some in Decoding(self.policy, work, params, self.codec.end_ids, self.max_batch_tokens, on_token).run():
+        for some in Decoding(self.policy, work, params, self.codec.end_ids, budget, on_token).run():
             for drawn in some:
                 ended[drawn.number // size].append(drawn)
             whole = {drawn.number // size for drawn in some if len(ended[drawn.number // size]) == size}
@@ -125,3 +133,11 @@ class HfSampler:
                 for each, text in zip(drawn, texts, strict=True)
             ),
         )
+
+
+def _num_tokens(
+    prompts: Sequence[Prompt], params: SamplingParams, num_samples: int, places: int | Sequence[int]
+) -> int:
+    """Tokens of one or several prompts, each once, and of the budgets of so many of its completions."""
+    chosen = [places] if isinstance(places, int) else places
+    return sum(prompts[place].num_tokens + params.max_tokens * num_samples for place in chosen)
