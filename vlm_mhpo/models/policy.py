@@ -84,6 +84,13 @@ class Policy(nn.Module):
         return self.family.vision.arguments(self.model, media, self.learning_projectors) if media else {}
 
     @property
+    def recomputes_activations(self) -> bool:
+        """Whether backward makes activations again in place of keeping them (`model.gradient_checkpointing`)."""
+        # Transformers 6 will know the first name only.
+        name = "is_activation_checkpointing"
+        return getattr(self.model, name if hasattr(type(self.model), name) else "is_gradient_checkpointing")
+
+    @property
     def learning_projectors(self) -> list[nn.Module]:
         """The projectors that features of a frozen tower still have to go through."""
         return self.family.vision.projectors(self.model) if self.trains_projectors else []

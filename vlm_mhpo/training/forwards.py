@@ -146,8 +146,8 @@ def fitting(
 ) -> AbstractContextManager[None]:
     """Inside, a micro-batch that does not fit in memory is an OutOfMemoryError that says what to set."""
     num_tokens, num_completions = micro_batch.packed.input_ids_RS.numel(), len(micro_batch.completion_indices)
-    recomputes = policy.model.is_gradient_checkpointing
-    return enough_memory(phase, partial(smaller_forward, section, max_tokens, num_tokens, num_completions, recomputes))
+    better = partial(smaller_forward, section, max_tokens, num_tokens, num_completions, policy.recomputes_activations)
+    return enough_memory(phase, better)
 
 
 @contextmanager

@@ -39,9 +39,6 @@ def halving(
     """
     left = list(places)
     while left:
-        # What is less than the budget is not made smaller by half of it.
-        used = min(budget, tokens_of(left))
-        least = min(least_of(place) if least_of else tokens_of([place]) for place in left)
         with enough_memory("sampling", lambda: "rollout.max_completion_length lower, or deepspeed.zero_stage=3"):
             try:
                 for done in run(left, budget):
@@ -49,6 +46,9 @@ def halving(
                     yield done, budget
                 return
             except (RuntimeError, MemoryError) as problem:
+                # What is less than the budget is not made smaller by half of it.
+                used = min(budget, tokens_of(left))
+                least = min(least_of(place) if least_of else tokens_of([place]) for place in left)
                 if not is_out_of_memory(problem) or used <= least:
                     raise
         # Out here the error is gone, and with it the tensors of the frames that it came through.

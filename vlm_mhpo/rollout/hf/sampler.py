@@ -73,10 +73,10 @@ class HfSampler:
         try:
             with torch.no_grad(), self.whole_weights():
                 # Here, where all weights are in memory.
-                budget = self.max_batch_tokens or budget_of(self.policy)
+                most = self.max_batch_tokens or budget_of(self.policy)
                 decoded = partial(self._decoded, list(prompts), params, seed_parts, on_token)
                 sizes = tuple(partial(_num_tokens, prompts, params, num) for num in (params.num_samples, 1))
-                for finished, budget in halving(range(len(prompts)), decoded, budget, *sizes):
+                for finished, budget in halving(range(len(prompts)), decoded, most, *sizes):
                     self.max_batch_tokens = budget
                     groups |= finished
                     if on_groups:
@@ -94,7 +94,7 @@ class HfSampler:
         wanted: Sequence[int],
         budget: int,
     ) -> Iterator[dict[int, Group]]:
-        """Groups by the place of their prompt, of those that are wanted, as soon as all their completions have ended."""
+        """Groups by the place of their prompt, of the wanted ones, as soon as all their completions have ended."""
         size = params.num_samples
 
         def run(places: Sequence[int]) -> Prefilled:
