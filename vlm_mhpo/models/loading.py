@@ -15,7 +15,9 @@ from vlm_mhpo.models import attention
 from vlm_mhpo.models.families import FAMILIES, family_for
 from vlm_mhpo.models.families.base import Family, banned_tokens, freeze
 from vlm_mhpo.models.families.text import check_plain_head
+from vlm_mhpo.models.folder import read_config
 from vlm_mhpo.models.policy import Policy
+from vlm_mhpo.models.weights import examine_weights, first_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 NO_LIMIT = 2**31
@@ -59,8 +61,8 @@ def load_policy(
     Weights are read from safetensors only and no code of the model's folder is run.
 
     Raises:
-        ModelError: nothing loadable at `path`, a `revision` that is no commit hash, or an architecture that is not in
-            `families.FAMILIES`.
+        ModelError: nothing loadable at `path`, tensors that are not the model's (`weights.examine_weights`), a
+            `revision` that is no commit hash, or an architecture that is not in `families.FAMILIES`.
     """
     import transformers
     from safetensors import SafetensorError
@@ -68,14 +70,9 @@ def load_policy(
 
     _check_revision(revision)
     transformers.utils.logging.disable_progress_bar()
-    try:
-        config = transformers.AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"no model at {path!r}: neither a folder with config.json nor a hub name that can be reached "
-            f"({first_line(error)})"
-        ) from error
+    config = read_config(path, revision=revision)
     family = family_for(config)
+    weights = examine_weights(path, family, config, revision=revision)
     # transformers partitions while it loads for as long as this object lives.
     partition = HfDeepSpeedConfig(zero3_settings) if _stage_of(zero3_settings) == 3 else None
     try:
@@ -90,6 +87,8 @@ def load_policy(
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"the weights at {path!r} cannot be loaded: {first_line(error)}") from error
     del partition
+    # Under ZeRO-3 transformers keeps every renaming that it knows for the model, and would reverse them all on saving.
+    model._weight_conversions = list(weights.conversions)
     # What learns is settled here, before the policy and the optimizer look: LoRA's adapters belong behind `freeze`.
     freeze(model, family, vision_tower_frozen=freeze_vision_tower, projector_frozen=freeze_projector)
     adapt(model, family, attn_implementation)
@@ -97,7 +96,8 @@ def load_policy(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     codec = load_codec(path, model, family, revision=revision, min_pixels=min_pixels, max_pixels=max_pixels)
     vocabulary_size = model.config.get_text_config().vocab_size
-    return Policy(model, family, banned_tokens(codec.tokenizer, vocabulary_size, family.placeholders)), codec
+    banned_V = banned_tokens(codec.tokenizer, vocabulary_size, family.placeholders)
+    return Policy(model, family, banned_V, weights), codec
 
 
 def adapt(model: nn.Module, family: Family, attn_implementation: str) -> None:
@@ -166,8 +166,3 @@ def counting_codec(
         family.vision.set_pixel_limits(processor, min_pixels, max_pixels)
     tokenizer = processor.tokenizer if family.vision else processor
     return Codec(processor, tokenizer, end_ids=(), pad_id=0, max_context=NO_LIMIT)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text; library errors go on for paragraphs."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

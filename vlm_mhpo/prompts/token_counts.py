@@ -7,7 +7,8 @@ from collections.abc import Callable
 from data_prep import DataError, Row
 from vlm_mhpo.errors import ModelError, PromptError
 from vlm_mhpo.models.families import family_for
-from vlm_mhpo.models.loading import NO_LIMIT, counting_codec, first_line
+from vlm_mhpo.models.loading import NO_LIMIT, counting_codec
+from vlm_mhpo.models.weights import first_line
 from vlm_mhpo.prompts.builder import PromptBuilder
 
 

@@ -11,8 +11,9 @@ from vlm_mhpo.commands.doctor.check import Check
 from vlm_mhpo.commands.doctor.shapes import family_on_this_machine
 from vlm_mhpo.config import Config, DataConfig
 from vlm_mhpo.errors import ModelError, PromptError, VlmMhpoError
-from vlm_mhpo.models.loading import NO_LIMIT, counting_codec, first_line
+from vlm_mhpo.models.loading import NO_LIMIT, counting_codec
 from vlm_mhpo.models.tiny import build_processor, build_tokenizer, tiny_family
+from vlm_mhpo.models.weights import first_line
 from vlm_mhpo.prompts.builder import PromptBuilder, prompt_builder
 from vlm_mhpo.prompts.rows import read_rows
 from vlm_mhpo.scoring.golds import gold_scores

@@ -12,8 +12,8 @@ from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families import family_of
 from vlm_mhpo.models.families.base import Family, freeze, tower_is_frozen
 from vlm_mhpo.models.families.costs import Stack
-from vlm_mhpo.models.loading import first_line
 from vlm_mhpo.models.tiny import build_tokenizer, model_config, tiny_family
+from vlm_mhpo.models.weights import first_line
 
 # Of the tiny models that `resolve_model` builds.
 TINY_HIDDEN_SIZE = 128
