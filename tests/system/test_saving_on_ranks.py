@@ -1,4 +1,4 @@
-"""What two gloo ranks save has the tensors of the folder that they loaded, by safetensors' own reading, at any stage."""
+"""What two gloo ranks save has the tensors of the folder that they loaded, as safetensors reads them, at any stage."""
 
 from __future__ import annotations
 

@@ -186,7 +186,16 @@ def verify_groups(
     scores = iter(
         verifier.score(
             [
-                Asked(c.text, row.answer, template, row.kind, asked_choices(row), row.precision, row.unit)
+                Asked(
+                    c.text,
+                    row.answer,
+                    template,
+                    row.kind,
+                    asked_choices(row),
+                    row.precision,
+                    row.unit,
+                    group.prompt.opens,
+                )
                 for row, group in zip(rows, groups, strict=True)
                 for c in group.completions
             ]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families import family_for
+from vlm_mhpo.models.families.base import Family
 from vlm_mhpo.models.weights import Weights, examine_weights, first_line
 
-ADAPTER_FILE = "adapter_config.json"
+ADAPTER_FILE, TOKENIZER_FILE = "adapter_config.json", "tokenizer.json"
 
 
 def read_config(path: str, *, revision: str | None = None, offline: bool = False) -> Any:
@@ -63,7 +66,32 @@ def _refuse(path: str, values: dict[str, Any]) -> None:
         )
 
 
-def examine_folder(path: str, *, revision: str | None = None, offline: bool = False) -> Weights:
-    """Configuration and tensors at `path` as loading examines them, without loading; raises as it does."""
+def examine_folder(path: str, *, revision: str | None = None, offline: bool = False) -> tuple[Weights, nn.Module]:
+    """Configuration and tensors at `path` as loading examines them, and the model without values; raises as it does."""
     config = read_config(path, revision=revision, offline=offline)
     return examine_weights(path, family_for(config), config, revision=revision, offline=offline)
+
+
+def read_processor(path: str, family: Family, *, revision: str | None = None, offline: bool = False) -> Any:
+    """The processor of a vision family, the tokenizer of a text family.
+
+    Raises:
+        ModelError: its files are not there, or its tokenizer knows tokens for which the model has no row.
+    """
+    from transformers.utils import cached_file
+
+    place = {"revision": revision, "local_files_only": offline}
+    try:
+        processor = family.auto_classes[1].from_pretrained(path, trust_remote_code=False, **place)
+        tokenizer = processor.tokenizer if family.vision else processor
+        # Without its files transformers makes an empty one, which reads every text as nothing.
+        files = {TOKENIZER_FILE, *tokenizer.vocab_files_names.values()}
+        lenient = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        if not any(cached_file(path, name, **place, **lenient) for name in sorted(files)):
+            raise OSError(f"there is no {TOKENIZER_FILE}")
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"the processor at {path!r} cannot be loaded: {first_line(error)}; take the tokenizer's and processor's "
+            "files from the model that it was trained from"
+        ) from error
+    return processor

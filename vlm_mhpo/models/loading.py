@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from vlm_mhpo.models import attention
 from vlm_mhpo.models.families import FAMILIES, family_for
 from vlm_mhpo.models.families.base import Family, banned_tokens, freeze
 from vlm_mhpo.models.families.text import check_plain_head
-from vlm_mhpo.models.folder import read_config
+from vlm_mhpo.models.folder import read_config, read_processor
 from vlm_mhpo.models.policy import Policy
-from vlm_mhpo.models.weights import examine_weights, first_line
+from vlm_mhpo.models.template import give_template, turn_end
+from vlm_mhpo.models.weights import NUM_NAMED, Weights, examine_weights, first_line
+from vlm_mhpo.types import TAGS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 NO_LIMIT = 2**31
@@ -40,6 +43,13 @@ class Codec:
     end_ids: tuple[int, ...]
     pad_id: int
     max_context: int
+
+    def texts_of(self, token_ids: Sequence[Sequence[int]]) -> list[str]:
+        """Decoded ids without special tokens; `types.TAGS` stay, whatever the tokenizer calls them."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        tags = {index for index, token in added if token.content in TAGS}
+        hidden = {index for index, token in added if token.special}.union(self.tokenizer.all_special_ids) - tags
+        return self.tokenizer.batch_decode([[index for index in ids if index not in hidden] for ids in token_ids])
 
 
 def load_policy(
@@ -68,11 +78,8 @@ def load_policy(
     from safetensors import SafetensorError
     from transformers.integrations import HfDeepSpeedConfig
 
-    _check_revision(revision)
     transformers.utils.logging.disable_progress_bar()
-    config = read_config(path, revision=revision)
-    family = family_for(config)
-    weights = examine_weights(path, family, config, revision=revision)
+    family, weights, codec = examine_model(path, revision=revision, min_pixels=min_pixels, max_pixels=max_pixels)
     # transformers partitions while it loads for as long as this object lives.
     partition = HfDeepSpeedConfig(zero3_settings) if _stage_of(zero3_settings) == 3 else None
     try:
@@ -94,10 +101,30 @@ def load_policy(
     adapt(model, family, attn_implementation)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    codec = load_codec(path, model, family, revision=revision, min_pixels=min_pixels, max_pixels=max_pixels)
     vocabulary_size = model.config.get_text_config().vocab_size
     banned_V = banned_tokens(codec.tokenizer, vocabulary_size, family.placeholders)
     return Policy(model, family, banned_V, weights), codec
+
+
+def examine_model(
+    path: str,
+    *,
+    revision: str | None = None,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    offline: bool = False,
+) -> tuple[Family, Weights, Codec]:
+    """Everything that a model can be refused for before its weights are read; arguments as `load_policy`.
+
+    Args:
+        offline: look on this machine alone.
+    """
+    _check_revision(revision)
+    config = read_config(path, revision=revision, offline=offline)
+    family = family_for(config)
+    weights, empty = examine_weights(path, family, config, revision=revision, offline=offline)
+    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    return family, weights, load_codec(path, empty, family, revision=revision, offline=offline, **limits)
 
 
 def adapt(model: nn.Module, family: Family, attn_implementation: str) -> None:
@@ -139,30 +166,67 @@ def _stage_of(settings: dict[str, Any] | None) -> int:
 
 
 def load_codec(
-    path: str, model: nn.Module, family: Family, *, revision: str | None, min_pixels: int | None, max_pixels: int | None
+    path: str,
+    model: nn.Module,
+    family: Family,
+    *,
+    revision: str | None,
+    min_pixels: int | None,
+    max_pixels: int | None,
+    offline: bool = False,
 ) -> Codec:
-    """The processor with its pixel limits, and the token ids that sampling needs."""
-    try:
-        processor = family.auto_classes[1].from_pretrained(path, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"the processor at {path!r} cannot be loaded: {first_line(error)}") from error
-    codec = counting_codec(processor, family, min_pixels, max_pixels)
-    tokenizer, configured = codec.tokenizer, model.generation_config.eos_token_id
+    """The processor with its pixel limits, and the token ids that sampling needs; of `model` the sizes are read.
+
+    Raises:
+        ModelError: no processor, no chat template, tokens without a row in the model, or no token that ends a response.
+    """
+    processor = read_processor(path, family, revision=revision, offline=offline)
+    codec = counting_codec(processor, family, min_pixels, max_pixels, path=path)
+    tokenizer, size = codec.tokenizer, model.get_input_embeddings().num_embeddings
+    beyond = [token for token, index in tokenizer.get_vocab().items() if size <= index != tokenizer.pad_token_id]
+    if beyond:
+        raise ModelError(
+            f"the tokenizer at {path!r} has tokens for which the model has no row, since it has {size} of them "
+            f"({', '.join(sorted(beyond)[:NUM_NAMED])}): resize its embedding, or take the tokenizer that belongs to it"
+        )
+    configured = model.generation_config.eos_token_id
     ends = configured if isinstance(configured, list) else [configured]
-    end_ids = {end for end in [*ends, tokenizer.eos_token_id] if end is not None}
+    # A template may end turns with a token that no configuration names; a response must end there, too.
+    ends = {*ends, tokenizer.eos_token_id, turn_end(codec.processor, tokenizer)} - {None}
+    if not ends:
+        raise ModelError(
+            f"the model at {path!r} names no token that ends a response, neither in generation_config.json nor by its "
+            "tokenizer or chat template: set eos_token_id in generation_config.json"
+        )
+    pad = tokenizer.pad_token_id
     return replace(
         codec,
-        end_ids=tuple(sorted(end_ids)),
-        pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        end_ids=tuple(sorted(ends)),
+        # Always masked, so any row of the matrix does.
+        pad_id=pad if pad is not None and pad < size else min(ends),
         max_context=model.config.get_text_config().max_position_embeddings,
     )
 
 
 def counting_codec(
-    processor: Any, family: Family, min_pixels: int | None = None, max_pixels: int | None = None
+    processor: Any, family: Family, min_pixels: int | None = None, max_pixels: int | None = None, *, path: str = ""
 ) -> Codec:
-    """A codec for prompts alone, of which nothing is sampled: no end, no padding, no context."""
+    """A codec for prompts alone, of which nothing is sampled: no end, no padding, no context.
+
+    Args:
+        processor: gets the tokenizer's chat template and a token to pad with, where it has none.
+        family: of the model.
+        min_pixels, max_pixels: as in `config.ModelConfig`.
+        path: names the model in messages.
+
+    Raises:
+        ModelError: no chat template, or pixel limits that cross.
+    """
     if family.vision and (min_pixels or max_pixels):
         family.vision.set_pixel_limits(processor, min_pixels, max_pixels)
     tokenizer = processor.tokenizer if family.vision else processor
+    give_template(path, processor, tokenizer)
+    if tokenizer.pad_token_id is None:
+        # Processors pad texts of several rows; what is padded is cut off again.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return Codec(processor, tokenizer, end_ids=(), pad_id=0, max_context=NO_LIMIT)

@@ -76,8 +76,8 @@ class Weights:
 
 def examine_weights(
     path: str, family: Family, config: Any, *, revision: str | None = None, offline: bool = False
-) -> Weights:
-    """What the weight files at `path` hold, once it is sure that they are those of the model.
+) -> tuple[Weights, nn.Module]:
+    """What the weight files at `path` hold, once it is sure that they are those of the model, and it without values.
 
     Args:
         path: folder or hub name.
@@ -124,7 +124,7 @@ def examine_weights(
         )
     _check_tied(path, model, files, shapes)
     _check_kept_names(path, model, shapes)
-    return Weights(shapes, tuple(model._weight_conversions or ()))
+    return Weights(shapes, tuple(model._weight_conversions or ())), model
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 
 from vlm_mhpo.config import ModelConfig
-from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families import family_of
 from vlm_mhpo.models.families.base import Family, freeze, tower_is_frozen
 from vlm_mhpo.models.families.costs import Stack
+from vlm_mhpo.models.folder import read_config
 from vlm_mhpo.models.tiny import build_tokenizer, model_config, tiny_family
-from vlm_mhpo.models.weights import first_line
 
 # Of the tiny models that `resolve_model` builds.
 TINY_HIDDEN_SIZE = 128
@@ -53,16 +52,9 @@ def transformers_config(model: ModelConfig) -> Any:
     Raises:
         ModelError: there is none on this machine, or a tiny family does not exist.
     """
-    import transformers
-
     if family := tiny_family(model.path):
         return model_config(family, build_tokenizer(), TINY_HIDDEN_SIZE)
-    try:
-        return transformers.AutoConfig.from_pretrained(
-            model.path, revision=model.revision, trust_remote_code=False, local_files_only=True
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{model.path}: no config.json on this machine ({first_line(error)})") from error
+    return read_config(model.path, revision=model.revision, offline=True)
 
 
 def shapes_of(model: ModelConfig) -> Shapes:

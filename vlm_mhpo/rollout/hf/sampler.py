@@ -104,7 +104,7 @@ class HfSampler:
         seeds = [derive_seed(*seed_parts, prompt.id, j) for prompt in prompts for j in range(params.num_samples)]
         draws_BT = torch.tensor([uniforms(seed, params.max_tokens).tolist() for seed in seeds], dtype=torch.float64)
         token_ids, log_probs = self._decode(prompts, params, draws_BT, on_token)
-        texts = self.codec.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
+        texts = self.codec.texts_of(token_ids)
         completions = [
             Completion(tuple(ids), values, text, truncated=ids[-1] not in self.codec.end_ids)
             for ids, values, text in zip(token_ids, log_probs, texts, strict=True)

@@ -1,0 +1,36 @@
+"""The model itself, without its weights: what a run would refuse it for, and what its chat template does to responses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from vlm_mhpo.commands.doctor.check import Check
+from vlm_mhpo.config import ModelConfig
+from vlm_mhpo.errors import ModelError
+from vlm_mhpo.models.loading import examine_model
+from vlm_mhpo.models.template import opened_response
+from vlm_mhpo.models.tiny import tiny_family
+
+
+def examine_folder(model: ModelConfig) -> Iterator[Check]:
+    """Configuration, tensors, processor and template of a model on this machine; headers of files and no values."""
+    if tiny_family(model.path):
+        return
+    limits = {"min_pixels": model.min_pixels, "max_pixels": model.max_pixels}
+    try:
+        _, weights, codec = examine_model(model.path, revision=model.revision, offline=True, **limits)
+    except ModelError as error:
+        if Path(model.path).exists():
+            yield Check.refusal("model", error)
+        else:
+            yield Check("warning", "model", f"{error}; not examined, since it is not on this machine as a whole")
+        return
+    ends = " ".join(codec.tokenizer.convert_ids_to_tokens(list(codec.end_ids)))
+    yield Check("ok", "weights", f"{len(weights.shapes)} tensors, all that the model needs and no others")
+    yield Check("ok", "end of a response", ends)
+    if opens := opened_response(codec.processor):
+        text = f"opens {opens!r}, which counts as the beginning of every response, for rewards and warm start"
+        yield Check("ok", "chat template", text)
+    else:
+        yield Check("ok", "chat template", "opens nothing: a response is what is sampled")
