@@ -1,4 +1,4 @@
-"""The model itself, without its weights: what a run would refuse it for, and what its chat template does to responses."""
+"""The model without its weights: what a run would refuse it for, and what its chat template does to responses."""
 
 from __future__ import annotations
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from vlm_mhpo.config import ModelConfig
+from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families import family_of
 from vlm_mhpo.models.families.base import Family, freeze, tower_is_frozen
 from vlm_mhpo.models.families.costs import Stack
@@ -54,7 +56,12 @@ def transformers_config(model: ModelConfig) -> Any:
     """
     if family := tiny_family(model.path):
         return model_config(family, build_tokenizer(), TINY_HIDDEN_SIZE)
-    return read_config(model.path, revision=model.revision, offline=True)
+    try:
+        return read_config(model.path, revision=model.revision, offline=True)
+    except ModelError as error:
+        if Path(model.path).exists():
+            raise
+        raise ModelError(f"{model.path}: no config.json on this machine ({error})") from error
 
 
 def shapes_of(model: ModelConfig) -> Shapes:
