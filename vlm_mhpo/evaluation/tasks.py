@@ -22,6 +22,7 @@ from vlm_mhpo.evaluation.benchmarks import Benchmark, Official
 from vlm_mhpo.prompts.builder import PromptBuilder
 from vlm_mhpo.records.evaluation import Item, ItemCompletion
 from vlm_mhpo.rollout.base import Sampler, SamplingParams
+from vlm_mhpo.rollout.finite import all_finite
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.scoring.samples import asked_choices
 from vlm_mhpo.types import Group
@@ -165,7 +166,11 @@ def judge_rows(
     places: Sequence[int],
     on_groups: Callable[[Sequence[Group]], None] | None = None,
 ) -> list[Item]:
-    """Ask, sample and judge the rows at `places`; PromptError on all ranks when one cannot ask a row of its own."""
+    """Ask, sample and judge the rows at `places`.
+
+    Raises:
+        PromptError: on all ranks, when one cannot ask a row of its own; NonFiniteGroups: see `finite.all_finite`.
+    """
     prompts, error = [], None
     try:
         prompts = [judge.builder(task.asked[place]) for place in places]
@@ -175,7 +180,7 @@ def judge_rows(
         error = PromptError(str(problem))
     ranks.raise_together(error)
     seed_parts = (judge.seed, *(task.stream or ("benchmark", task.name)))
-    groups = judge.together(partial(judge.sampler.sample, prompts, task.params, seed_parts, on_groups))
+    groups = all_finite(judge.together(partial(judge.sampler.sample, prompts, task.params, seed_parts, on_groups)))
     return _judge_groups(task, judge, [task.rows[place] for place in places], groups)
 
 
