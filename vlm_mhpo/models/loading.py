@@ -34,6 +34,7 @@ class Codec:
         processor: transformers processor (vision families) or tokenizer (text families).
         tokenizer: the tokenizer.
         end_ids: tokens that end a completion.
+        turn_end: the one of them that the chat template puts behind a response, as far as it has one.
         pad_id: fills rows; always masked.
         max_context: positions that the model was built for.
     """
@@ -43,6 +44,7 @@ class Codec:
     end_ids: tuple[int, ...]
     pad_id: int
     max_context: int
+    turn_end: int | None = None
 
     def texts_of(self, token_ids: Sequence[Sequence[int]]) -> list[str]:
         """Decoded ids without special tokens; `types.TAGS` stay, whatever the tokenizer calls them."""
@@ -79,7 +81,9 @@ def load_policy(
     from transformers.integrations import HfDeepSpeedConfig
 
     transformers.utils.logging.disable_progress_bar()
-    family, weights, codec = examine_model(path, revision=revision, min_pixels=min_pixels, max_pixels=max_pixels)
+    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    frozen = {"freeze_vision_tower": freeze_vision_tower, "freeze_projector": freeze_projector}
+    family, weights, codec = examine_model(path, revision=revision, **limits, **frozen)
     # transformers partitions while it loads for as long as this object lives.
     partition = HfDeepSpeedConfig(zero3_settings) if _stage_of(zero3_settings) == 3 else None
     try:
@@ -112,6 +116,8 @@ def examine_model(
     revision: str | None = None,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
+    freeze_vision_tower: bool = False,
+    freeze_projector: bool = False,
     offline: bool = False,
 ) -> tuple[Family, Weights, Codec]:
     """Everything that a model can be refused for before its weights are read; arguments as `load_policy`.
@@ -123,6 +129,7 @@ def examine_model(
     config = read_config(path, revision=revision, offline=offline)
     family = family_for(config)
     weights, empty = examine_weights(path, family, config, revision=revision, offline=offline)
+    freeze(empty, family, vision_tower_frozen=freeze_vision_tower, projector_frozen=freeze_projector)
     limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     return family, weights, load_codec(path, empty, family, revision=revision, offline=offline, **limits)
 
@@ -192,7 +199,8 @@ def load_codec(
     configured = model.generation_config.eos_token_id
     ends = configured if isinstance(configured, list) else [configured]
     # A template may end turns with a token that no configuration names; a response must end there, too.
-    ends = {*ends, tokenizer.eos_token_id, turn_end(codec.processor, tokenizer)} - {None}
+    end = turn_end(codec.processor, tokenizer)
+    ends = {one for one in (*ends, tokenizer.eos_token_id, end) if one is not None and one < size}
     if not ends:
         raise ModelError(
             f"the model at {path!r} names no token that ends a response, neither in generation_config.json nor by its "
@@ -202,6 +210,7 @@ def load_codec(
     return replace(
         codec,
         end_ids=tuple(sorted(ends)),
+        turn_end=next(one for one in (end, tokenizer.eos_token_id, min(ends)) if one in ends),
         # Always masked, so any row of the matrix does.
         pad_id=pad if pad is not None and pad < size else min(ends),
         max_context=model.config.get_text_config().max_position_embeddings,

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ NUM_NAMED = 3
 _ADAPTER = re.compile(r"\.lora_|\.base_layer\.|\.modules_to_save\.")
 _SHARD = re.compile(r"-of-(\d{5})\.safetensors$")
 _LAYER = re.compile(r"\b(?:layers|blocks)\.(\d+)\.")
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,26 +52,27 @@ class Weights:
             state = {name: value for name, value in state.items() if name not in pair or name in held}
             state |= {name: state[name].clone() for name in held[1:]}
         model.save_pretrained(folder, state_dict=state)
-        self.check(folder, model.dtype)
+        # Of the run's own dtype, but for what a model keeps in another.
+        self.check(folder, {value.dtype for value in state.values()})
 
     @property
     def digest(self) -> str:
         """Stands for the names and shapes."""
         return digest_of(self.shapes)
 
-    def check(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+    def check(self, folder: Path, dtypes: Collection[torch.dtype]) -> None:
         """Compare a written policy with the folder that was loaded.
 
         Raises:
-            ModelError: a name or shape is another one, or a tensor is not of `dtype` (None = any).
+            ModelError: a name or shape is another one, or a tensor is of none of the `dtypes`.
         """
         found = read_tensors(_files(str(folder)))
         shapes = {name: shape for name, (shape, _) in found.items()}
         if problem := "; ".join(_differences(self.shapes, shapes)):
             raise ModelError(f"{folder} is not what a reader of the loaded model expects: {problem}")
-        others = [name for name, (_, its) in found.items() if dtype and _DTYPES.get(its) != dtype]
+        others = [name for name, (_, its) in found.items() if its in _DTYPES and _DTYPES[its] not in dtypes]
         if others:
-            raise ModelError(f"{folder} holds tensors that are not {dtype}: {_some(others)}")
+            raise ModelError(f"{folder} holds tensors of another dtype than the model: {_some(others)}")
 
 
 def examine_weights(

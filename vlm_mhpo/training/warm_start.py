@@ -119,7 +119,7 @@ def target_ids(prompt: Prompt, codec: Codec) -> tuple[int, ...]:
     text = continued(prompt.row.solution, prompt.opens) or ""
     text = neutralise(text, without_tags(special_tokens(codec)))
     ids = codec.tokenizer(text, add_special_tokens=False)["input_ids"]
-    return (*ids, codec.tokenizer.eos_token_id)
+    return (*ids, codec.turn_end)
 
 
 def sft_step(

@@ -78,10 +78,7 @@ def examine_size(config: Config, options: Options) -> Iterator[Check]:
             config.deepspeed, dtype=config.model.dtype, max_grad_norm=config.train.max_grad_norm
         )
     except VlmMhpoError as error:
-        if Path(config.model.path).exists():
-            yield Check.refusal("model", error)
-        else:
-            yield Check("warning", "memory", f"{error}; memory, positions and disk are not examined")
+        yield Check("warning", "memory", f"{error}; memory, positions and disk are not examined")
         return
     needed = config.data.max_prompt_length + config.rollout.max_completion_length
     if needed > shapes.max_positions:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlm_mhpo.commands.doctor.check import Check
+from vlm_mhpo.commands.doctor.shapes import shapes_of
 from vlm_mhpo.config import ModelConfig
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.loading import examine_model
@@ -16,10 +17,14 @@ from vlm_mhpo.models.tiny import tiny_family
 def examine_folder(model: ModelConfig) -> Iterator[Check]:
     """Configuration, tensors, processor and template of a model on this machine; headers of files and no values."""
     if tiny_family(model.path):
+        try:
+            shapes_of(model)
+        except ModelError as error:
+            yield Check.refusal("model", error)
         return
-    limits = {"min_pixels": model.min_pixels, "max_pixels": model.max_pixels}
+    names = ("revision", "min_pixels", "max_pixels", "freeze_vision_tower", "freeze_projector")
     try:
-        _, weights, codec = examine_model(model.path, revision=model.revision, offline=True, **limits)
+        _, weights, codec = examine_model(model.path, **{name: getattr(model, name) for name in names}, offline=True)
     except ModelError as error:
         if Path(model.path).exists():
             yield Check.refusal("model", error)

@@ -10,7 +10,7 @@ from data_prep import DataError, Row
 from vlm_mhpo.commands.doctor.check import Check
 from vlm_mhpo.commands.doctor.shapes import family_on_this_machine
 from vlm_mhpo.config import Config, DataConfig
-from vlm_mhpo.errors import PromptError, VlmMhpoError
+from vlm_mhpo.errors import VlmMhpoError
 from vlm_mhpo.models.folder import read_processor
 from vlm_mhpo.models.loading import NO_LIMIT, counting_codec
 from vlm_mhpo.models.tiny import build_processor, build_tokenizer, tiny_family
@@ -94,7 +94,7 @@ def build_prompts(sample: Sequence[Row], builder: PromptBuilder, what: str) -> t
     for row in tqdm(sample, desc=f"building {what} prompts", unit="row", leave=False):
         try:
             prompts.append(builder(row))
-        except (PromptError, DataError) as error:
+        except (VlmMhpoError, DataError) as error:
             problems.append(str(error))
     return prompts, problems
 

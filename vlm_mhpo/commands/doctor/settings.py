@@ -9,6 +9,7 @@ from pathlib import Path
 from vlm_mhpo.commands.doctor.check import Check
 from vlm_mhpo.config import Config
 from vlm_mhpo.errors import ModelError
+from vlm_mhpo.models.families import family_for
 from vlm_mhpo.models.folder import read_config
 
 HUB_NAME_PARTS = 2
@@ -27,7 +28,7 @@ def _examine_model(config: Config) -> Iterator[Check]:
         yield Check("ok", "model", f"{path}: built from a config at the start")
     elif Path(path).exists():
         try:
-            read_config(path, offline=True)
+            family_for(read_config(path, offline=True))
             yield Check("ok", "model", path)
         except ModelError as error:
             yield Check.refusal("model", error)
