@@ -58,7 +58,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("damage", BROKEN)
-def test_tensors_that_are_not_the_models_are_refused_by_name(tiny, tmp_path, damage, family, caplog):
+def test_tensors_that_are_not_the_models_are_refused_by_name(tiny, tmp_path, damage, family):
     change, sentence = BROKEN[damage]
     folder = change_tensors(copy_of(tiny(family).folder, tmp_path / "model"), change)
     with pytest.raises(ModelError, match=sentence) as raised:
