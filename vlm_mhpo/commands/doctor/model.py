@@ -29,7 +29,7 @@ def examine_folder(model: ModelConfig) -> Iterator[Check]:
         if Path(model.path).exists():
             yield Check.refusal("model", error)
         else:
-            yield Check("warning", "model", f"{error}; not examined, since it is not on this machine as a whole")
+            yield Check("warning", "weights", f"{model.path} is not on this machine as a whole, so it is not examined")
         return
     ends = " ".join(codec.tokenizer.convert_ids_to_tokens(list(codec.end_ids)))
     yield Check("ok", "weights", f"{len(weights.shapes)} tensors, all that the model needs and no others")

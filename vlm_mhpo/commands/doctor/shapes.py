@@ -62,7 +62,7 @@ def transformers_config(model: ModelConfig) -> Any:
     except ModelError as error:
         if Path(model.path).exists():
             raise
-        raise ModelError(f"{model.path}: no config.json on this machine ({error})") from error
+        raise ModelError(f"{model.path}: no config.json on this machine") from error
 
 
 def shapes_of(model: ModelConfig) -> Shapes:
