@@ -27,18 +27,8 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from side_by_side import (
-    REALISTIC,
-    ROOT,
-    Shape,
-    Side,
-    alternate,
-    apart,
-    prepare,
-    spread,
-    use_one_thread,
-    write_record,
-)
+from shapes import REALISTIC, ROOT, Shape, prepare
+from side_by_side import Side, alternate, apart, spread, use_one_thread, write_record
 from trainer_sides import our_side, read_phases, trl_side
 
 from vlm_mhpo.pages.plotting import ACCENT, GREYS, MUTED, PAPER, chart_style
@@ -102,7 +92,7 @@ def point(value: int, shape: Shape, arguments: argparse.Namespace) -> dict[str, 
         overrides = apart(prepare, shape, Path(folder))
         sides = {name: stack.enter_context(Side(run, overrides)) for name, run in runs.items()}
         steps = alternate({name: side.step for name, side in sides.items()}, arguments.rounds, WARMUP)
-        phases = read_phases(Path(folder), WARMUP)
+        phases = read_phases(Path(folder) / shape.name / "run", WARMUP)
     return {
         "value": value,
         "sides": {

@@ -35,9 +35,10 @@ from vlm_mhpo.runtime import ranks
 from vlm_mhpo.scoring.scorer import score_groups, start_scorer
 from vlm_mhpo.training import update
 from vlm_mhpo.training.assembly import Parts, build_parts
+from vlm_mhpo.training.forwards import update_settings
 from vlm_mhpo.training.minibatches import make_minibatches
 from vlm_mhpo.training.token_statistics import Totals
-from vlm_mhpo.training.update import update_on, update_settings
+from vlm_mhpo.training.update import update_on
 from vlm_mhpo.types import ScoredGroup
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,7 +96,7 @@ def variants(config: Config, parts: Parts, scored: list[ScoredGroup], spent: Cou
     objectives = {"mhpo": build_objective(MhpoConfig(), budget), "grpo": build_objective(GrpoConfig(), budget)}
     given = {"beta": config.objective.beta, "pad_id": parts.codec.pad_id}
     settings = update_settings(config.train, config.rollout, objectives["mhpo"], **given)
-    batches, _ = make_minibatches(parts.engine, None, scored, settings, scale_rewards=config.train.scale_rewards)
+    batches = make_minibatches(parts.engine, None, scored, settings, scale_rewards=config.train.scale_rewards)
 
     def updates(name: str, **replaced: Callable) -> None:
         objective = objectives[name]

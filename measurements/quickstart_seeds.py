@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from card import card
+
 from vlm_mhpo.config import load_config
 from vlm_mhpo.records.run_file import git_commit, versions
 
@@ -47,16 +49,23 @@ def main() -> None:
 def run_seed(seed: int, overrides: list[str]) -> dict[str, Any]:
     """One quickstart; what its run folder says afterwards."""
     folder = ROOT / "runs" / f"quickstart_seed_{seed}"
-    command = [sys.executable, "-m", "vlm_mhpo.cli", "quickstart", f"seed={seed}", f"output_dir={folder}", *overrides]
-    subprocess.run(command, check=True, cwd=ROOT)
+    subprocess.run(quickstart_command(seed, folder, overrides), check=True, cwd=ROOT)
+    return {"seed": seed, **read_quickstart(folder)}
+
+
+def quickstart_command(seed: int, folder: Path, overrides: list[str]) -> list[str]:
+    """What runs a quickstart into a folder."""
+    return [sys.executable, "-m", "vlm_mhpo.cli", "quickstart", f"seed={seed}", f"output_dir={folder}", *overrides]
+
+
+def read_quickstart(folder: Path) -> dict[str, Any]:
+    """What a finished quickstart reached, and the seconds of its stages."""
     rl = folder / "rl"
     before, after = (json.loads((rl / "eval" / f"{name}.json").read_text()) for name in ("before", "after"))
-    rows = [json.loads(line) for line in (rl / "metrics.jsonl").read_text().splitlines()]
-    rewards = [row["reward"] for row in rows if "reward" in row]
+    rewards = [row["reward"] for row in metrics_of(rl) if "reward" in row]
     start, end = (sum(part) / len(part) for part in (rewards[:WINDOW], rewards[-WINDOW:]))
     stages = json.loads((rl / "run.json").read_text())["stages"]
     return {
-        "seed": seed,
         "held_out_pictures": before["num_rows"],
         "accuracy_after_warm_start": before["accuracy"],
         "accuracy_after_rl": after["accuracy"],
@@ -70,12 +79,20 @@ def run_seed(seed: int, overrides: list[str]) -> dict[str, Any]:
     }
 
 
+def metrics_of(run: Path) -> list[dict[str, Any]]:
+    """The whole rows of a run's metrics.jsonl; the last of a run that was ended may be cut."""
+    file = run / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
 def environment() -> dict[str, Any]:
     """What the figures depend on."""
     return {
         "cpus": os.cpu_count(),
         "machine": platform.machine(),
         "processor": processor(),
+        "card": card(),
         "versions": versions(),
         "git_commit": git_commit(),
     }

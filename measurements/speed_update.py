@@ -17,15 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from side_by_side import (
-    CONFIG,
-    SMALL_SHAPES,
-    Shape,
-    alternate,
-    compare,
-    measure_shapes,
-    timed,
-)
+from shapes import CONFIG, SMALL_SHAPES, Shape
+from side_by_side import alternate, compare, measure_shapes, timed
 
 WARMUP = 1
 
@@ -81,15 +74,19 @@ def updates(
     """Calls that make all updates of the rollout batch; each leaves its gradient norms in `norms`."""
     from vlm_mhpo.commands.proofs.updates import one_by_one
     from vlm_mhpo.objectives import build_objective
+    from vlm_mhpo.training.forwards import update_settings
     from vlm_mhpo.training.minibatches import make_minibatches
-    from vlm_mhpo.training.update import update_on, update_settings
+    from vlm_mhpo.training.update import update_on
 
     objective = build_objective(config.objective, config.rollout.max_completion_length)
     settings = update_settings(
         config.train, config.rollout, objective, beta=config.objective.beta, pad_id=parts.codec.pad_id
     )
-    packed, _ = make_minibatches(parts.engine, None, scored, settings, scale_rewards=config.train.scale_rewards)
-    batches = {"packed": packed, "unpacked": [replace(each, groups=one_by_one(each.groups)) for each in packed]}
+    packed = make_minibatches(parts.engine, None, scored, settings, scale_rewards=config.train.scale_rewards)
+    batches = {
+        "packed": packed,
+        "unpacked": [replace(each, groups=one_by_one(each.groups), packed=None) for each in packed],
+    }
 
     def call(name: str) -> None:
         result = update_on(parts.engine, objective, batches[name], settings, learning_rate=0.0, step=1)

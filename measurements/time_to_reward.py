@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from side_by_side import RUNS, Side, apart, use_one_thread, write_record
+from shapes import RUNS
+from side_by_side import Side, apart, use_one_thread, write_record
 from trainer_sides import our_side, trl_side
 
 WINDOW = 5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import statistics
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from side_by_side import CONFIG, Turnstile
+from shapes import CONFIG
+from side_by_side import Turnstile, wait_for_device
 
 # Steps whose rows TRL is given; then it starts over.
 NUM_STEPS = 160
@@ -46,15 +48,18 @@ class Gate:
         self._turnstile.arrive(mean_length=metrics["completions/mean_length"], reward=metrics["reward"])
 
 
-def read_phases(folder: Path, skipped: int) -> dict[str, float]:
-    """Median wall seconds of the parts of our steps without the first ones, as the run under `folder` recorded them."""
-    rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()][skipped:]
+def read_phases(run: Path, skipped: int) -> dict[str, float]:
+    """Median wall seconds of the parts of our steps without the first ones, as the folder of the run recorded them."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][skipped:]
     names = [key for key in rows[-1] if key.startswith("time/")]
     return {name.removeprefix("time/"): statistics.median(row.get(name, 0.0) for row in rows) for name in names}
 
 
 def trl_side(overrides: Sequence[str], turnstile: Turnstile) -> None:
-    """GRPOTrainer with settings that mean the same as ours and cost least; `trl_settings` gives the reasons."""
+    """GRPOTrainer with settings that mean the same as ours and cost least; `trl_settings` gives the reasons.
+
+    It also reports `rollout_s`, the part of a step before its updates: sampling, rewards, old log-probs.
+    """
     import torch
     from transformers import TrainerCallback
     from trl import GRPOTrainer
@@ -79,10 +84,26 @@ def trl_side(overrides: Sequence[str], turnstile: Turnstile) -> None:
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step % config.updates_per_step == 0:
                 seen = trainer._metrics["train"]
-                turnstile.arrive(mean_length=seen["completions/mean_length"][-1], reward=seen["reward"][-1])
+                turnstile.arrive(
+                    mean_length=seen["completions/mean_length"][-1],
+                    reward=seen["reward"][-1],
+                    rollout_s=trainer.rollout_s,
+                )
+
+    class Timed(GRPOTrainer):
+        """Remembers how long its last rollout took."""
+
+        rollout_s = 0.0
+
+        def _generate_and_score_completions(self, inputs: Any) -> Any:
+            begun = time.perf_counter()
+            found = super()._generate_and_score_completions(inputs)
+            wait_for_device()
+            self.rollout_s = time.perf_counter() - begun
+            return found
 
     with start_scorer(config.rewards, max_completion_length=config.rollout.max_completion_length) as scorer:
-        trainer = GRPOTrainer(
+        trainer = Timed(
             model=config.model.path,
             reward_funcs=reward_of(scorer, rows, config.data.template),
             args=trl_settings(config),

@@ -124,6 +124,11 @@ class ScoredGroup:
     logged: Mapping[str, float] = field(default_factory=dict)
     columns: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
+    @property
+    def is_flat(self) -> bool:
+        """All completions have the same reward, so that none has an advantage."""
+        return max(self.rewards) == min(self.rewards)
+
 
 @dataclass(frozen=True, slots=True)
 class StepUpdate:
@@ -132,7 +137,7 @@ class StepUpdate:
     Attributes:
         metrics: the row of metrics.jsonl.
         grad_norms: L2 norm before clipping of each applied update.
-        kl_to_sampler: nats per token, drift from the sampling policy seen by each applied update.
+        kl_to_sampler: nats per token, drift from the sampling policy seen by each applied update; 0 without a token.
         histograms: see `training.token_statistics.named_histograms`; empty when no update was applied.
     """
 
@@ -151,6 +156,9 @@ class Minibatch:
         advantages: one per completion, flat over the groups.
         old_log_probs, reference_log_probs: [T] float of each completion, nats; reference None without a KL term.
         masked: completions whose tokens do not count in the loss (cut at the budget, if so configured).
+        fresh: completions whose next forward is that of the policy that sampled them, before any update of the step.
+            With recomputed old log-probs it gives them; what stands in `old_log_probs` until then is the sampler's.
+        packed: `training.micro_batches.MicroBatch`es of the groups, made once for all forwards; None = not made yet.
     """
 
     groups: Sequence[ScoredGroup]
@@ -158,6 +166,8 @@ class Minibatch:
     old_log_probs: tuple[torch.Tensor, ...]
     reference_log_probs: tuple[torch.Tensor, ...] | None = None
     masked: frozenset[int] = frozenset()
+    fresh: frozenset[int] = frozenset()
+    packed: Sequence[Any] | None = None
 
     @property
     def completion_ids(self) -> list[list[tuple[int, ...]]]:

@@ -21,7 +21,11 @@ REWARDS = ((1.0, -0.5, 0.25), (0.0, 2.0, -1.0), (-0.75, 1.5, 0.5), (1.0, 0.5, -2
 PROBLEMS = ("What is red plus blue?", "What is red times blue?", "Find the area of the figure.", "3 + 4 ?")
 # Which of the four prompts have an image; two ranks share the prompts half and half.
 PICTURES = {"mixed": (True, False, False, True), "lopsided": (True, True, False, False), "text": (False,) * 4}
-PICTURES["idle"] = PICTURES["mixed"]
+for _case in ("idle", "flat", "still"):
+    PICTURES[_case] = PICTURES["mixed"]
+# Groups of equal rewards: both of the first of two ranks, or all.
+EQUAL = ((1.0,) * 3, (-0.5,) * 3)
+REWARDS_OF = {"flat": (*EQUAL, *REWARDS[2:]), "still": (*EQUAL, *EQUAL)}
 # Prompts whose completions were all cut at the budget and are masked: the first of two ranks, or the first two of
 # four, then have no token that counts.
 CUT = {"idle": (True, True, False, False)}
@@ -46,7 +50,7 @@ def scored_groups(model: builders.Tiny, case: str) -> list[ScoredGroup]:
         )
         for index, problem in enumerate(PROBLEMS)
     ]
-    groups, cut = [], CUT.get(case, (False,) * 4)
+    groups, cut, rewards = [], CUT.get(case, (False,) * 4), REWARDS_OF.get(case, REWARDS)
     for index, prompt in enumerate(builders.prompts_of(model, rows)):
         texts = builders.random_completions(model, LENGTHS[index], seed=index)
         # About what a fresh model of 460 tokens gives, off by enough for ratios on both sides of 1.
@@ -57,7 +61,7 @@ def scored_groups(model: builders.Tiny, case: str) -> list[ScoredGroup]:
             )
             for row, ids in enumerate(texts)
         ]
-        groups.append(builders.scored(prompt, completions, REWARDS[index]))
+        groups.append(builders.scored(prompt, completions, rewards[index]))
     return groups
 
 

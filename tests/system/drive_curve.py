@@ -48,6 +48,10 @@ class Recorded:
     def sync(self, step: int) -> None:
         """See `rollout.base.Sampler.sync`."""
 
+    def metrics(self) -> dict[str, float]:
+        """See `rollout.base.Sampler.metrics`."""
+        return {}
+
     def sample(
         self,
         prompts: Sequence[Prompt],

@@ -11,9 +11,9 @@ from tests import builders
 from tests.system.batches import scored_groups
 from vlm_mhpo.config import load_config
 from vlm_mhpo.runtime import ranks
+from vlm_mhpo.training.forwards import log_probs_of
 from vlm_mhpo.training.loop import Loop
 from vlm_mhpo.training.run import open_training
-from vlm_mhpo.training.update import log_probs_of
 from vlm_mhpo.training.warm_start import warm_start
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from vlm_mhpo.engine.settings import deepspeed_settings
 from vlm_mhpo.errors import VlmMhpoError
 from vlm_mhpo.objectives import build_objective
 from vlm_mhpo.rollout.base import SamplingParams
+from vlm_mhpo.rollout.hf import budget
 from vlm_mhpo.rollout.hf.sampler import HfSampler
 from vlm_mhpo.runtime import ranks
+from vlm_mhpo.training.forwards import log_probs_of, update_settings
 from vlm_mhpo.training.minibatches import advantages_of, truncated_in
-from vlm_mhpo.training.update import log_probs_of, update_on, update_settings
+from vlm_mhpo.training.update import update_on
 from vlm_mhpo.types import Minibatch
 
 
@@ -50,12 +53,16 @@ def run(job: dict[str, Any], out: Path) -> dict[str, Any]:
     update = update_settings(
         config.train, config.rollout, objective, beta=config.objective.beta, pad_id=model.codec.pad_id
     )
+    update = replace(update, skips_idle=update.skips_idle and not job.get("reads_all"))
     result: dict[str, Any] = {}
     if job.get("sample"):
-        # Budgets that differ by rank stand for completions that end at different times.
-        sampler = HfSampler(engine.policy, model.codec, max_batch_tokens=4096, whole_weights=engine.whole_weights)
+        # Budgets that differ by rank stand for completions that end at different times, and a cache for one completion
+        # at a time makes many forwards of them; what is free differs, too.
+        budget.MOST_ON_HOST = 30 + ranks.rank()
+        sampler = HfSampler(engine.policy, model.codec, max_batch_tokens=None, whole_weights=engine.whole_weights)
         params = SamplingParams(2, 3 + 4 * ranks.rank())
         groups = sampler.sample([group.group.prompt for group in mine], params, (0, "test"))
+        result["budget"] = sampler.metrics()
         result["completions"] = [completion.token_ids for group in groups for completion in group.completions]
     if job.get("log_probs"):
         result["log_probs"] = [row.tolist() for row in log_probs_of(engine, engine.policy, mine, update)]

@@ -16,6 +16,7 @@ RANKS = {
     "qwen2_5_vl_3b_geometry3k": (4, 8),
     "qwen2_5_vl_7b_geometry3k": (8,),
     "qwen3_vl_8b_geometry3k": (8,),
+    "qwen3_vl_8b_geometry3k_16k": (8,),
     "qwen2_5_7b_math12k": (8,),
 }
 

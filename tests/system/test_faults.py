@@ -158,6 +158,8 @@ def died(tmp_path_factory):
     long = ["train.max_steps=10", "data.eval=null", "checkpoint.save_steps=0", "deepspeed.zero_stage=2"]
     idle = [*long, FLAT % "flat", "train.mask_truncated_completions=true", "faults.max_idle_steps=4"]
     four = ["train.num_prompts_per_step=8"]
+    # In float32 sampler and trainer differ by some 1e-7, and not by nothing.
+    apart = ["rollout.old_log_probs=trainer", "faults.max_sampling_gap=1.0e-12", "faults.on_sampling_gap=stop"]
     requests += [
         {"name": f"raises-{phase}", "num_ranks": 2, "signal": "raise", "ranks": [1], "phase": phase, "step": 2, **where}
         for phase, where in RAISES.items()
@@ -170,6 +172,7 @@ def died(tmp_path_factory):
         {"name": "all_idle", "num_ranks": 2, "more": idle},
         {"name": "all_of_four_idle", "num_ranks": 4, "more": [*idle, *four]},
         {"name": "idle_stops", "num_ranks": 2, "more": [*idle, "faults.on_idle=stop"]},
+        {"name": "apart_stops", "num_ranks": 2, "more": [*long, *apart]},
     ]
     return folder, drive(folder, requests)
 
@@ -235,6 +238,13 @@ def test_steps_with_nothing_to_learn_anywhere_are_counted_told_and_stop_if_confi
     assert [path.name for path in (folder / "idle_stops" / "checkpoints").iterdir()] == ["step_000004"]
     names = sorted(path.name for path in (folder / "idle_stops" / "dumps" / "step_4").iterdir())
     assert names == ["rank_0.json", "rank_0.safetensors", "rank_1.json", "rank_1.safetensors"]
+
+
+def test_a_sampler_apart_from_the_trainer_stops_the_run_if_configured(died):
+    folder, answers = died
+    assert answers["apart_stops"]["codes"] == [2, 2], answers["apart_stops"]["stderr"]
+    assert "error: step 1: sampler and trainer differ by" in answers["apart_stops"]["stderr"][0]
+    assert [path.name for path in (folder / "apart_stops" / "checkpoints").iterdir()] == ["step_000001"]
 
 
 def test_a_stop_of_the_launcher_stops_its_ranks_politely(tmp_path):

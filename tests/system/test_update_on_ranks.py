@@ -18,16 +18,16 @@ from torch import Tensor
 
 from tests.reference import advantages as reference
 from tests.reference import objectives
-from tests.system.batches import ADAM, CUT, LENGTHS, REWARDS, load_tiny, plain_step, scored_groups
+from tests.system.batches import ADAM, CUT, LENGTHS, REWARDS, REWARDS_OF, load_tiny, plain_step, scored_groups
 from tests.system.ranks import Ended, run_ranks
 from vlm_mhpo.models.tiny import build_tiny
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.full, pytest.mark.timeout(240)]
 
 BASE = Path(__file__).with_name("base.yaml")
 STAGES = (0, 1, 2, 3)
 FOUR_RANK_STAGES = (0, 2)
-KINDS = ("mixed", "lopsided", "batch", "idle", "idle_dapo")
+KINDS = ("mixed", "lopsided", "batch", "idle", "idle_dapo", "flat", "still")
 # 3 micro-batches on one rank and 5 (mixed) or 4 (lopsided) on the other; lm_head in different numbers of pieces.
 UNEVEN = ("train.max_tokens_per_micro_batch=30", "train.logits_chunk_size=6")
 NO_CLIPPING, CLIPPING = 1e9, 0.2
@@ -76,7 +76,7 @@ def launch(folder: Path, model: Path, jobs: Sequence[dict[str, Any]], num_ranks:
         )
     (folder / "jobs.json").write_text(json.dumps(requests))
     arguments = ("-m", "tests.system.drive_updates", folder / "jobs.json", folder)
-    return Launch(folder, run_ranks(arguments, folder, num_ranks=num_ranks, timeout_s=100))
+    return Launch(folder, run_ranks(arguments, folder, num_ranks=num_ranks, timeout_s=160))
 
 
 def equality_jobs() -> list[dict[str, Any]]:
@@ -92,6 +92,10 @@ def equality_jobs() -> list[dict[str, Any]]:
         # A mean over tokens: its denominator is a count to which an idle rank brings nothing.
         jobs.append({"name": f"idle_dapo{stage}", "case": "idle", "stage": stage})
         jobs[-1]["overrides"] = [*UNEVEN, "objective.name=dapo"]
+        # Rows of one completion, which are the same whether others are left out or not.
+        flat = {"case": "flat", "stage": stage, "overrides": ["train.max_tokens_per_micro_batch=1"]}
+        jobs += [flat | {"name": f"flat{stage}"}, flat | {"name": f"flat_read{stage}", "reads_all": True}]
+        jobs.append({"name": f"still{stage}", "case": "still", "stage": stage})
     return jobs
 
 
@@ -125,6 +129,12 @@ def plain(model_folder) -> dict[str, tuple[dict[str, Tensor], float]]:
         "batch": plain_step(model, mixed, reference.group_advantages(REWARDS, "batch"), NO_CLIPPING),
         "idle": plain_step(model, idle, by_group, NO_CLIPPING),
         "idle_dapo": plain_step(model, idle, by_group, NO_CLIPPING, dapo),
+        **{
+            case: plain_step(
+                model, scored_groups(model, case), reference.group_advantages(rewards, "group"), NO_CLIPPING
+            )
+            for case, rewards in REWARDS_OF.items()
+        },
     }
 
 
@@ -162,6 +172,16 @@ def test_several_ranks_take_the_step_of_one_to_a_millionth(ranks, kind, stage, o
     moved = math.fsum(float((alone[name] - start[name]).double().square().sum()) for name in alone) ** 0.5
     gap = math.fsum(float((shared[name] - alone[name]).double().square().sum()) for name in alone) ** 0.5
     assert gap <= 1e-6 * moved
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [*(("one_rank", stage) for stage in STAGES), *SEVERAL])
+def test_leaving_flat_groups_out_changes_not_a_bit_of_the_weights(ranks, stage, request):
+    launched = request.getfixturevalue(ranks)
+    found, expected = launched.weights(f"flat{stage}"), launched.weights(f"flat_read{stage}")
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    shares = [launched.result(f"{name}{stage}")["metrics"]["idle_tokens"] for name in ("flat", "flat_read", "still")]
+    flat = sum(map(sum, LENGTHS[:2])) / sum(map(sum, LENGTHS))
+    assert shares == [pytest.approx(flat), 0.0, 1.0]
 
 
 def test_clipping_was_active_where_it_is_claimed(plain):
@@ -268,6 +288,8 @@ def test_a_skipped_update_counts_and_leaves_no_trace_in_the_next(where, stage, o
 def test_ranks_whose_completions_end_at_different_times_sample_under_zero3(odd_jobs):
     lengths = [{len(ids) for ids in odd_jobs.result("sample", rank)["completions"]} for rank in (0, 1)]
     assert max(lengths[0]) <= 3 and max(lengths[1]) > 3
+    # What the rank with the least free memory can hold.
+    assert [odd_jobs.result("sample", rank)["budget"] for rank in (0, 1)] == [{"sampling/max_batch_tokens": 30.0}] * 2
 
 
 def test_log_probs_without_gradients_under_zero3_are_the_models_own(odd_jobs, model_folder):

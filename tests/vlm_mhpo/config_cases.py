@@ -98,6 +98,8 @@ BAD_VALUES = [
     ({"objective.c": INF}, "objective.c: Input should be a finite number"),
     ({"objective.name": "grpo", "objective.epsilon": 0}, "objective.epsilon: Input should be greater than 0"),
     ({"model.dtype": "float16"}, "model.dtype: Input should be 'float32' or 'bfloat16' (got 'float16')"),
+    ({"model.attn_implementation": "eager", "model.dtype": "bfloat16"}, "eager rounds attention scores to bfloat16"),
+    ({"faults.max_sampling_gap": -0.1}, "faults.max_sampling_gap: Input should be greater than or equal to 0"),
     ({"model.attn_implementation": "flash"}, "model.attn_implementation: Input should be 'sdpa' or 'eager'"),
     ({"model.max_pixels": -1}, "model.max_pixels: Input should be greater than 0"),
     ({"model.freeze_projector": "maybe"}, "model.freeze_projector: Input should be a valid boolean"),

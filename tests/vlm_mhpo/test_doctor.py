@@ -12,8 +12,9 @@ import pytest
 from packaging.requirements import Requirement
 
 from tests.builders import picture
+from tests.vlm_mhpo.bfloat16_cases import build_and_load_bfloat16
 from vlm_mhpo import cli
-from vlm_mhpo.commands.doctor import Check, Options, examine
+from vlm_mhpo.commands.doctor import Check, Options, examine, parity
 from vlm_mhpo.commands.doctor.environment import examine_versions
 from vlm_mhpo.config import Config, load_config
 
@@ -81,11 +82,28 @@ def test_rows_are_not_read_when_quick_or_when_something_is_red(tmp_path):
 def test_sampler_and_trainer_agree_on_a_tiny_model_and_a_wrong_sampler_is_an_error(tmp_path, monkeypatch):
     config = config_of(tmp_path, [row("What is 3 + 4 ?"), row("What is 1 + 1 ?", "2")])
     assert found(examine(config, Options(parity=True)), "log-prob parity").state == "ok"
-    from vlm_mhpo.rollout.hf import sampler
+    from vlm_mhpo.rollout.hf import decoding
 
-    real = sampler.scaled_logits
-    monkeypatch.setattr(sampler, "scaled_logits", lambda logits, banned, temperature: real(logits, banned, 1.1))
+    real = decoding.scaled_logits
+    monkeypatch.setattr(decoding, "scaled_logits", lambda logits, banned, temperature: real(logits, banned, 1.1))
     assert found(examine(config, Options(parity=True)), "log-prob parity").state == "error"
+
+
+def test_what_parity_advises_helps_a_model_that_bfloat16_rounds_to_another(tmp_path, monkeypatch):
+    """Logits of 20 and keys of 60: some 0.02 nats in bfloat16, 1e-4 at most in float32."""
+    monkeypatch.setitem(parity.LIMITS, "bfloat16", ("mean", 0.005))
+    folder = tmp_path / "model"
+    model = build_and_load_bfloat16(folder, "qwen2", 60.0)
+    model.policy.float().model.save_pretrained(folder)
+
+    def check_of(*overrides: str) -> Check:
+        config = config_of(tmp_path, [row("What is 3 + 4 ?"), row("What is 1 + 1 ?", "2")], *overrides)
+        return found(examine(config, Options(parity=True)), "log-prob parity")
+
+    rounded = check_of(f"model.path={folder}", "model.dtype=bfloat16")
+    assert rounded.state == "error", rounded.text
+    advice = rounded.text.rpartition("--parity ")[2].partition("`")[0]
+    assert check_of(f"model.path={folder}", advice).state == "ok"
 
 
 def test_a_package_outside_its_bounds_or_missing_is_said():

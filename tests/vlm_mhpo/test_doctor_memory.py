@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
 from vlm_mhpo.commands.doctor.memory import Estimate, activation_bytes, estimate, examine_memory, model_states, settings
+from vlm_mhpo.commands.doctor.recommend import recommend
 from vlm_mhpo.commands.doctor.shapes import shapes_of
-from vlm_mhpo.config import ModelConfig, parse_config
+from vlm_mhpo.config import ModelConfig, load_config, parse_config
 from vlm_mhpo.errors import ModelError
 
 VISION = {
@@ -192,12 +194,16 @@ def shapes_3b(tmp_path_factory):
 
 def test_the_attention_cache_and_the_logits_by_hand(shapes_3b):
     found = estimate(a_config(), shapes_3b, stage=2, num_ranks=1, offload=(False, False))
-    # 16000 tokens are two prompts of four completions of 2000 tokens: 36 layers, 2 x 2 x 128 elements, 2 bytes.
-    # Keys in float32, values in bfloat16.
-    cache = 8 * 2000 * 36 * (256 * 4 + 256 * 2)
-    assert cache <= found.cache <= cache + 8 * 151936 * 30
-    # A chunk of 384 rows in float32, as the model made them in bfloat16, and their gradient in bfloat16.
-    assert found.logits == 384 * 151936 * (4 + 2 + 2)
+    # 16000 tokens, 36 layers, 2 heads of 128: keys in float32, values in bfloat16. A prompt of 1000 and its four
+    # completions of 1000 are 5000, so twelve completions and their prompts are held at once.
+    cache = 16000 * 36 * (256 * 4 + 256 * 2)
+    assert cache <= found.cache <= cache + 12 * 151936 * 30
+    # Never more than there is to decode: on 8 ranks one prompt each.
+    found = estimate(a_config(), shapes_3b, stage=2, num_ranks=8, offload=(False, False))
+    cache = 5000 * 36 * (256 * 4 + 256 * 2)
+    assert cache <= found.cache <= cache + 4 * 151936 * 30
+    # A chunk of 384 rows in float32, and their gradient in bfloat16.
+    assert found.logits == 384 * 151936 * (4 + 2)
 
 
 def test_each_knob_lowers_its_own_part(shapes_3b):
@@ -228,3 +234,121 @@ def test_a_rollout_under_zero3_needs_whole_weights(shapes_3b):
     found = estimate(a_config(), shapes_3b, stage=3, num_ranks=8, offload=(False, False))
     assert found.whole_weights == 2 * PUBLISHED["3B"] > found.states.weights
     assert found.rollout > found.whole_weights + found.cache
+
+
+# ---- what is recommended ---------------------------------------------------------------------------------------
+
+QWEN2 = {"model_type": "qwen2", "tie_word_embeddings": False, "max_position_embeddings": 32768, "vocab_size": 152064}
+QWEN3_VL_8B = {
+    "model_type": "qwen3_vl",
+    "tie_word_embeddings": False,
+    "text_config": {
+        "model_type": "qwen3_vl_text",
+        "hidden_size": 4096,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 12288,
+        "vocab_size": 151936,
+        "max_position_embeddings": 262144,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]},
+    },
+    "vision_config": {
+        "depth": 27,
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_heads": 16,
+        "patch_size": 16,
+        "out_hidden_size": 4096,
+        "deepstack_visual_indexes": [8, 16, 24],
+        "num_position_embeddings": 2304,
+    },
+}
+# Published sizes of the recipes' models; a name for `write_config`.
+MODELS = {
+    "qwen2_5_vl_3b_geometry3k": "3B",
+    "qwen2_5_vl_7b_geometry3k": "7B",
+    "qwen2_5_7b_math12k": QWEN2 | TEXTS["7B"],
+    "qwen3_vl_8b_geometry3k": QWEN3_VL_8B,
+    "qwen3_vl_8b_geometry3k_16k": QWEN3_VL_8B,
+}
+
+
+def recipe_on(folder, name: str, *overrides: str):
+    """A shipped recipe with the shapes of its model."""
+    model = MODELS[name]
+    if isinstance(model, str):
+        path = write_config(folder / model, model)
+    else:
+        path = str(folder)
+        (folder / "config.json").write_text(json.dumps(model))
+    recipe = Path(__file__).resolve().parents[2] / "configs" / f"{name}.yaml"
+    return load_config(recipe, [f"model.path={path}", *overrides])
+
+
+def recommended(config, *, num_ranks=8, gib=80):
+    """What is said, by subject."""
+    shapes = shapes_of(config.model)
+    checks = recommend(
+        config, shapes, stage=config.deepspeed.zero_stage, num_ranks=num_ranks, device_bytes=gib and gib * 2**30
+    )
+    return {check.subject: check for check in checks}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_recipes_follow_what_the_doctor_recommends_on_the_devices_that_they_name(name, tmp_path):
+    found = recommended(recipe_on(tmp_path, name))
+    assert found.keys() == {"recommended"}
+    assert found["recommended"].state == "ok" and found["recommended"].text.startswith("ZeRO-2, with rollout.")
+
+
+def test_a_higher_stage_than_needed_is_named_and_one_that_is_needed_is_not(tmp_path):
+    config = recipe_on(tmp_path, "qwen2_5_vl_7b_geometry3k", "deepspeed.zero_stage=3")
+    said = recommended(config)["recommended"]
+    assert said.state == "warning" and "ZeRO-3, which is set, gathers or moves more than it must" in said.text
+    # 38.7 GiB of ZeRO-2 and a tenth to spare do not fit, 33.4 of ZeRO-3 do.
+    said = recommended(config, gib=40)["recommended"]
+    assert said.state == "ok" and said.text.startswith("ZeRO-3, with")
+    assert recommended(config, gib=None) == {}
+
+
+def test_how_many_completions_are_decoded_at_a_time_by_hand(tmp_path):
+    config = recipe_on(tmp_path, "qwen2_5_vl_7b_geometry3k")
+    # 16 prompts of 2048 tokens on a rank, each with eight completions of 2048: 294912 tokens of 86016 bytes, 23.6 GiB
+    # of the 46 GiB that are left beside weights and optimizer, of which three quarters are used.
+    text = recommended(config)["recommended"].text
+    assert "about 294,912 tokens: 128 of a rank's 128 completions" in text
+    # On 48 GiB: 0.75 x (43.2 - 26.1) GiB / 86016 bytes, in thousands of 1024, for groups of 18432 tokens.
+    tokens = int(text_between(recommended(config, gib=48)["recommended"].text, "about ", " tokens").replace(",", ""))
+    assert tokens == pytest.approx(0.75 * 17.1 * 2**30 / 86016, rel=0.02)
+    assert f"{8 * tokens // 18432} of a rank's 128" in recommended(config, gib=48)["recommended"].text
+
+
+def text_between(text: str, before: str, after: str) -> str:
+    return text.partition(before)[2].partition(after)[0]
+
+
+@pytest.mark.parametrize(("tokens", "warns"), [(4096, True), (8191, True), (8192, False)])
+def test_a_budget_below_what_the_family_needs_is_a_warning(tokens, warns, tmp_path):
+    name = "qwen3_vl_8b_geometry3k"
+    said = recommended(recipe_on(tmp_path, name, f"rollout.max_completion_length={tokens}"), gib=None)
+    assert ("completion budget" in said) == warns
+    if warns:
+        assert said["completion budget"].state == "warning"
+        assert "answers of qwen3_vl models need 8192" in said["completion budget"].text
+    # Not for a tiny model of the family, whose answers are a few tokens.
+    tiny = a_config(model={"path": "tiny:qwen3_vl"})
+    assert recommended(tiny, gib=None) == {}
+
+
+def test_a_model_that_no_setting_lets_sample_is_an_error_that_names_the_way_out(tmp_path):
+    sizes = dict(hidden_size=5120, num_hidden_layers=64, num_attention_heads=40, num_key_value_heads=8)
+    (tmp_path / "config.json").write_text(json.dumps(QWEN2 | sizes | {"intermediate_size": 27648}))
+    config = a_config(model={"path": str(tmp_path)}, rollout={"max_batch_tokens": "auto"})
+    # 32.8 billion weights are 61 GiB in bfloat16; every rank holds them all while it samples.
+    said = recommended(config, gib=64)["sampling"]
+    assert said.state == "error" and "61.0 GiB of 64.0 GiB" in said.text and "vLLM" in said.text
+    said = recommended(config, gib=80)["sampling"]
+    assert said.state == "warning" and "vLLM" in said.text
+    assert "sampling" not in recommended(config, gib=192)

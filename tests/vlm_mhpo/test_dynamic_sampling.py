@@ -1,9 +1,12 @@
 """Dynamic sampling: flat groups leave, bounded tries, counted yield; worked by hand on groups with given rewards."""
 
+import json
+
 import pytest
 import torch
 
 from data_prep import Row
+from tests.system.ranks import run_ranks
 from vlm_mhpo.prompts.stream import PromptStream
 from vlm_mhpo.rollout.refill import refill
 from vlm_mhpo.types import Completion, Group, Prompt, ScoredGroup
@@ -103,3 +106,15 @@ def test_ranks_draw_different_prompts(monkeypatch):
         monkeypatch.setattr("vlm_mhpo.runtime.ranks.world_size", lambda: 4)
         drawn += [p.id for p in stream_of(*names).others(0, 1, 10, exclude=set())]
     assert sorted(drawn, key=int) == names
+
+
+@pytest.mark.timeout(120)
+def test_no_prompt_stands_twice_in_a_step_of_two_ranks(tmp_path):
+    """Each try cuts another permutation in two: without word of the other rank's prompts one draws them again."""
+    ended = run_ranks(["-m", "tests.system.drive_refill", tmp_path], tmp_path / "out", num_ranks=2)
+    assert [each.code for each in ended] == [0, 0], ended[0].stderr[-2000:]
+    drawn = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    everything = drawn[0] + drawn[1]
+    # Two times four at first, and all of the rest by and by.
+    assert len(everything) > 16
+    assert len(set(everything)) == len(everything)

@@ -32,9 +32,10 @@ from vlm_mhpo.models.loading import load_policy
 from vlm_mhpo.objectives import build_objective
 from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.rollout.hf.sampler import HfSampler
+from vlm_mhpo.training.forwards import log_probs_of
 from vlm_mhpo.training.micro_batches import micro_batches
 from vlm_mhpo.training.token_statistics import Totals
-from vlm_mhpo.training.update import accumulate, log_probs_of
+from vlm_mhpo.training.update import accumulate
 from vlm_mhpo.types import Minibatch, ScoredGroup
 
 PROJECTORS = {"qwen2_vl": 1, "qwen2_5_vl": 1, "qwen3_vl": 2}

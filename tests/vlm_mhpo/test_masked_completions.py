@@ -173,7 +173,9 @@ def test_the_completions_cut_at_the_budget_are_masked_in_every_minibatch_if_aske
         scored(prompt, [completion((5, 6, 7), truncated=one) for one in pair], rewards=(1.0, 3.0)) for pair in cut
     ]
     settings = settings_of(num_minibatches=2, recompute=False)
-    batches, _ = make_minibatches(None, None, groups, settings, scale_rewards="none", mask_truncated=asked)
+    batches = make_minibatches(
+        PlainEngine(model.policy), None, groups, settings, scale_rewards="none", mask_truncated=asked
+    )
     assert [len(each.groups) for each in batches] == [2, 2]
     for each in batches:
         completions = [one for group in each.groups for one in group.group.completions]

@@ -106,6 +106,43 @@ def test_sampled_log_probs_are_the_stock_models(model, side):
             for each in group.completions:
                 expected = plain_log_probs(model, prompt, each.token_ids, temperature=0.7).tolist()
                 assert list(each.log_probs) == pytest.approx(expected, abs=1e-4)
+    # A budget of three copies of a prompt and a completion, and of none: rows that begin together, again and again.
+    for most in (3 * (max(prompt.num_tokens for prompt in prompts) + 12), 1):
+        sampler.max_batch_tokens = most
+        again = sampler.sample(prompts, SamplingParams(num_samples=4, max_tokens=12, temperature=0.7), (5, "other"))
+        ids = [[each.token_ids for group in some for each in group.completions] for some in (groups, again)]
+        assert ids[0] == ids[1]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "dropout"),
+    [
+        ("qwen2", {"attention_dropout": 0.5}),
+        ("llama", {"attention_dropout": 0.5}),
+        ("mistral", {"attention_dropout": 0.5}),
+        ("phi", {"attention_dropout": 0.5, "resid_pdrop": 0.5, "embd_pdrop": 0.5}),
+    ],
+)
+def test_a_model_made_with_dropout_drops_nothing_in_training(tmp_path, model_type, dropout):
+    """Log-probs in training mode, twice, and the stock model's in evaluation mode."""
+    folder = build(tmp_path, model_type, **dropout)
+    policy, codec = load_policy(folder)
+    model = Tiny(model_type, folder, policy, codec)
+    prompts, groups = prompts_and_completions(model)
+    expected = [
+        value
+        for prompt, group in zip(prompts, groups, strict=True)
+        for ids in group
+        for value in plain_log_probs(model, prompt, ids).tolist()
+    ]
+    policy.train()
+    for _ in range(2):
+        found = {}
+        for batch in micro_batches(policy, prompts, groups, max_tokens=10_000, pad_id=codec.pad_id):
+            log_probs_N, _ = policy(batch.rows, temperature=1.0, chunk_size=8)
+            keys = zip(batch.rows.completion_N.tolist(), batch.rows.time_N.tolist(), strict=True)
+            found |= dict(zip(keys, log_probs_N.tolist(), strict=True))
+        assert [found[key] for key in sorted(found)] == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_model_that_scales_its_logits_is_refused(tmp_path):

@@ -1,5 +1,8 @@
 """Attention over a prompt that its completions share is attention over a copy for each of them."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
@@ -21,42 +24,65 @@ def plain_attention(query_HQD, keys_HND, values_HND):
 class Decoding:
     """A cache of one layer beside lists of everything that it was given, row by row."""
 
-    def __init__(self, prompt_lengths) -> None:
+    def __init__(self, prompt_lengths, num_samples=NUM_SAMPLES) -> None:
         self.random = torch.Generator().manual_seed(0)
-        self.prompts = [self.draw(NUM_HEADS, length, WIDTH) for length in prompt_lengths for _ in range(2)]
-        width = max(prompt_lengths)
-        mask_PS = torch.zeros(len(prompt_lengths), width, dtype=torch.int64)
-        padded = self.draw(2, len(prompt_lengths), NUM_HEADS, width, WIDTH) * 100
-        for index, length in enumerate(prompt_lengths):
-            mask_PS[index, width - length :] = 1
-            padded[0, index, :, width - length :] = self.prompts[2 * index]
-            padded[1, index, :, width - length :] = self.prompts[2 * index + 1]
-        self.cache = SharedPrefixCache([(padded[0], padded[1])], mask_PS, NUM_SAMPLES)
-        self.rows = [(index, [], []) for index in range(len(prompt_lengths)) for _ in range(NUM_SAMPLES)]
+        self.cache = SharedPrefixCache(max_tokens=3 * FIRST_ROOM)
+        self.prompts, self.rows = [], []
+        self.enter(prompt_lengths)
+        self.seat([], [index for index in range(len(prompt_lengths)) for _ in range(num_samples)])
 
     def draw(self, *shape):
         return torch.randn(*shape, generator=self.random, dtype=torch.float64)
 
+    def enter(self, prompt_lengths) -> None:
+        """Prompts of these lengths, with large numbers where they are padded."""
+        width = max(prompt_lengths)
+        mask_PS = torch.zeros(len(prompt_lengths), width, dtype=torch.int64)
+        padded = self.draw(2, len(prompt_lengths), NUM_HEADS, width, WIDTH) * 100
+        for index, length in enumerate(prompt_lengths):
+            keys, values = self.draw(2, NUM_HEADS, length, WIDTH)
+            mask_PS[index, width - length :] = 1
+            padded[:, index, :, width - length :] = torch.stack([keys, values])
+            self.prompts.append((keys, values))
+        layer = SimpleNamespace(keys=padded[0], values=padded[1])
+        self.cache.enter(SimpleNamespace(layers=[layer]), mask_PS)
+
+    def leave(self, kept) -> None:
+        """Only these prompts stay."""
+        self.cache.leave(kept)
+        self.prompts = [self.prompts[index] for index in kept]
+
+    def seat(self, kept, prompts, fresh=()) -> None:
+        """These rows stay and new ones follow; all go on with `prompts`, and those of `fresh` begin anew."""
+        self.rows = [self.rows[index] for index in kept]
+        self.rows += [([], []) for _ in range(len(prompts) - len(kept))]
+        self.rows = [([], []) if index in fresh else row for index, row in enumerate(self.rows)]
+        self.prompt_B = list(prompts)
+        self.cache.seat(kept, np.array(prompts))
+
     def step(self) -> None:
         """One more token for every row, and the outputs are those of plain attention."""
-        keys, values = self.draw(len(self.rows), NUM_HEADS, 1, WIDTH), self.draw(len(self.rows), NUM_HEADS, 1, WIDTH)
+        keys, values = self.draw(2, len(self.rows), NUM_HEADS, 1, WIDTH)
         query = self.draw(len(self.rows), NUM_HEADS, NUM_QUERIES, WIDTH)
+        self.cache.inputs(np.array([len(own_keys) for own_keys, _ in self.rows]))
         output = self.cache.attend(0, query, *self.cache.update(keys, values, 0))
-        for index, (prompt, own_keys, own_values) in enumerate(self.rows):
+        for index, (own_keys, own_values) in enumerate(self.rows):
             own_keys.append(keys[index])
             own_values.append(values[index])
-            all_keys = torch.cat([self.prompts[2 * prompt], *own_keys], dim=1)
-            all_values = torch.cat([self.prompts[2 * prompt + 1], *own_values], dim=1)
+            prompt_keys, prompt_values = self.prompts[self.prompt_B[index]]
+            all_keys = torch.cat([prompt_keys, *own_keys], dim=1)
+            all_values = torch.cat([prompt_values, *own_values], dim=1)
             # The softmax is taken in float32.
             torch.testing.assert_close(
                 output[index], plain_attention(query[index], all_keys, all_values), rtol=1e-5, atol=1e-5
             )
 
     def keep(self, kept) -> None:
-        keep_B = torch.zeros(len(self.rows), dtype=torch.bool)
-        keep_B[list(kept)] = True
-        self.cache.select(keep_B)
-        self.rows = [self.rows[index] for index in kept]
+        """Only these rows go on, and with them their prompts."""
+        prompts = sorted({self.prompt_B[index] for index in kept})
+        of_kept = [prompts.index(self.prompt_B[index]) for index in kept]
+        self.leave(prompts)
+        self.seat(list(kept), of_kept)
 
 
 @pytest.mark.parametrize("prompt_lengths", [(LENGTH, LENGTH, LENGTH), (LENGTH, 2, 5)])
@@ -83,15 +109,54 @@ def test_rows_see_their_prompt_and_themselves_whoever_leaves(prompt_lengths, kep
     decoding.step()
 
 
-def test_completions_outgrow_their_first_room():
+def test_a_slot_is_taken_over_by_another_completion_of_the_same_prompt():
+    decoding = Decoding((LENGTH, 3), num_samples=2)
+    for _ in range(3):
+        decoding.step()
+    decoding.seat(range(4), [0, 0, 1, 1], fresh={1})
+    for _ in range(4):
+        # First shorter than what is left of the old completion, then longer.
+        decoding.step()
+
+
+@pytest.mark.parametrize("length", [2, LENGTH, LENGTH + 4])
+def test_a_slot_is_taken_over_by_a_completion_of_a_prompt_that_comes_later_while_another_leaves(length):
+    decoding = Decoding((LENGTH, 3), num_samples=2)
+    decoding.step()
+    decoding.step()
+    decoding.leave([1])
+    decoding.enter([length])
+    # The rows of the second prompt go on; those of the first are taken over, and a row is added.
+    decoding.seat(range(4), [1, 1, 0, 0, 1], fresh={0, 1})
+    for _ in range(3):
+        decoding.step()
+    decoding.enter([length + 1, 1])
+    decoding.seat([1, 2, 4], [1, 0, 1, 2, 3, 2])
+    decoding.step()
+
+
+def test_what_is_left_of_an_old_completion_is_nothing_even_if_it_is_not_finite():
+    decoding = Decoding((3,), num_samples=2)
+    decoding.step()
+    decoding.step()
+    # A place that no row has reached holds zeros, not whatever was in memory.
+    decoding.seat([0, 1], [0, 0, 0])
+    keys, values = decoding.cache._own[0]._buffers
+    assert float(keys[2].abs().sum()) == float(values[:, :, 2:].abs().sum()) == 0
+    decoding.step()
+
+
+def test_completions_outgrow_their_first_room_and_no_room_is_larger_than_a_completion():
     decoding = Decoding((2,))
     for _ in range(2 * FIRST_ROOM + 1):
         decoding.step()
+    assert decoding.cache._own[0]._buffers[0].shape[2] == 3 * FIRST_ROOM
 
 
 def test_a_cache_is_given_more_by_newer_transformers_and_need_not_know_what():
     """transformers 5.24 hands its layers' keyword arguments on to the cache."""
     cache = Decoding((LENGTH,)).cache
+    cache.inputs(np.zeros(NUM_SAMPLES, dtype=np.int64))
     token = torch.ones(NUM_SAMPLES, NUM_HEADS, 1, WIDTH, dtype=torch.float64)
     keys, values = cache.update(token, 2 * token, 0, kwargs={"anything": None})
     assert torch.equal(keys, token) and torch.equal(values, 2 * token)
@@ -126,8 +191,12 @@ def test_key_biases_of_real_models_do_not_round_the_scores_away_in_bfloat16(bias
     all_values = torch.cat([values.expand(samples, -1, -1, -1), own_values], dim=2).double()
     scores = query.double().reshape(samples, heads, queries, width) @ all_keys.transpose(-1, -2) * width**-0.5
     truth = (scores.softmax(dim=-1) @ all_values).reshape(samples, heads * queries, 1, width)
-    cache = SharedPrefixCache([(keys, values)], torch.ones(1, length, dtype=torch.int64), samples)
+    cache = SharedPrefixCache(max_tokens=own)
+    layer = SimpleNamespace(keys=keys, values=values)
+    cache.enter(SimpleNamespace(layers=[layer]), torch.ones(1, length, dtype=torch.int64))
+    cache.seat([], np.zeros(samples, dtype=np.int64))
     for time in range(own):
+        cache.inputs(np.full(samples, time))
         held = cache.update(own_keys[:, :, time : time + 1], own_values[:, :, time : time + 1], 0)
     found = cache.attention(0, query, *held, width**-0.5).transpose(1, 2)
     assert found.dtype == torch.bfloat16

@@ -32,8 +32,9 @@ from vlm_mhpo.objectives import build_objective
 from vlm_mhpo.records.metrics import reduce_metrics
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.training import update
+from vlm_mhpo.training.forwards import log_probs_of, micro_batches_of
 from vlm_mhpo.training.token_statistics import Totals
-from vlm_mhpo.training.update import accumulate, log_probs_of, micro_batches_of, update_on
+from vlm_mhpo.training.update import accumulate, update_on
 from vlm_mhpo.types import Minibatch
 
 BUDGETS = {"one forward": 100_000, "groups cut": 50, "one completion a row": 1}
@@ -261,7 +262,8 @@ def test_metrics_are_those_of_a_float64_count(model, batch):
 def test_the_samplers_error_is_the_one_before_the_first_update(model, batch):
     engine = PlainEngine(model.copy().policy, step=True)
     settings = settings_of(recompute=False, num_iterations=2)
-    metrics = update_on(engine, GRPO, [batch], settings, learning_rate=0.05, step=1).metrics
+    fresh = replace(batch, fresh=frozenset(range(NUM_COMPLETIONS)))
+    metrics = update_on(engine, GRPO, [fresh], settings, learning_rate=0.05, step=1).metrics
     gaps = []
     flat = 0
     for group in batch.groups:

@@ -7,7 +7,7 @@ import torch
 
 from tests.builders import Tiny, completion, plain_log_probs, prompts_of, random_completions, scored
 from vlm_mhpo.engine.deepspeed import UpdateResult
-from vlm_mhpo.training.update import UpdateSettings
+from vlm_mhpo.training.forwards import UpdateSettings
 from vlm_mhpo.types import Minibatch
 
 LENGTHS = ((5, 1, 7, 3), (2, 6, 6, 4), (8, 3, 1, 5))

@@ -150,11 +150,16 @@ def _replay_one(
             policy, [prompt], [[ids]], max_tokens=config.train.max_tokens_per_micro_batch, pad_id=codec.pad_id
         )
         log_probs_N, _ = policy(
-            one.rows, temperature=config.rollout.temperature, chunk_size=config.train.logits_chunk_size
+            one.rows,
+            temperature=config.rollout.temperature,
+            chunk_size=config.train.logits_chunk_size,
+            with_entropy=False,
         )
         log_probs_BT, mask_BT = one.scatter(log_probs_N)
         old_BT = dump.batch.old_log_probs[flat].to(log_probs_BT)[None]
         token, size = worst((log_probs_BT - old_BT)[0].detach())
+        if flat in dump.batch.fresh and config.rollout.old_log_probs == "trainer":
+            old_BT = log_probs_BT.detach()
         if flat in dump.batch.masked:
             mask_BT = torch.zeros_like(mask_BT)
         advantages_B = log_probs_BT.new_tensor([dump.batch.advantages[flat]])

@@ -23,6 +23,15 @@ class ModelConfig(Section):
     max_pixels: PositiveInt | None = Field(None, description="Largest image area in pixels; larger is shrunk.")
 
     @model_validator(mode="after")
+    def _scores_are_not_rounded(self) -> ModelConfig:
+        if self.attn_implementation == "eager" and self.dtype == "bfloat16":
+            raise ValueError(
+                "model.attn_implementation=eager rounds attention scores to bfloat16, so that the policy that is "
+                "trained is not the one that samples: set it to sdpa, or model.dtype=float32"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _pixels_in_order(self) -> ModelConfig:
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             raise ValueError(

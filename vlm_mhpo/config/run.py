@@ -59,6 +59,13 @@ class FaultsConfig(Section):
         10, ge=0, description="Steps in a row with every completion cut at its budget before on_truncated; 0 = never."
     )
     on_truncated: Literal["stop", "warn"] = Field("warn", description="What that many truncated steps do.")
+    max_sampling_gap: float = Field(
+        0.05,
+        ge=0,
+        description="Nats per token by which the log-probs of sampler and trainer may differ at equal weights, mean of "
+        "a step, before on_sampling_gap; 0 = any.",
+    )
+    on_sampling_gap: Literal["stop", "warn"] = Field("warn", description="What a step beyond it does.")
 
 
 class LoggingConfig(Section):

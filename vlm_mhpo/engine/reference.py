@@ -16,7 +16,7 @@ from vlm_mhpo.runtime import ranks
 class Reference:
     """A policy that never changes; `forward` as `Policy.forward`."""
 
-    forward: Callable[..., tuple[Tensor, Tensor]]
+    forward: Callable[..., tuple[Tensor, Tensor | None]]
 
     @staticmethod
     def hold(policy: nn.Module, deepspeed: DeepSpeedConfig, *, dtype: str) -> Reference:

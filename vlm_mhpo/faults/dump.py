@@ -17,7 +17,7 @@ from vlm_mhpo.runtime import ranks
 from vlm_mhpo.runtime.secrets import without_secrets
 from vlm_mhpo.types import Completion, Group, Media, Minibatch, Prompt, ScoredGroup
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 POLICY_FOLDER = "policy"
 
 
@@ -60,6 +60,7 @@ def whole_step(batches: Sequence[Minibatch]) -> Minibatch:
         masked=frozenset(
             offset + flat for offset, batch in zip(offsets, batches, strict=True) for flat in batch.masked
         ),
+        fresh=frozenset(offset + flat for offset, batch in zip(offsets, batches, strict=True) for flat in batch.fresh),
     )
 
 
@@ -98,6 +99,7 @@ def write_dump(
         "details": without_secrets(details),
         "checkpoint": str(checkpoints[-1].resolve()) if checkpoints else "",
         "masked": sorted(batch.masked),
+        "fresh": sorted(batch.fresh),
         "groups": [_group_record(scored) for scored in batch.groups],
         # A replay scores nothing, so it can do without the keys of a reward.
         "config": without_secrets(values),
@@ -192,6 +194,7 @@ def _read_rank(file: Path) -> Dump:
             old_log_probs=tensors["old_log_probs"].split(lengths),
             reference_log_probs=None if frozen is None else frozen.split(lengths),
             masked=frozenset(record["masked"]),
+            fresh=frozenset(record["fresh"]),
         ),
     )
 

@@ -1,4 +1,4 @@
-"""Signs in the metrics that a run wastes its time: idle, truncated, timing out, or never right any more.
+"""Signs in the metrics that a run wastes its time: idle, truncated, timing out, never right, or sampled elsewhere.
 
 A pure function of the rows so far, so that a resumed run judges as the undisturbed one.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from vlm_mhpo.config import FaultsConfig, RewardsConfig, RolloutConfig
-from vlm_mhpo.records.metric_table import FLAT_GROUPS, LENGTH_CUT, VERDICT
+from vlm_mhpo.records.metric_table import FLAT_GROUPS, LENGTH_CUT, SAMPLING_GAP, VERDICT
 
 # A share of fewer verifications than this is an accident; smaller batches are judged together with those before.
 MIN_VERIFIED = 64
@@ -23,12 +23,16 @@ MAX_CHANCE = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
-    """What is looked at in one step, all shares over all ranks; None = nothing was verified."""
+    """What is looked at in one step, all shares over all ranks; None = nothing was verified, or nothing updated.
+
+    `sampling_gap` is the mean distance of sampler and trainer, nats per token.
+    """
 
     idle: bool
     truncated: bool
     timeouts: float | None
     accuracy: float | None
+    sampling_gap: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ def vitals_of(metrics: Mapping[str, float]) -> Vitals:
         truncated=metrics[LENGTH_CUT.name] == 1.0,
         timeouts=shares.get("timeout", 0.0) if verified else None,
         accuracy=shares.get("correct", 0.0) if verified else None,
+        sampling_gap=metrics.get(SAMPLING_GAP.of(size="mean")),
     )
 
 
@@ -84,6 +89,8 @@ def alarms(
                 faults.on_truncated == "stop",
             )
         )
+    if faults.max_sampling_gap:
+        found += _sampling_alarms(history, faults)
     share = timeout_share(history, num_prompts * rollout.num_generations)
     if share is not None and share > rewards.max_timeout_share:
         found.append(
@@ -104,6 +111,20 @@ def alarms(
             )
         )
     return found
+
+
+def _sampling_alarms(history: Sequence[Vitals], faults: FaultsConfig) -> list[Alarm]:
+    """Completions of the last step do not come from the policy that is trained; a warning is said once."""
+    beyond = [vitals.sampling_gap for vitals in history if (vitals.sampling_gap or 0.0) > faults.max_sampling_gap]
+    stops = faults.on_sampling_gap == "stop"
+    if (history[-1].sampling_gap or 0.0) <= faults.max_sampling_gap or (len(beyond) > 1 and not stops):
+        return []
+    message = (
+        f"sampler and trainer differ by {beyond[-1]:.2g} nats per token at equal weights, so the completions come from "
+        "another policy than the one that is trained: `vlm-mhpo doctor CONFIG --parity` tells rounding, which "
+        "model.dtype=float32 takes away, from a fault (faults.max_sampling_gap)"
+    )
+    return [Alarm(message, stops)]
 
 
 def _streak(history: Sequence[Vitals], holds: Callable[[Vitals], bool]) -> int:

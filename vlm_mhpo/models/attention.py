@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 import torch
@@ -30,6 +31,17 @@ from torch.nn.functional import scaled_dot_product_attention
 # Below this width one masked product over the whole row costs less than the calls for its pieces.
 SPLIT_WIDTH = 384
 PREFIX = "vlm_mhpo_"
+
+
+@cache
+def cache_name() -> str:
+    """What transformers calls the keys and values of past tokens, as an argument of its models and in their outputs.
+
+    Release 5.24 renamed it everywhere at once, and 5.40 will not know the old name any more.
+    """
+    from transformers.modeling_outputs import BaseModelOutputWithPast
+
+    return next(field.name for field in fields(BaseModelOutputWithPast) if field.name in ("cache", "past_key_values"))
 
 
 def no_mask(like: Tensor) -> Tensor:

@@ -84,11 +84,14 @@ def load_policy(
     limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     frozen = {"freeze_vision_tower": freeze_vision_tower, "freeze_projector": freeze_projector}
     family, weights, codec = examine_model(path, revision=revision, **limits, **frozen)
+    config = read_config(path, revision=revision)
+    without_dropout(config)
     # transformers partitions while it loads for as long as this object lives.
     partition = HfDeepSpeedConfig(zero3_settings) if _stage_of(zero3_settings) == 3 else None
     try:
         model = family.auto_classes[0].from_pretrained(
             path,
+            config=config,
             revision=revision,
             dtype=DTYPES[dtype],
             attn_implementation=attn_implementation,
@@ -104,7 +107,9 @@ def load_policy(
     freeze(model, family, vision_tower_frozen=freeze_vision_tower, projector_frozen=freeze_projector)
     adapt(model, family, attn_implementation)
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # The name that transformers 6 keeps, and the one that 5.20 knows.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     vocabulary_size = model.config.get_text_config().vocab_size
     banned_V = banned_tokens(codec.tokenizer, vocabulary_size, family.placeholders)
     return Policy(model, family, banned_V, weights), codec
@@ -146,6 +151,19 @@ def adapt(model: nn.Module, family: Family, attn_implementation: str) -> None:
         from deepspeed.utils import set_z3_leaf_modules
 
         set_z3_leaf_modules(model, list(family.leaf_modules))
+
+
+def without_dropout(config: Any) -> None:
+    """Set every kind of dropout in a configuration, and in those inside it, to 0.
+
+    A ratio compares two forwards of the same tokens, and sampling, packed rows and recomputation would each drop
+    otherwise: with dropout it would differ from 1 where no weight has moved.
+    """
+    for name, value in vars(config).items():
+        if hasattr(value, "to_dict"):
+            without_dropout(value)
+        elif "drop" in name and isinstance(value, float):
+            setattr(config, name, 0.0)
 
 
 def _check_revision(revision: str | None) -> None:

@@ -18,7 +18,7 @@ Shape suffixes: R rows, S row tokens, B completions, T completion tokens, N vali
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,6 +84,7 @@ def plan_micro_batches(
     *,
     max_tokens: int,
     shares_prompt: bool = True,
+    skipped: Collection[int] = (),
 ) -> list[list[PackedItem]]:
     """Cut the groups into rows and the rows into micro-batches of at most `max_tokens` padded tokens.
 
@@ -93,24 +94,27 @@ def plan_micro_batches(
             of reading this list in order.
         max_tokens: bound on rows times longest row; a single row of one completion may exceed it.
         shares_prompt: False = every completion has a row of its own.
+        skipped: flat indices of completions that are left out.
 
     Returns:
-        Micro-batches, longest rows first. Every completion is in exactly one item.
+        Micro-batches, longest rows first. Every other completion is in exactly one item.
     """
     rows: list[tuple[int, PackedItem]] = []
-    flat = 0
+    first = 0
     for prompt_index, lengths in enumerate(completion_lengths):
         chosen: list[int] = []
         total = prompt_lengths[prompt_index]
-        for length in lengths:
+        for flat, length in enumerate(lengths, start=first):
+            if flat in skipped:
+                continue
             if chosen and (not shares_prompt or total + length > max_tokens):
                 rows.append((total, PackedItem(prompt_index, tuple(chosen))))
                 chosen, total = [], prompt_lengths[prompt_index]
             chosen.append(flat)
             total += length
-            flat += 1
         if chosen:
             rows.append((total, PackedItem(prompt_index, tuple(chosen))))
+        first += len(lengths)
     # Rows of similar length share a micro-batch, so little of it is padding; the sort is stable, hence deterministic.
     rows.sort(key=lambda row: -row[0])
     micro_batches: list[list[PackedItem]] = []

@@ -39,22 +39,24 @@ class Policy(nn.Module):
         self.vision_frozen = tower_is_frozen(model, family)
         self.trains_projectors = self.vision_frozen and any(w.requires_grad for w in vision_weights(model, family)[1])
 
-    def forward(self, rows: PackedRows, *, temperature: float, chunk_size: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, rows: PackedRows, *, temperature: float, chunk_size: int, with_entropy: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
         """Log-probs and entropies, [N] float32 each, in the order of `rows.target_N`; see `token_log_probs`."""
         width = rows.input_ids_RS.shape[1]
         hidden_RSH = self.model.model(**self.inputs(rows)).last_hidden_state
         hidden_NH = hidden_RSH[:, :width].flatten(0, 1)[rows.predictor_N]
         # A column that was added for a blank image must be part of the graph although nothing looks at it.
         hidden_NH = hidden_NH + 0.0 * hidden_RSH[:, width:].sum()
-        log_probs_N, entropy_N = token_log_probs(
+        return token_log_probs(
             hidden_NH,
             rows.target_N,
             self.model.lm_head,
             self.banned_V.to(hidden_NH.device),
             temperature=temperature,
             chunk_size=chunk_size,
+            with_entropy=with_entropy,
         )
-        return log_probs_N, entropy_N
 
     def inputs(self, rows: PackedRows) -> dict[str, Any]:
         """Keyword arguments of the transformers model without its head."""

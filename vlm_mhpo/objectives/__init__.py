@@ -34,11 +34,13 @@ class Objective:
         loss: f(log_probs, old_log_probs, advantages, mask, *, num_completions, num_tokens) -> (loss, metrics).
         aggregate: the mean that `loss` uses, for terms that are added to it.
         inside: f(log_ratio) -> the objective's own token quantities by name, for the records; none by default.
+        scales_with_advantage: whether a completion with advantage 0 adds exactly nothing to loss and gradient.
     """
 
     loss: Callable[..., tuple]
     aggregate: Aggregation
     inside: Callable[[Tensor], dict[str, Tensor]] = nothing
+    scales_with_advantage: bool = False
 
 
 LOSSES: dict[str, Callable[..., tuple]] = {
@@ -72,4 +74,6 @@ def build_objective(config: BaseObjective, max_completion_length: int) -> Object
     loss = load_loss(config.path) if isinstance(config, CustomConfig) else LOSSES[config.name]
     constants = config.constants()
     inside = partial(INSIDE[config.name], **constants) if config.name in INSIDE else nothing
-    return Objective(partial(loss, aggregate=aggregate, **constants), aggregate, inside)
+    # What a user's own function does with such a completion is not known, unless it says so.
+    scales = getattr(loss, "scales_with_advantage", not isinstance(config, CustomConfig))
+    return Objective(partial(loss, aggregate=aggregate, **constants), aggregate, inside, scales_with_advantage=scales)

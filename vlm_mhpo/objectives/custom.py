@@ -12,7 +12,9 @@ def load_loss(path: str) -> Callable[..., tuple]:
     """The function that `file.py:function` names.
 
     It is called as f(log_probs, old_log_probs, advantages, mask, *, num_completions, num_tokens, aggregate, **kwargs)
-    and returns (loss, metrics); see `objectives.mhpo.mhpo_loss`. The file is executed.
+    and returns (loss, metrics); see `objectives.mhpo.mhpo_loss`. The file is executed. With an attribute
+    `scales_with_advantage = True` it says that a completion with advantage 0 adds exactly nothing to loss and gradient;
+    the trainer then leaves such completions out.
 
     Raises:
         ConfigError: the form is wrong, the file or function is missing, or the file fails.

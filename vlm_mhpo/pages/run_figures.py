@@ -194,15 +194,18 @@ def _signal(run: Run) -> Drawing:
     if flat is None:
         return None
     figure, (ax,) = new_figure()
-    bold_over_thin(ax, flat)
+    lines = _found({"all equal": flat, "tokens left out": run.series(table.IDLE_TOKENS)})
+    label_ends(ax, lines_of(ax, lines, "all equal"))
     ax.set_ylim(0, 1)
     share_axis(ax)
-    label_ends(ax, [Label(smooth(flat).values[-1], "all equal", ACCENT)])
     first, last, _ = ends(flat)
-    return (
-        figure,
-        f"Groups whose rewards are all equal have no advantage to learn from: {_percent(first)} → {_percent(last)}.",
+    caption = (
+        f"Groups whose rewards are all equal have no advantage to learn from: {_percent(first)} → {_percent(last)}."
     )
+    if idle := lines.get("tokens left out"):
+        mean = sum(idle.values) / len(idle.values)
+        caption += f" The updates left out {_percent(mean)} of all sampled tokens, which add exactly nothing."
+    return figure, caption
 
 
 def _gradient(run: Run) -> Drawing:

@@ -114,7 +114,8 @@ class PromptBuilder:
                 return_mm_token_type_ids=True,
                 add_special_tokens=False,
             )
-        except ValueError as error:
+        # StopIteration: transformers 5.20 on more image tokens than images.
+        except (ValueError, StopIteration) as error:
             if len(rows) > 1:
                 # Which one it was shows when each goes alone.
                 return [prompt for row in rows for prompt in self._with_images([row])]

@@ -23,7 +23,7 @@ REDUCTIONS = {
     MIN: "the smallest value of any token",
     MAX: "the largest value of any token",
     ADD: "added over micro-batches and ranks",
-    STATISTICS: "`mean` is a `sum`, `min` and `max` are what they say",
+    STATISTICS: "`mean` is a `sum` (or a `part`, of some updates' tokens), `min` and `max` are what they say",
     GATHERED: "computed from the gathered values of all ranks",
     PLAIN: "made of figures that are global already, or of the main rank's clock",
 }
@@ -51,6 +51,13 @@ Rows of `metrics.jsonl`, TensorBoard and W&B have these names; most are TRL's. `
 a metric touches two files, the one that computes it and the table, and prints this page anew. A loss of your own
 (`objective.name=custom`) may return metrics that the table does not have: `sum/NAME`, `part/NAME` with `whole/NAME`,
 `min/NAME`, `max/NAME` or `add/NAME`, reduced as follows.
+
+Which tokens: metrics of an update run over the tokens that it reads. Without a KL term (`objective.beta` 0) a
+completion whose advantage is 0, as in a group of equal rewards, adds exactly nothing to loss and gradient, and neither
+does a masked one; no forward reads them, `idle_tokens` is their share, and ratios, divergences, multipliers and
+`entropy` are those of the other completions. So `entropy` says how spread the policy is where it still learns: it lies
+above that of all samples once many prompts are always solved, and a step of equal rewards alone has none. With a KL
+term, and with a loss of your own that does not say `scales_with_advantage = True`, all tokens are read.
 
 Reductions, which make one value of those of micro-batches and ranks:
 """
@@ -141,6 +148,7 @@ UPDATES = Group("update", "Updates")
 # Conditions of several metrics.
 _TESTED, _REFILLED, _ENDED = "an evaluation is due", "`rollout.dynamic_sampling`", "some completion did"
 _UPDATED, _STAKE = "an update was applied", "some token has an advantage"
+_READ = "an applied update read some token"
 
 # As a table has it: a line for what is short and one for the sentence, where one line does not hold both.
 # fmt: off
@@ -174,6 +182,8 @@ FLAT_GROUPS = Metric("frac_reward_zero_std", GATHERED, "share", SIGNAL,
                      "Groups whose rewards are all equal, so that they have no advantage to learn from.")
 IDLE_STEPS = Metric("idle_steps", PLAIN, "steps", SIGNAL,
                     "Steps in a row, up to this one, in which every group was like that.")
+IDLE_TOKENS = Metric("idle_tokens", PART, "share", SIGNAL,
+                     "Sampled tokens that the updates left out because they add exactly nothing, see above.", _UPDATED)
 REFILL_YIELD = Metric("dynamic_sampling/yield", GATHERED, "share", SIGNAL,
                       "Sampled groups, those of refills included, whose rewards differ.", _REFILLED)
 REFILL_TRIES = Metric("dynamic_sampling/tries", PLAIN, "", SIGNAL,
@@ -187,13 +197,13 @@ GRAD_NORM_PERCENTILE = Metric("grad_norm/{percentile}", PLAIN, "", GRADIENT,
                               "Percentiles 50 and 99 of the last 200 updates.", "some update of the run was applied")
 GRAD_SPIKES = Metric("grad_norm/num_spikes", PLAIN, "updates", GRADIENT,
                      "Updates of the run so far whose norm was above 5 times the median of the 50 before.")
-RATIO = Metric("ratio_{extent}", STATISTICS, "", RATIOS, "Ratio r of current to sampling policy over tokens.", _UPDATED)
+RATIO = Metric("ratio_{extent}", STATISTICS, "", RATIOS, "Ratio r of current to sampling policy over tokens.", _READ)
 LOG_RATIO = Metric("{objective}/log_ratio_{extent}", STATISTICS, "nats", RATIOS,
                    "Its logarithm.", "objective `mhpo`, or `grpo` with its variants")
 SAMPLE_SIZE = Metric("ratio_effective_sample_size", PLAIN, "share", RATIOS,
-                     "(sum r)^2 / (n sum r^2): the tokens that the importance weights leave in effect.", _UPDATED)
+                     "(sum r)^2 / (n sum r^2): the tokens that the importance weights leave in effect.", _READ)
 MULTIPLIER = Metric("multiplier_mean", SUM, "", DAMPING,
-                    "Gradient multiplier M: what the objective puts before A grad log pi.", _UPDATED)
+                    "Gradient multiplier M: what the objective puts before A grad log pi.", _READ)
 DAMPED = Metric("damped_fraction", PART, "share", DAMPING,
                 "Of the absolute advantages, what lies on tokens with M below a tenth of the on-policy one.", _STAKE)
 DEAD_ZONE = Metric("mhpo/dead_zone_fraction{sign}", PART, "share", DAMPING,
@@ -212,18 +222,21 @@ RATIO_QUANTILE = Metric("ratio_{quantile}", PLAIN, "", INSIDE,
 MULTIPLIER_QUANTILE = Metric("multiplier_{quantile}", PLAIN, "", INSIDE, "The same of the gradient multiplier.", _STAKE)
 MHPO_QUANTILE = Metric("mhpo/{inside}_{quantile}", PLAIN, "", INSIDE,
                        "The same of psi and zeta.", f"objective `mhpo`, {_STAKE}")
-ENTROPY = Metric("entropy", SUM, "nats per token", DIVERGENCE, "Entropy of the policy where it sampled.", _UPDATED)
+ENTROPY = Metric("entropy", SUM, "nats per token", DIVERGENCE, "Entropy of the policy where it sampled.", _READ)
 KL = Metric("kl", SUM, "nats per token", DIVERGENCE,
             "KL divergence from the reference policy, estimated by k3.", "`objective.beta` > 0")
 KL_TO_SAMPLER = Metric("kl_to_sampler", SUM, "nats per token", DIVERGENCE,
-                       "KL divergence from the sampling policy, estimated by r - 1 - log r.", _UPDATED)
+                       "KL divergence from the sampling policy, estimated by r - 1 - log r.", _READ)
 KL_LAST_MINIBATCH = Metric("kl_to_sampler/last_minibatch", SUM, "nats per token", DIVERGENCE,
-                           "The same in the last update of the step, where it is largest.", _UPDATED)
-SAMPLING_GAP = Metric("sampling/sampling_logp_difference/{size}", GATHERED, "nats", DIVERGENCE,
-                      "Mean and largest distance of the log-probs of sampler and trainer at equal weights.", _UPDATED)
+                           "The same in the last update of the step that read a token, where it is largest.", _READ)
+SAMPLING_GAP = Metric("sampling/sampling_logp_difference/{size}", STATISTICS, "nats", DIVERGENCE,
+                      "Mean and largest distance of the log-probs of sampler and trainer at equal weights, over the "
+                      "tokens of the first update.", "the first update read some token")
 STEP_TIME = Metric("step_time", PLAIN, "s", TIMES, "Time of the step on the wall clock.")
 STAGE_TIME = Metric("time/{stage}", PLAIN, "s", TIMES,
                     "Its part in one stage: `prompts`, `sample`, `verify`, `log_probs`, `update`, `evaluate`.")
+BATCH_TOKENS = Metric("sampling/max_batch_tokens", PLAIN, "tokens", TIMES,
+                      "What the sampler's cache may hold on a rank: `rollout.max_batch_tokens`, or what `auto` found.")
 POLICY_LOSS = Metric("policy_loss", ADD, "", UPDATES,
                      "Loss without the KL term, mean over the updates of the step.", _UPDATED)
 LEARNING_RATE = Metric("learning_rate", PLAIN, "", UPDATES, "Learning rate of the updates.")

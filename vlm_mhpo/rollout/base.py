@@ -55,7 +55,8 @@ class Sampler(Protocol):
     ) -> list[Group]:
         """One group per prompt, in order; the groups' prompts may carry features of a frozen vision tower for pixels.
 
-        Completion j of a prompt depends on `derive_seed(*seed_parts, prompt.id, j)` and the policy, on nothing else.
+        Completion j of a prompt depends on `derive_seed(*seed_parts, prompt.id, j)` and the policy, and on nothing else
+        but rounding. That this changes no token is tested on the CPU; for GPU kernels nothing is proved.
 
         Args:
             prompts: this rank's.
@@ -64,6 +65,10 @@ class Sampler(Protocol):
             on_groups: gets groups as soon as all their completions are there, each once, in any order.
             on_token: called before each token is drawn; what it raises ends the sampling.
         """
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """What a step's record should say of the sampler; the same on all ranks."""
         ...
 
     def sync(self, step: int) -> None:
@@ -98,6 +103,10 @@ class Watched:
             on_token()
 
         return self.sampler.sample(prompts, params, seed_parts, on_groups, noticed)
+
+    def metrics(self) -> dict[str, float]:
+        """See `Sampler.metrics`."""
+        return self.sampler.metrics()
 
     def sync(self, step: int) -> None:
         """See `Sampler.sync`."""

@@ -25,7 +25,8 @@ def build_sampler(
         policy, codec: what is sampled from.
         whole_weights: context in which the policy's weights are whole (ZeRO-3 gathers them).
     """
-    return HfSampler(policy, codec, max_batch_tokens=rollout.max_batch_tokens, whole_weights=whole_weights)
+    most = None if rollout.max_batch_tokens == "auto" else rollout.max_batch_tokens
+    return HfSampler(policy, codec, max_batch_tokens=most, whole_weights=whole_weights)
 
 
 def rollout_params(rollout: RolloutConfig, num_samples: int | None = None) -> SamplingParams:

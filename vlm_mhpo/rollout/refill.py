@@ -6,16 +6,16 @@ ranks, so with several ranks the refilled batch depends on their number.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from vlm_mhpo.prompts.stream import PromptStream
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.types import Prompt, ScoredGroup
 
 
-def _is_flat(scored: ScoredGroup) -> bool:
-    """All completions of the group have the same reward."""
-    return max(scored.rewards) == min(scored.rewards)
+def _ids_on_all_ranks(prompts: Iterable[Prompt]) -> set[str]:
+    """No rank may draw what another has: a prompt would stand twice in the step."""
+    return set().union(*ranks.gather_objects({prompt.id for prompt in prompts}))
 
 
 def refill(
@@ -40,22 +40,22 @@ def refill(
         (the yield), tries, share of the final batch that is still flat.
     """
     groups = list(scored)
-    num_sampled, num_useful, tries = len(groups), sum(not _is_flat(group) for group in groups), 0
-    used = {group.group.prompt.id for group in groups}
+    num_sampled, num_useful, tries = len(groups), sum(not group.is_flat for group in groups), 0
+    used = _ids_on_all_ranks(group.group.prompt for group in groups)
     while tries < max_resample_times:
-        flat = [index for index, group in enumerate(groups) if _is_flat(group)]
+        flat = [index for index, group in enumerate(groups) if group.is_flat]
         if not ranks.largest(len(flat)):
             break
         tries += 1
         prompts = stream.others(step, tries, len(flat), exclude=used)
-        used |= {prompt.id for prompt in prompts}
+        used |= _ids_on_all_ranks(prompts)
         fresh = sample_and_score(prompts, tries)
         num_sampled += len(fresh)
-        useful = [group for group in fresh if not _is_flat(group)]
+        useful = [group for group in fresh if not group.is_flat]
         num_useful += len(useful)
         for index, group in zip(flat, useful, strict=False):
             groups[index] = group
-    still_flat = sum(_is_flat(group) for group in groups)
+    still_flat = sum(group.is_flat for group in groups)
     counts = (num_sampled, num_useful, still_flat, len(groups))
     totals = [sum(part) for part in zip(*ranks.gather_objects(counts), strict=True)]
     return groups, {

@@ -17,17 +17,18 @@ TOLERANCE = 0.05
 Place = tuple[int, int]  # rank, index on it
 
 
-def balance(scored: Sequence[ScoredGroup], num_minibatches: int) -> list[ScoredGroup]:
+def balance(scored: Sequence[ScoredGroup], num_minibatches: int, *, skips_flat: bool = False) -> list[ScoredGroup]:
     """This rank's groups after the exchange, as many in each minibatch as before.
 
     Args:
         scored: this rank's groups, minibatch after minibatch; the same number on every rank.
         num_minibatches: consecutive parts of equal size; groups stay in theirs.
+        skips_flat: no forward reads a group whose rewards are all equal, so it weighs nothing.
     """
     if ranks.world_size() == 1:
         return list(scored)
     size = len(scored) // num_minibatches
-    loads = ranks.gather_objects([num_tokens(group) for group in scored])
+    loads = ranks.gather_objects([0 if skips_flat and group.is_flat else num_tokens(group) for group in scored])
     swaps: list[tuple[Place, Place]] = []
     for start in range(0, len(scored), size):
         part = [rank_loads[start : start + size] for rank_loads in loads]

@@ -32,7 +32,7 @@ class Loop:
         prompts: gives the prompts of a step.
         rollout: prompts to groups.
         scoring: groups to scored groups.
-        minibatches: scored groups to minibatches, and metrics of the mismatch between sampler and trainer.
+        minibatches: scored groups to minibatches.
         update: minibatches and step (0-based) to what the updates did.
         held_out: judges the policy when it is due.
         records: writes what a step leaves; None but on the main rank.
@@ -47,7 +47,7 @@ class Loop:
     prompts: PromptStream
     rollout: Rollout
     scoring: Scoring
-    minibatches: Callable[[Sequence[ScoredGroup]], tuple[list[Minibatch], dict[str, float]]]
+    minibatches: Callable[[Sequence[ScoredGroup]], list[Minibatch]]
     update: Callable[[Sequence[Minibatch], int], StepUpdate]
     held_out: HeldOut
     records: Recorder | None
@@ -67,14 +67,14 @@ class Loop:
                 with self.watch.step(step + 1, start) as now:
                     scored, metrics = self.refilled(self.roll_out(now, prompts_of(step)), now)
                     with span("log_probs"):
-                        minibatches, mismatch = self.minibatches(scored)
+                        minibatches = self.minibatches(scored)
                         self.watch.guard.stop.check()
                     now.holds(minibatches=minibatches)
                     with span("update"):
                         update = self.update(minibatches, step)
                     with span("evaluate"):
                         tested = self.held_out.if_due(step + 1)
-                    metrics |= mismatch | update.metrics | reward_metrics(scored) | tested
+                    metrics |= update.metrics | reward_metrics(scored) | tested
                     last = self.finish(now, metrics, update, scored)
                     bar.advance(metrics)
                 # Their pixels and image features go before those of the next step come.
@@ -94,11 +94,12 @@ class Loop:
             return score_together(self.scoring, groups, self.watch.dumps, now.number)
 
     def refilled(self, scored: Scored, now: Step) -> tuple[Scored, dict[str, float]]:
-        """The groups with flat ones replaced, if so configured, and the metrics of that."""
-        metrics: dict[str, float] = {}
+        """The groups with flat ones replaced, if so configured, and the metrics of that and of the sampler."""
+        metrics = self.rollout.sampler.metrics()
         if (tries := self.max_resample_times) is not None:
             roll_out = partial(self.roll_out, now)
-            scored, metrics = refill(scored, self.prompts, now.number - 1, roll_out, max_resample_times=tries)
+            scored, replaced = refill(scored, self.prompts, now.number - 1, roll_out, max_resample_times=tries)
+            metrics |= replaced
         now.holds(groups=scored)
         return scored, metrics
 

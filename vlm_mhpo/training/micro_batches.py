@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,32 +11,42 @@ from torch import Tensor
 from vlm_mhpo.models.packing import PackedItem, PackedRows, pack_rows, plan_micro_batches
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.runtime import ranks
-from vlm_mhpo.types import Prompt
+from vlm_mhpo.types import Media, Prompt
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """One forward's rows.
+    """One forward's rows, kept for every forward of a step.
 
     Attributes:
-        rows: the packed tensors, on the compute device.
+        packed: the tensors of the rows on the CPU, without images.
+        media: the images of each row, which belong to the prompts.
+        join: `Family.join`.
         completion_indices: the completions in it, as flat indices of the batch.
         is_padding: True for a repeat that keeps this rank in step with the others; its loss must count nothing.
     """
 
-    rows: PackedRows
+    packed: PackedRows
+    media: tuple[Media | None, ...]
+    join: Callable[[Sequence[Media | None]], Media | None]
     completion_indices: tuple[int, ...]
     is_padding: bool = False
 
+    @property
+    def rows(self) -> PackedRows:
+        """The rows on the compute device, with their images; made anew, so that nobody keeps the pixels there."""
+        return replace(self.packed, media=self.join(self.media)).to(ranks.device())
+
     def scatter(self, values_N: Tensor) -> tuple[Tensor, Tensor]:
         """[N] values of the tokens to [B, T] rows (zeros elsewhere) and their mask; B in `completion_indices` order."""
-        order = {flat: row for row, flat in enumerate(self.completion_indices)}
-        rows_N = torch.tensor([order[flat] for flat in self.rows.completion_N.tolist()], device=values_N.device)
-        shape = (len(order), int(self.rows.time_N.max()) + 1)
+        lengths_B = torch.tensor([length for _, *row in self.packed.lengths for length in row])
+        rows_N = torch.arange(len(lengths_B)).repeat_interleave(lengths_B).to(values_N.device)
+        time_N = self.packed.time_N.to(values_N.device)
+        shape = (len(lengths_B), int(lengths_B.max()))
         mask_BT = torch.zeros(shape, dtype=torch.bool, device=values_N.device)
-        mask_BT[rows_N, self.rows.time_N] = not self.is_padding
+        mask_BT[rows_N, time_N] = not self.is_padding
         values_BT = torch.zeros(shape, dtype=values_N.dtype, device=values_N.device)
-        return values_BT.index_put((rows_N, self.rows.time_N), values_N), mask_BT
+        return values_BT.index_put((rows_N, time_N), values_N), mask_BT
 
 
 def micro_batches(
@@ -46,8 +56,9 @@ def micro_batches(
     *,
     max_tokens: int,
     pad_id: int,
-) -> Iterator[MicroBatch]:
-    """Pack groups into micro-batches, the same number on every rank.
+    skipped: Collection[int] = (),
+) -> list[MicroBatch]:
+    """Pack groups into micro-batches, the same number on every rank and at least one.
 
     Args:
         policy: gives positions.
@@ -55,25 +66,40 @@ def micro_batches(
         completion_ids: for each prompt, the token ids of its completions; flat index = order of reading.
         max_tokens: see `packing.plan_micro_batches`.
         pad_id: fills rows.
+        skipped: flat indices of completions that no forward needs.
     """
-    device = ranks.device()
+    lengths = [[len(ids) for ids in group] for group in completion_ids]
     plan = plan_micro_batches(
         [prompt.num_tokens for prompt in prompts],
-        [[len(ids) for ids in group] for group in completion_ids],
+        lengths,
         max_tokens=max_tokens,
         shares_prompt=policy.family.shares_prompt,
+        skipped=skipped,
     )
     flat_ids = [ids for group in completion_ids for ids in group]
     positions = [policy.family.positions(policy.model, prompt) for prompt in prompts]
 
     def build(items: Sequence[PackedItem], is_padding: bool) -> MicroBatch:
-        rows = pack_rows(items, prompts, positions, flat_ids, join=policy.family.join, pad_id=pad_id).to(device)
-        return MicroBatch(rows, tuple(flat for item in items for flat in item.completion_indices), is_padding)
+        packed = pack_rows(items, prompts, positions, flat_ids, join=lambda media: None, pad_id=pad_id)
+        media = tuple(prompts[item.prompt_index].media for item in items)
+        indices = tuple(flat for item in items for flat in item.completion_indices)
+        return MicroBatch(packed, media, policy.family.join, indices, is_padding)
 
     # ZeRO-2 and 3 communicate in every forward and backward, so all ranks need as many as the busiest. Agreed before
     # the first one: a rank that asked after its last would meet the others in the middle of theirs.
-    num_padding = ranks.largest(len(plan)) - len(plan)
-    for items in plan:
-        yield build(items, is_padding=False)
-    for _ in range(num_padding):
-        yield build(plan[-1][-1:], is_padding=True)
+    num_padding = max(1, ranks.largest(len(plan))) - len(plan)
+    real = [build(items, is_padding=False) for items in plan]
+    if not num_padding:
+        return real
+    spare = plan[-1][-1:] if plan else [_shortest(prompts, lengths)]
+    return real + num_padding * [build(spare, is_padding=True)]
+
+
+def _shortest(prompts: Sequence[Prompt], lengths: Sequence[Sequence[int]]) -> PackedItem:
+    """The row of one completion that has the fewest tokens."""
+    flat, rows = 0, []
+    for index, group in enumerate(lengths):
+        rows += [(prompts[index].num_tokens + length, index, flat + place) for place, length in enumerate(group)]
+        flat += len(group)
+    _, prompt_index, flat = min(rows)
+    return PackedItem(prompt_index, (flat,))

@@ -37,12 +37,13 @@ from vlm_mhpo.runtime.clock import Clock
 from vlm_mhpo.scoring import Verifier
 from vlm_mhpo.scoring.scorer import Scoring, start_scorer, start_verifier
 from vlm_mhpo.training.assembly import Parts, build_parts, check_context, print_start, record_run
+from vlm_mhpo.training.forwards import update_settings
 from vlm_mhpo.training.guarded import Dumps, Watch
 from vlm_mhpo.training.held_out import HeldOut
 from vlm_mhpo.training.loop import Loop
 from vlm_mhpo.training.minibatches import make_minibatches
 from vlm_mhpo.training.saving import Checkpoints, identity_of, only_writer
-from vlm_mhpo.training.update import Updater, update_settings
+from vlm_mhpo.training.update import Updater
 
 
 def train(config: Config) -> dict[str, Any]:

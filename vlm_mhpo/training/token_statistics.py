@@ -19,7 +19,6 @@ from vlm_mhpo.objectives.common import masked_stats
 from vlm_mhpo.objectives.mhpo import DEAD_ZONE_SHARE
 from vlm_mhpo.objectives.multipliers import multipliers
 from vlm_mhpo.records.histograms import EDGES, NUM_BINS, SHARES, SIGNS, quantile, trim
-from vlm_mhpo.records.metric_table import SAMPLING_GAP
 from vlm_mhpo.records.metrics import fold
 from vlm_mhpo.runtime import ranks
 
@@ -105,7 +104,8 @@ def effective_sample_size(mean: float, mean_square: float) -> float:
 class Totals:
     """Metric sums of micro-batches on this rank; see `records.metrics` for the name prefixes.
 
-    `gradients` is what `gradient_sums` saw of each micro-batch, and its prompts; it is not folded into another.
+    `gradients` is what `gradient_sums` saw of each micro-batch, and its prompts; `fresh` are [T] log-probs by flat
+    index that a first forward found. Neither is folded into another.
     """
 
     metrics: dict[str, Tensor] = field(default_factory=dict)
@@ -113,6 +113,7 @@ class Totals:
     # A 0 that takes the shape of the first counts.
     histograms: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64, device=ranks.device()))
     gradients: list[tuple[Tensor, list[str]]] = field(default_factory=list)
+    fresh: dict[int, Tensor] = field(default_factory=dict)
 
     def add(self, other: Totals) -> None:
         """Fold the sums of another in."""
@@ -139,8 +140,6 @@ def measure(
         drift_BT = torch.expm1(log_ratio_BT) - log_ratio_BT
         metrics = {
             "sum/kl_to_sampler": torch.where(mask_BT, drift_BT, 0.0).sum(),
-            "sum/log_ratio_size/mean": log_ratio_BT.abs().sum(),
-            "max/log_ratio_size/max": log_ratio_BT.abs().max(),
             **masked_stats("ratio", torch.exp(log_ratio_BT), mask_BT),
             **token_diagnostics(log_ratio_BT, multiplier_BT, advantages_B, mask_BT, on_policy),
         }
@@ -148,16 +147,10 @@ def measure(
         return Totals(metrics, mask_BT.sum(), histogram_counts(quantities, advantages_B, mask_BT))
 
 
-def summarise_ratio(metrics: dict[str, float], minibatches: list[dict[str, float]], *, recompute: bool) -> None:
-    """Add drift, sampler mismatch and effective sample size to the metrics of a step."""
-    for name in ("log_ratio_size/mean", "log_ratio_size/max"):
-        metrics.pop(name, None)
-    metrics["kl_to_sampler/last_minibatch"] = minibatches[-1].get("kl_to_sampler", 0.0)
-    first = minibatches[0]
-    if not recompute and "log_ratio_size/max" in first:
-        # Before the first update both sides have the same weights, so the ratio shows the sampler's error alone.
-        metrics[SAMPLING_GAP.of(size="mean")] = first["log_ratio_size/mean"]
-        metrics[SAMPLING_GAP.of(size="max")] = first["log_ratio_size/max"]
+def summarise_ratio(metrics: dict[str, float], drifts: Sequence[float | None]) -> None:
+    """Add drift and effective sample size to the metrics of a step; a drift is None where no token was read."""
+    if known := [drift for drift in drifts if drift is not None]:
+        metrics["kl_to_sampler/last_minibatch"] = known[-1]
     if mean_square := metrics.pop("ratio_mean_square", None):
         metrics["ratio_effective_sample_size"] = effective_sample_size(metrics["ratio_mean"], mean_square)
 

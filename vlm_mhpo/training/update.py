@@ -5,113 +5,30 @@ Shape suffixes: B completions, T completion tokens, N valid completion tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from vlm_mhpo.config import OptimizerConfig, RolloutConfig, TrainConfig
+from vlm_mhpo.config import OptimizerConfig
 from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.engine.optimizer import learning_rate_at
-from vlm_mhpo.errors import NonFiniteError, UnreadableError
+from vlm_mhpo.errors import NonFiniteError
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.objectives import Objective
 from vlm_mhpo.objectives.common import NonFiniteInput, kl_penalty
-from vlm_mhpo.objectives.multipliers import on_policy_multiplier
-from vlm_mhpo.records.metric_table import KL_TO_SAMPLER
+from vlm_mhpo.records.metric_table import IDLE_TOKENS, KL_TO_SAMPLER, SAMPLING_GAP
 from vlm_mhpo.records.metrics import reduce_metrics
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.runtime.clock import span
-from vlm_mhpo.training.micro_batches import MicroBatch, micro_batches
+from vlm_mhpo.training.forwards import UpdateSettings, named, packed_once, prompts_in, rows_of
+from vlm_mhpo.training.micro_batches import MicroBatch
 from vlm_mhpo.training.token_statistics import Totals, measure, summarise_ratio, summarise_tokens
-from vlm_mhpo.types import Minibatch, ScoredGroup, StepUpdate
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateSettings:
-    """What an update needs of the configuration.
-
-    Attributes:
-        beta: weight of the KL term; 0 = none.
-        temperature: of the log-probs, as in sampling.
-        max_tokens: padded tokens of one forward.
-        chunk_size: completion tokens whose logits exist at once.
-        num_minibatches, num_iterations: updates per pass, and passes.
-        recompute: take old log-probs from the trainer's own forward instead of the sampler.
-        pad_id: fills rows.
-        on_nonfinite: "stop" or "skip".
-        on_policy: multiplier of a token at ratio 1, of `objectives.multipliers.on_policy_multiplier`.
-    """
-
-    beta: float
-    temperature: float
-    max_tokens: int
-    chunk_size: int
-    num_minibatches: int
-    num_iterations: int
-    recompute: bool
-    pad_id: int
-    on_nonfinite: str
-    on_policy: float = 1.0
-
-
-def update_settings(
-    train: TrainConfig, rollout: RolloutConfig, objective: Objective, *, beta: float, pad_id: int
-) -> UpdateSettings:
-    """The part of the configuration that an update reads."""
-    return UpdateSettings(
-        beta=beta,
-        temperature=rollout.temperature,
-        max_tokens=train.max_tokens_per_micro_batch,
-        chunk_size=train.logits_chunk_size,
-        num_minibatches=train.num_minibatches,
-        num_iterations=train.num_iterations,
-        recompute=rollout.old_log_probs == "trainer",
-        pad_id=pad_id,
-        on_nonfinite=train.on_nonfinite,
-        on_policy=on_policy_multiplier(objective),
-    )
-
-
-def log_probs_of(
-    forward: Callable[..., tuple[Tensor, Tensor]],
-    policy: Policy,
-    groups: Sequence[ScoredGroup],
-    settings: UpdateSettings,
-) -> tuple[Tensor, ...]:
-    """[T] float32 of each completion: log-probs of its tokens under `forward` (an engine or a module), no gradient."""
-    lengths = [len(c.token_ids) for scored in groups for c in scored.group.completions]
-    values: dict[int, Tensor] = {}
-    with torch.no_grad():
-        for micro_batch in micro_batches_of(policy, groups, settings):
-            with named(groups, micro_batch):
-                log_probs_N, _ = forward(
-                    micro_batch.rows, temperature=settings.temperature, chunk_size=settings.chunk_size
-                )
-            if micro_batch.is_padding:
-                continue
-            rows_BT, _ = micro_batch.scatter(log_probs_N)
-            # Copies: a view would keep the whole micro-batch.
-            values |= {
-                flat: row_T[: lengths[flat]].clone()
-                for flat, row_T in zip(micro_batch.completion_indices, rows_BT, strict=True)
-            }
-    return tuple(values[flat] for flat in range(len(lengths)))
-
-
-def micro_batches_of(policy: Policy, groups: Sequence[ScoredGroup], settings: UpdateSettings) -> Iterator[MicroBatch]:
-    """The micro-batches of scored groups."""
-    return micro_batches(
-        policy,
-        [scored.group.prompt for scored in groups],
-        [[c.token_ids for c in scored.group.completions] for scored in groups],
-        max_tokens=settings.max_tokens,
-        pad_id=settings.pad_id,
-    )
+from vlm_mhpo.types import Minibatch, StepUpdate
 
 
 def update_on(
@@ -143,11 +60,13 @@ def update_on(
     """
     totals = Totals()
     norms: list[float] = []
-    minibatches: list[dict[str, float]] = []
+    drifts: list[float | None] = []
+    batches = [packed_once(engine.policy, batch, settings) for batch in batches]
     for _ in range(settings.num_iterations):
-        for batch in batches:
+        for index, batch in enumerate(batches):
             own = Totals()
             bad_prompts = accumulate(engine, objective, batch, settings, own)
+            batches[index] = _no_longer_fresh(batch, own.fresh)
             with span("update/optimizer"):
                 result = engine.update(learning_rate)
             if not result.applied:
@@ -156,7 +75,8 @@ def update_on(
                 _report_bad_update(bad_prompts, partial(on_bad, batch), settings, step)
                 continue
             norms.append(result.grad_norm)
-            minibatches.append(reduce_metrics(pick(own, DRIFT), own.num_tokens))
+            drift = {name: own.metrics[name] for name in own.metrics.keys() & {DRIFT}}
+            drifts.append(reduce_metrics(drift, own.num_tokens).get(KL_TO_SAMPLER.name))
             totals.add(own)
     metrics = reduce_metrics(totals.metrics, totals.num_tokens)
     num_updates = settings.num_iterations * len(batches)
@@ -168,10 +88,15 @@ def update_on(
     metrics["grad_norm"] = sum(norms) / len(norms)
     metrics["grad_norm/max"] = max(norms)
     with span("update/diagnostics"):
-        summarise_ratio(metrics, minibatches, recompute=settings.recompute)
+        summarise_ratio(metrics, drifts)
         quantiles, histograms = summarise_tokens(objective, totals)
-    drifts = [each.get(KL_TO_SAMPLER.name, 0.0) for each in minibatches]
-    return StepUpdate(metrics | quantiles, norms, drifts, histograms)
+    return StepUpdate(metrics | quantiles, norms, [drift or 0.0 for drift in drifts], histograms)
+
+
+def _no_longer_fresh(batch: Minibatch, rows: Mapping[int, Tensor]) -> Minibatch:
+    """The minibatch after its first forward, whose log-probs stay its old ones where they are recomputed."""
+    old = tuple(rows.get(flat, row_T) for flat, row_T in enumerate(batch.old_log_probs))
+    return replace(batch, old_log_probs=old, fresh=frozenset()) if batch.fresh else batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,12 +131,7 @@ class Updater:
 
 
 # What is also looked at for every minibatch alone.
-DRIFT = (f"sum/{KL_TO_SAMPLER.name}", "sum/log_ratio_size/mean", "max/log_ratio_size/max")
-
-
-def pick(totals: Totals, names: Sequence[str]) -> dict[str, Tensor]:
-    """The entries of some metrics."""
-    return {name: totals.metrics[name] for name in names if name in totals.metrics}
+DRIFT = f"sum/{KL_TO_SAMPLER.name}"
 
 
 def accumulate(
@@ -220,15 +140,25 @@ def accumulate(
     """Add the gradients of a minibatch; returns the prompts whose loss was not finite."""
     counts = global_counts(batch)
     bad_prompts: list[str] = []
+    batch = packed_once(engine.policy, batch, settings)
+    totals.add(_idle_share(batch))
     with _gradient_sums(engine.policy) as sums:
-        for micro_batch in micro_batches_of(engine.policy, batch.groups, settings):
-            prompts = _prompts_in(batch.groups, micro_batch)
+        for micro_batch in batch.packed:
+            prompts = prompts_in(batch.groups, micro_batch)
             if not _add_gradient(engine, objective, batch, micro_batch, settings, counts, totals):
                 bad_prompts += prompts
             # Looked at only after a bad update: a look waits for the device.
             totals.gradients += [(value, prompts) for value in sums]
             sums.clear()
     return bad_prompts
+
+
+def _idle_share(batch: Minibatch) -> Totals:
+    """How many of the sampled tokens no forward reads."""
+    num_tokens = sum(map(len, batch.old_log_probs))
+    num_read = sum(len(one.packed.target_N) for one in batch.packed if not one.is_padding)
+    sums = {"part": num_tokens - num_read, "whole": num_tokens}
+    return Totals({f"{kind}/{IDLE_TOKENS.name}": torch.tensor(float(value)) for kind, value in sums.items()})
 
 
 def _add_gradient(
@@ -250,6 +180,8 @@ def _add_gradient(
     masked = [row for row, flat in enumerate(micro_batch.completion_indices) if flat in batch.masked]
     mask_BT[masked] = False
     old_BT = _constants_like(log_probs_BT, batch.old_log_probs, micro_batch)
+    if batch.fresh:
+        old_BT = _look_at_fresh(batch, micro_batch, log_probs_BT.detach(), old_BT, mask_BT, settings, totals)
     advantages_B = log_probs_BT.new_tensor([batch.advantages[flat] for flat in micro_batch.completion_indices])
     try:
         loss, metrics = objective.loss(log_probs_BT, old_BT, advantages_B, mask_BT, **counts)
@@ -271,6 +203,33 @@ def _add_gradient(
         engine.backward(loss)
     totals.add(Totals(metrics))
     return True
+
+
+def _look_at_fresh(
+    batch: Minibatch,
+    micro_batch: MicroBatch,
+    now_BT: Tensor,
+    old_BT: Tensor,
+    mask_BT: Tensor,
+    settings: UpdateSettings,
+    totals: Totals,
+) -> Tensor:
+    """[B, T] old log-probs of a micro-batch whose policy is still the one that sampled.
+
+    Adds the distance of its log-probs from the sampler's to `totals`. Where old log-probs are recomputed they are
+    these, so the ratio is exactly 1.
+    """
+    gap_BT = torch.where(mask_BT, (now_BT - old_BT).abs(), 0.0)
+    mean, largest = (SAMPLING_GAP.of(size=size) for size in ("mean", "max"))
+    totals.add(
+        Totals({f"part/{mean}": gap_BT.sum(), f"whole/{mean}": mask_BT.sum().float(), f"max/{largest}": gap_BT.max()})
+    )
+    if not settings.recompute:
+        return old_BT
+    if not micro_batch.is_padding:
+        totals.fresh |= rows_of(batch.groups, micro_batch, now_BT)
+    is_fresh_B = torch.tensor([flat in batch.fresh for flat in micro_batch.completion_indices], device=now_BT.device)
+    return torch.where(is_fresh_B[:, None], now_BT, old_BT)
 
 
 @contextmanager
@@ -304,22 +263,6 @@ def global_counts(batch: Minibatch) -> dict[str, int]:
 def _constants_like(like_BT: Tensor, rows: Sequence[Tensor], micro_batch: MicroBatch) -> Tensor:
     """[B, T] of per-token constants of the micro-batch's completions, zeros where there is no token."""
     return pad_sequence([rows[flat] for flat in micro_batch.completion_indices], batch_first=True).to(like_BT)
-
-
-def _prompts_in(groups: Sequence[ScoredGroup], micro_batch: MicroBatch) -> list[str]:
-    """Ids of the prompts whose completions are in a micro-batch."""
-    owners = [scored.group.prompt.id for scored in groups for _ in scored.group.completions]
-    return sorted({owners[flat] for flat in micro_batch.completion_indices})
-
-
-@contextmanager
-def named(groups: Sequence[ScoredGroup], micro_batch: MicroBatch) -> Iterator[None]:
-    """UnreadableError with the prompts of a micro-batch whose tokens the model cannot read."""
-    try:
-        yield
-    except (ValueError, IndexError) as problem:
-        prompts = ", ".join(_prompts_in(groups, micro_batch))
-        raise UnreadableError(f"the model cannot read a completion of prompts {prompts} ({problem})") from problem
 
 
 def _report_bad_update(

@@ -137,7 +137,9 @@ def sft_step(
     for micro_batch in micro_batches(
         engine.policy, prompts, targets, max_tokens=config.max_tokens_per_micro_batch, pad_id=codec.pad_id
     ):
-        log_probs_N, _ = engine(micro_batch.rows, temperature=1.0, chunk_size=config.logits_chunk_size)
+        log_probs_N, _ = engine(
+            micro_batch.rows, temperature=1.0, chunk_size=config.logits_chunk_size, with_entropy=False
+        )
         loss = -log_probs_N.sum() / num_tokens * (0.0 if micro_batch.is_padding else 1.0)
         engine.backward(loss)
         total += loss.detach()

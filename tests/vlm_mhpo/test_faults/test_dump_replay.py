@@ -16,7 +16,8 @@ from vlm_mhpo.config import parse_config
 from vlm_mhpo.errors import ConfigError, ModelError
 from vlm_mhpo.faults.dump import read_dump, unscored, whole_step, write_dump
 from vlm_mhpo.objectives import build_objective
-from vlm_mhpo.training.update import log_probs_of, update_on
+from vlm_mhpo.training.forwards import log_probs_of
+from vlm_mhpo.training.update import update_on
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_a_dump_of_another_format_is_refused(model, tmp_path):
     record = json.loads(file.read_text())
     # Of the first format the images would be lost without a word.
     file.write_text(json.dumps(record | {"format_version": 1}))
-    with pytest.raises(ConfigError, match=r"not a readable dump .*format 1, this program reads 2"):
+    with pytest.raises(ConfigError, match=r"not a readable dump .*format 1, this program reads 3"):
         read_dump(folder)
 
 

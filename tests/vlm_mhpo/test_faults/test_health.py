@@ -12,6 +12,8 @@ from vlm_mhpo.faults.health import Alarm, Vitals, alarms, vitals_of
 
 GOOD = Vitals(idle=False, truncated=False, timeouts=0.0, accuracy=0.5)
 IDLE = Vitals(idle=True, truncated=False, timeouts=0.0, accuracy=0.5)
+# Steps far apart, and steps after them.
+WHEN_APART = [(0, []), (1, []), (2, []), (1, [GOOD]), (1, [GOOD, Vitals(False, False, 0.0, 0.5, 0.31)])]
 CUT = Vitals(idle=False, truncated=True, timeouts=0.0, accuracy=0.5)
 
 
@@ -61,6 +63,25 @@ def test_a_streak_is_told_once_when_it_reaches_its_limit(bad, key, action):
 def test_truncation_names_the_budget_to_raise():
     found = alarms_of([CUT] * 2, config_of(**{"faults.max_truncated_steps": 2, "rollout.max_completion_length": 77}))
     assert "rollout.max_completion_length=77: raise it" in found[0].message
+
+
+def apart(gap: float | None) -> Vitals:
+    return Vitals(idle=False, truncated=False, timeouts=0.0, accuracy=0.5, sampling_gap=gap)
+
+
+def test_a_sampler_that_is_far_from_the_trainer_is_told_once_or_stops_every_time():
+    near, far = apart(0.05), apart(0.31)
+    assert vitals_of(row(**{"sampling/sampling_logp_difference/mean": 0.31})) == Vitals(False, False, None, None, 0.31)
+    told = [alarms_of([near, apart(None), *[far] * count, *after], config_of()) for count, after in WHEN_APART]
+    assert [len(found) for found in told] == [0, 1, 0, 0, 0]
+    assert not told[1][0].stops and "differ by 0.31 nats per token" in told[1][0].message
+    assert "vlm-mhpo doctor CONFIG --parity" in told[1][0].message
+    # A run that goes on with another setting stops although its history was told before.
+    stopping = config_of(**{"faults.on_sampling_gap": "stop"})
+    assert [[a.stops for a in alarms_of([far] * count, stopping)] for count in (1, 2)] == [[True], [True]]
+    assert alarms_of([far, near], stopping) == []
+    assert alarms_of([far], config_of(**{"faults.max_sampling_gap": 0.0})) == []
+    assert alarms_of([far], config_of(**{"faults.max_sampling_gap": 0.4})) == []
 
 
 @pytest.mark.parametrize(

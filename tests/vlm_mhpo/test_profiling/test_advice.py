@@ -69,7 +69,6 @@ def stages_with(profile: Profile, name: str, **changes) -> Profile:
 
 SAMPLING = profile_of({"sample/decode": 0.7, "update/backward": 0.2})
 UPDATING = profile_of({"sample/decode": 0.2, "update/backward": 0.5, "update/forward": 0.2})
-BATCHES = replace(SAMPLING, forwards=forwards_with(Forwards("sample/prefill", 4, 8, 800)))
 MICRO = replace(UPDATING, forwards=forwards_with(Forwards("update", 16, 16, 8000)))
 ON_GPU = {"device_memory_bytes": 20 * GIB}
 SPLIT = stages_with(
@@ -83,24 +82,30 @@ FULL = replace(SAMPLING, device_memory_bytes=10 * GIB)
 
 # Rule, what it speaks on, the setting that it names with its value, and what it is silent on.
 CASES = [
-    # Four batches under a budget of 65536: about four times as much.
+    # 800 tokens of prompts and 8 x 8 completions of 512: 33568.
     (
         advice.small_sampling_batches,
-        (BATCHES, {}),
-        "rollout.max_batch_tokens from 65536 towards 262144",
+        (SAMPLING, {"rollout__max_batch_tokens": 16384}),
+        "rollout.max_batch_tokens from 16384 towards 65536 if memory allows",
+        (SAMPLING, {"rollout__max_batch_tokens": 33568}),
+    ),
+    (
+        advice.small_sampling_batches,
+        (replace(SAMPLING, **ON_GPU), {"rollout__max_batch_tokens": 33567}),
+        "65536, or set it to auto",
+        (replace(SAMPLING, device_memory_bytes=11 * GIB), {"rollout__max_batch_tokens": 16384}),
+    ),
+    (
+        advice.small_sampling_batches,
+        (SAMPLING, {"rollout__max_batch_tokens": 16384}),
+        "8 rows at a time of 64 completions",
+        (stages_with(SAMPLING, "sample", flops=5e11), {"rollout__max_batch_tokens": 16384}),
+    ),
+    (
+        advice.small_sampling_batches,
+        (replace(SAMPLING, num_ranks=2), {"rollout__max_batch_tokens": 16383}),
+        "of 32 completions: raise rollout.max_batch_tokens from 16383 towards 32768",
         (SAMPLING, {}),
-    ),
-    (
-        advice.small_sampling_batches,
-        (replace(BATCHES, **ON_GPU), {}),
-        "262144.",
-        (replace(BATCHES, device_memory_bytes=11 * GIB), {}),
-    ),
-    (
-        advice.small_sampling_batches,
-        (BATCHES, {}),
-        "8 rows at a time",
-        (stages_with(BATCHES, "sample", flops=5e11), {}),
     ),
     # 16 forwards in 4 updates: 4 of 500 tokens each, so 2000 hold a minibatch.
     (
@@ -166,7 +171,19 @@ CASES = [
         "0.30 of a core",
         (profile_of({"ranks": 0.5}, busy_cores=0.3), {}),
     ),
-    (advice.full_memory, (FULL, {}), "lower rollout.max_batch_tokens=65536", (replace(FULL, **ON_GPU), {})),
+    (
+        advice.full_memory,
+        (FULL, {"rollout__max_batch_tokens": 65536}),
+        "lower rollout.max_batch_tokens=65536",
+        (replace(FULL, **ON_GPU), {}),
+    ),
+    # What was free is what it took.
+    (
+        advice.full_memory,
+        (FULL, {}),
+        "set rollout.max_batch_tokens to less than the sampling/max_batch_tokens that auto took",
+        (replace(FULL, **ON_GPU), {}),
+    ),
     (
         advice.needless_checkpointing,
         (replace(UPDATING, device_memory_bytes=40 * GIB), {"model__gradient_checkpointing": True}),

@@ -64,6 +64,7 @@ def examine_size(config: Config, options: Options) -> Iterator[Check]:
     """Ranks, positions, memory and disk of the model that is named."""
     from vlm_mhpo.commands.doctor.disk import examine_disk
     from vlm_mhpo.commands.doctor.memory import device_memory, examine_memory
+    from vlm_mhpo.commands.doctor.recommend import recommend
     from vlm_mhpo.commands.doctor.shapes import shapes_of
     from vlm_mhpo.config import check_world_size
     from vlm_mhpo.engine.settings import deepspeed_settings
@@ -87,6 +88,7 @@ def examine_size(config: Config, options: Options) -> Iterator[Check]:
     stage = settings["zero_optimization"]["stage"]
     memory = device_memory(options.gpu_memory_gb)
     yield from examine_memory(config, shapes, stage=stage, num_ranks=options.num_ranks, device_bytes=memory)
+    yield from recommend(config, shapes, stage=stage, num_ranks=options.num_ranks, device_bytes=memory)
     if memory is None:
         yield Check("ok", "device memory", "no GPU here: give --gpu-memory GIB to have the estimates judged")
     yield from examine_disk(config, shapes, stage=stage)

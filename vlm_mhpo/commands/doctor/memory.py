@@ -177,7 +177,7 @@ def estimate(config: Config, shapes: Shapes, *, stage: int, num_ranks: int, offl
         activations=_micro_batch_bytes(config, shapes),
         logits=_chunk_bytes(config, shapes),
         whole_weights=weights if stage == 3 else 0.0,
-        cache=_cache_bytes(config, shapes),
+        cache=_cache_bytes(config, shapes, num_ranks),
     )
 
 
@@ -191,9 +191,9 @@ def _micro_batch_bytes(config: Config, shapes: Shapes) -> float:
     row = min(prompt + config.rollout.num_generations * completion, max(most, prompt + completion))
     num_rows = max(1, most // row)
     total = activation_bytes(shapes.text, num_rows * row, dtype=dtype, checkpointing=checkpointing)
-    # The mask as booleans, and as the numbers that attention adds.
-    total += num_rows * row**2 * (1 + width)
     if config.model.attn_implementation == "eager":
+        # The mask as booleans, and as the numbers that attention adds; wide rows have none otherwise.
+        total += num_rows * row**2 * (1 + width)
         kept = 1 if checkpointing else shapes.text.num_layers
         total += num_rows * row**2 * shapes.text.num_heads * (FLOAT32 + 2 * width) * kept
     if shapes.vision and shapes.vision_trained:
@@ -206,21 +206,38 @@ def _micro_batch_bytes(config: Config, shapes: Shapes) -> float:
 
 
 def _chunk_bytes(config: Config, shapes: Shapes) -> float:
-    """Logits of one chunk in backward: in float32, and twice in the weights' type where that is another."""
+    """Logits of one chunk in backward: in float32, and their gradient in the weights' type where that is another."""
     size = min(config.train.logits_chunk_size, config.train.max_tokens_per_micro_batch)
     width = BYTES[config.model.dtype]
-    return float(size * shapes.vocabulary * (FLOAT32 + (2 * width if width != FLOAT32 else 0)))
+    return float(size * shapes.vocabulary * (FLOAT32 + (width if width != FLOAT32 else 0)))
 
 
-def _cache_bytes(config: Config, shapes: Shapes) -> float:
-    """Keys (float32) and values of the completions decoded together, and their logits (float32 and float64 twice)."""
+def tokens_of_a_step(config: Config, num_ranks: int) -> int:
+    """Tokens in the cache of a rank that decodes all its completions of a step at once, each to its full budget."""
+    groups = max(1, config.train.num_prompts_per_step // num_ranks)
+    return groups * _group_tokens(config)
+
+
+def _group_tokens(config: Config) -> int:
+    return config.data.max_prompt_length + config.rollout.num_generations * config.rollout.max_completion_length
+
+
+def num_rows_of(config: Config, tokens: int) -> int:
+    """Completions that are decoded at a time when the cache may hold so many tokens."""
+    return max(1, config.rollout.num_generations * tokens // _group_tokens(config))
+
+
+def _cache_bytes(config: Config, shapes: Shapes, num_ranks: int) -> float:
+    """Keys (float32) and values of what is decoded together, and its logits (float32 thrice, float64 twice).
+
+    "auto" takes what is free; here it counts as the prompt and the completions of one group.
+    """
     rollout = config.rollout
-    row = config.data.max_prompt_length + rollout.max_completion_length
-    # At least one prompt is decoded, with all its completions.
-    num_rows = max(1, rollout.max_batch_tokens // (row * rollout.num_generations)) * rollout.num_generations
-    width = BYTES[config.model.dtype]
-    cached = num_rows * row * shapes.text.num_layers * shapes.key_value / 2 * (FLOAT32 + width)
-    return float(cached + num_rows * shapes.vocabulary * (width + 2 * FLOAT32 + 2 * 8))
+    most = _group_tokens(config) if rollout.max_batch_tokens == "auto" else rollout.max_batch_tokens
+    tokens = min(most, tokens_of_a_step(config, num_ranks))
+    tokens = max(tokens, config.data.max_prompt_length + rollout.max_completion_length)
+    logits = shapes.vocabulary * (3 * FLOAT32 + 2 * 8)
+    return float(tokens * shapes.cache_bytes + num_rows_of(config, tokens) * logits)
 
 
 def examine_memory(
@@ -242,10 +259,10 @@ def examine_memory(
     for other in settings():
         if other != chosen:
             found = estimate(config, shapes, stage=other[0], num_ranks=num_ranks, offload=other[1])
-            fits = "" if device_bytes is None else (", fits" if _fits_in(found, device_bytes) else ", does not fit")
+            verdict = "" if device_bytes is None else ", fits" if fits(found, device_bytes) else ", does not fit"
             host = f", {in_gib(found.states.host)} of host memory" if found.states.host else ""
             peaks = f"update {in_gib(found.update)}, rollout {in_gib(found.rollout)}"
-            yield Check("ok", f"instead: {name_of(*other)}", f"{peaks}{host}{fits}")
+            yield Check("ok", f"instead: {name_of(*other)}", f"{peaks}{host}{verdict}")
 
 
 def settings() -> list[tuple[int, tuple[bool, bool]]]:
@@ -263,9 +280,14 @@ def name_of(stage: int, offload: tuple[bool, bool]) -> str:
     return f"ZeRO-{stage}" + (f", offload of {' and '.join(parts)}" if parts else "")
 
 
-def _fits_in(found: Estimate, device_bytes: float) -> bool:
-    """With a tenth left free."""
-    return found.peak <= (1 - FREE_SHARE) * device_bytes
+def usable(device_bytes: float) -> float:
+    """Of a device, with a tenth left free."""
+    return (1 - FREE_SHARE) * device_bytes
+
+
+def fits(found: Estimate, device_bytes: float) -> bool:
+    """Update and rollout fit in what is usable."""
+    return found.peak <= usable(device_bytes)
 
 
 def judge(config: Config, found: Estimate, name: str, num_ranks: int, device_bytes: float | None) -> Iterator[Check]:
@@ -275,7 +297,7 @@ def judge(config: Config, found: Estimate, name: str, num_ranks: int, device_byt
         listed = ", ".join(f"{piece} {in_gib(size)}" for piece, size in pieces.items() if size)
         text = f"{name} on {num_ranks} rank(s): {in_gib(total)} a rank ({listed})"
         state = "ok"
-        if device_bytes is not None and total > (1 - FREE_SHARE) * device_bytes:
+        if device_bytes is not None and total > usable(device_bytes):
             state = "error" if total > device_bytes else "warning"
             text += f", and a device has {in_gib(device_bytes)}: {advice(config, phase, pieces)}"
         yield Check(state, f"memory of {phase}", text)
@@ -297,7 +319,9 @@ def advice(config: Config, phase: str, pieces: dict[str, float]) -> str:
     cures = {
         "activations": activations,
         "logits": f"lower train.logits_chunk_size={config.train.logits_chunk_size}",
-        "attention cache": f"lower rollout.max_batch_tokens={config.rollout.max_batch_tokens}",
+        "attention cache": f"lower rollout.max_batch_tokens={config.rollout.max_batch_tokens}"
+        if config.rollout.max_batch_tokens != "auto"
+        else f"lower rollout.max_completion_length={config.rollout.max_completion_length}",
         "optimizer": lower_states,
         "gradients": lower_states,
         "weights": lower_states

@@ -14,7 +14,9 @@ from vlm_mhpo.models.families import family_for
 from vlm_mhpo.models.families.base import Family, freeze, tower_is_frozen
 from vlm_mhpo.models.families.costs import Stack
 from vlm_mhpo.models.folder import read_config
+from vlm_mhpo.models.loading import DTYPES
 from vlm_mhpo.models.tiny import build_tokenizer, model_config, tiny_family
+from vlm_mhpo.rollout.hf.budget import bytes_per_token
 
 # Of the tiny models that `resolve_model` builds.
 TINY_HIDDEN_SIZE = 128
@@ -32,7 +34,7 @@ class Shapes:
         largest_module: weights that one module holds by itself, at most; what ZeRO-3 gathers at once, at least.
         text, vision: layers; vision None without a vision tower.
         vision_trained: gradients pass through the tower.
-        key_value: elements that a token leaves in the cache of one layer, keys and values.
+        cache_bytes: that a token leaves in the sampler's cache of all layers.
         vocabulary: rows of the head.
         max_positions: tokens the model was built for.
     """
@@ -44,7 +46,7 @@ class Shapes:
     text: Stack
     vision: Stack | None
     vision_trained: bool
-    key_value: int
+    cache_bytes: int
     vocabulary: int
     max_positions: int
 
@@ -95,7 +97,7 @@ def shapes_of(model: ModelConfig) -> Shapes:
         ),
         vision=family.vision.stack(config) if family.vision else None,
         vision_trained=family.has_vision and not tower_is_frozen(module, family),
-        key_value=2 * text.num_key_value_heads * head_width,
+        cache_bytes=bytes_per_token(text, DTYPES[model.dtype].itemsize, shares_prompt=family.shares_prompt),
         vocabulary=text.vocab_size,
         max_positions=text.max_position_embeddings,
     )

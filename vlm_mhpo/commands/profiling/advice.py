@@ -48,20 +48,23 @@ def _nothing_to_change(profile: Profile) -> str:
 
 
 def small_sampling_batches(profile: Profile, config: Config) -> Advice | None:
-    """Sampling dominates and the completions of a step are decoded in several batches, one after the other."""
-    batches = profile.forwards_of("sample/prefill").calls / profile.num_ranks
-    if profile.share("sample") < 0.4 or batches <= 1.5 or not _has_room(profile, "sample"):
+    """Sampling dominates, and completions of a step wait for the slots of others."""
+    stage, now = profile.stage("sample"), config.rollout.max_batch_tokens
+    if profile.share("sample") < 0.4 or stage is None or now == "auto" or not _has_room(profile, "sample"):
         return None
-    if profile.utilisation("sample") > WELL_USED:
+    rollout = config.rollout
+    budgets = stage.prompts * rollout.num_generations * rollout.max_completion_length
+    whole = (stage.prompt_tokens + budgets) / profile.num_ranks
+    if profile.utilisation("sample") > WELL_USED or whole <= now:
         return None
     decode = profile.forwards_of("sample/decode")
     rows = decode.rows / decode.calls if decode.calls else 0.0
-    now = config.rollout.max_batch_tokens
+    completions = stage.prompts * rollout.num_generations / profile.num_ranks
     return Advice(
         profile.share("sample"),
-        f"Sampling is {percent(profile.share('sample'))} of the step and decodes {rows:.0f} rows at a time in "
-        f"{batches:.0f} batches: raise rollout.max_batch_tokens from {now} towards {_round_up(now * batches)}"
-        f"{_caution(profile)}.",
+        f"Sampling is {percent(profile.share('sample'))} of the step and decodes {rows:.0f} rows at a time of "
+        f"{completions:.0f} completions: raise rollout.max_batch_tokens from {now} towards {_round_up(whole)}"
+        f"{_caution(profile)}, or set it to auto.",
     )
 
 
@@ -200,11 +203,14 @@ def full_memory(profile: Profile, config: Config) -> Advice | None:
     if total is None or profile.peak_bytes() < NEARLY_FULL * total:
         return None
     if profile.peak_bytes("sample") >= profile.peak_bytes("update"):
-        group, cure = "sample", f"rollout.max_batch_tokens={config.rollout.max_batch_tokens}"
+        group, most = "sample", config.rollout.max_batch_tokens
+        cure = f"lower rollout.max_batch_tokens={most}"
+        if most == "auto":
+            cure = "set rollout.max_batch_tokens to less than the sampling/max_batch_tokens that auto took"
     else:
-        group, cure = "update", f"train.max_tokens_per_micro_batch={config.train.max_tokens_per_micro_batch}"
+        group, cure = "update", f"lower train.max_tokens_per_micro_batch={config.train.max_tokens_per_micro_batch}"
     full = percent(profile.peak_bytes() / total)
-    return Advice(profile.share(group), f"GPU memory is {full} full at its peak: lower {cure}.")
+    return Advice(profile.share(group), f"GPU memory is {full} full at its peak: {cure}.")
 
 
 def needless_checkpointing(profile: Profile, config: Config) -> Advice | None:

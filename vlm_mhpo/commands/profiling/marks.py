@@ -26,7 +26,7 @@ class Tally:
 
     Attributes:
         parts: of the policy, for FLOPs; known once the policy is.
-        work: of the language model, without padding; that of "log_probs" is one pass.
+        work: of the language model, without padding.
         seen: of the images that went through the vision tower.
         merged: image tokens that went through the projector; with a frozen tower's features kept, without the tower.
         forwards: by place, Counter of calls, rows and tokens.
@@ -50,10 +50,19 @@ class Tally:
         for one in scored:
             length = one.group.prompt.num_tokens
             lengths = [len(completion.token_ids) for completion in one.group.completions]
-            self.work[stage] += work_of(length, lengths)
-            self.tokens[stage].update(
-                prompts=1, completions=len(lengths), prompt_tokens=length, completion_tokens=sum(lengths)
-            )
+            self._count(stage, length, lengths, work_of)
+
+    def add_packed(self, stage: str, batch: Minibatch) -> None:
+        """A forward of what a minibatch is packed into; completions that teach nothing are not in it."""
+        for micro_batch in batch.packed or ():
+            for length, *lengths in () if micro_batch.is_padding else micro_batch.packed.lengths:
+                self._count(stage, length, lengths, training_work)
+
+    def _count(self, stage: str, length: int, lengths: list[int], work_of: Callable[[int, list[int]], Work]) -> None:
+        self.work[stage] += work_of(length, lengths)
+        self.tokens[stage].update(
+            prompts=1, completions=len(lengths), prompt_tokens=length, completion_tokens=sum(lengths)
+        )
 
     def vision_work(self, stage: str) -> Work:
         """Work of the vision tower and projector in a stage."""
@@ -100,16 +109,18 @@ class EndOfStep:
 def counted(loop: Loop, tally: Tally, end_of_step: Callable[[], None]) -> Loop:
     """A loop whose groups are counted by `tally` in every stage, and that calls `end_of_step` instead of saving."""
 
-    def minibatches(scored: Sequence[ScoredGroup]) -> Any:
-        made, metrics = loop.minibatches(scored)
-        # Once, however many forwards look at them.
+    def minibatches(scored: Sequence[ScoredGroup]) -> list[Minibatch]:
+        made = loop.minibatches(scored)
+        settings = loop.update.settings
         for one in made:
-            tally.add("log_probs", one.groups, training_work)
-        return made, metrics
+            # The first minibatch has its old log-probs from its update's own forward.
+            for _ in range((settings.recompute and not one.fresh) + bool(settings.beta)):
+                tally.add_packed("log_probs", one)
+        return made
 
     def update(made: Sequence[Minibatch], step: int) -> Any:
         for one in list(made) * loop.update.settings.num_iterations:
-            tally.add("update", one.groups, training_work)
+            tally.add_packed("update", one)
         return loop.update(made, step)
 
     return replace(

@@ -145,7 +145,7 @@ class Steps:
             step_seconds=tuple(end - start for start, end in zip([0.0, *self._ends], self._ends, strict=False)),
             phases=_phases_of(clock, count),
             forwards=forwards,
-            stages=_stages_of(self.tally, self._config, clock, count),
+            stages=_stages_of(self.tally, clock, count),
             timeout_share=self.tally.tokens["sample"]["timeouts"] / max(1, self.tally.tokens["sample"]["completions"]),
             background_prompts_s=clock.background["prompts"] / count,
             busy_cores=cpu_s / self._ends[-1],
@@ -183,15 +183,13 @@ def phase_of(span: str) -> str:
     return known if known in PHASES else stage if stage in PHASES else "other"
 
 
-def _stages_of(tally: Tally, config: Config, clock: Clock, num_steps: int) -> tuple[Stage, ...]:
+def _stages_of(tally: Tally, clock: Clock, num_steps: int) -> tuple[Stage, ...]:
     """What sampling, log-probs and updates got done in the measured steps."""
     stages = []
     for name in ("sample", "log_probs", "update"):
         counts, forwards = tally.tokens[name], [c for place, c in tally.forwards.items() if place.split("/")[0] == name]
         computed = sum(counter["tokens"] for counter in forwards)
-        # The reference model carries no marks; its pass is like that of the policy.
-        passes = bool(forwards) + bool(config.objective.beta) if name == "log_probs" else 1
-        if not counts or not passes:
+        if not counts:
             continue
         work = tally.work[name]
         flops = model_flops(tally.parts, work + tally.vision_work(name), backward=name == "update")
@@ -199,12 +197,13 @@ def _stages_of(tally: Tally, config: Config, clock: Clock, num_steps: int) -> tu
             Stage(
                 name=name,
                 seconds=sum(s for phase, s in clock.seconds.items() if phase.split("/")[0] == name) / num_steps,
-                prompt_tokens=passes * counts["prompt_tokens"] / num_steps,
-                completion_tokens=passes * counts["completion_tokens"] / num_steps,
-                computed_tokens=passes * (computed or work.tokens) / num_steps,
-                needed_tokens=passes * work.tokens / num_steps,
-                flops=passes * flops / num_steps,
-                prompts=passes * counts["prompts"] / num_steps,
+                prompt_tokens=counts["prompt_tokens"] / num_steps,
+                completion_tokens=counts["completion_tokens"] / num_steps,
+                # The reference model carries no marks, so what it pads is not known.
+                computed_tokens=max(computed, work.tokens) / num_steps,
+                needed_tokens=work.tokens / num_steps,
+                flops=flops / num_steps,
+                prompts=counts["prompts"] / num_steps,
             )
         )
     return tuple(stages)

@@ -18,8 +18,9 @@ from vlm_mhpo.rollout.base import Sampler, SamplingParams
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.runtime.seeding import derive_seed, uniforms
 from vlm_mhpo.training.assembly import build_parts
+from vlm_mhpo.training.forwards import update_settings
 from vlm_mhpo.training.minibatches import advantages_of
-from vlm_mhpo.training.update import update_on, update_settings
+from vlm_mhpo.training.update import update_on
 from vlm_mhpo.types import Completion, Group, Minibatch, Prompt, ScoredGroup
 
 # Nats that old and reference log-probs are away from the sampler's, at most: ratios on both sides of 1.

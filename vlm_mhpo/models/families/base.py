@@ -113,6 +113,7 @@ class Family:
         leaf_modules: names of module classes that ZeRO-3 must gather whole (routed experts).
         tied: tensors that a folder may lack where its configuration ties them to others: module and name.
         spare: patterns of tensors that a folder may hold although the model does not read them.
+        answer_tokens: a budget below which many answers of its published models are cut; 0 = not known.
         tiny_config: (tokenizer, sizes of the text part) -> configuration of the family's tiny model, if any.
     """
 
@@ -124,6 +125,7 @@ class Family:
     leaf_modules: tuple[str, ...] = ()
     tied: tuple[str, ...] = ("lm_head.weight", "embed_tokens.weight")
     spare: tuple[str, ...] = SPARE_TENSORS
+    answer_tokens: int = 0
     tiny_config: Callable[[Any, dict[str, Any]], Any] | None = None
 
     @property

@@ -3,29 +3,35 @@
 A new token attends to its prompt and to its own completion. Scores against the prompt are one product for all
 completions of the prompt, scores against the own tokens one product per completion; one softmax runs over both.
 
-Two prompts with three completions each, of which some have ended: rows, and the places that they take for the product
-with their prompt's keys.
+Completions are decoded in slots. One that ends leaves its slot to one that waits, of whatever prompt, so slots have
+decoded different numbers of tokens, and those of a prompt lie anywhere. Two prompts whose completions have five slots:
 
-    prompt    0  0  0 | 1  1         rows B, those of a prompt together (`_prompt_B`)
-    place     0  1  2 | 3  4  (5)    slots of P x 3; 5 is empty: zeros go in, and what comes out is not read
+    slot      0  1  2  3  4          rows B of every product with own tokens
+    prompt    0  0  1  0  1          (`prompt_B`)
+    place     0  1  3  2  4  (5)     of a row for the product with its prompt's keys: P x 3; 5 is empty: zeros go in,
+                                     and what comes out is not read
 
-    scores of a row   [ against S prompt keys, held once per prompt | against its own T keys ]
-                      [ x  x  -inf (padding of a shorter prompt)    | y  y  y                ]   one softmax over all
+    scores of a row   [ against S prompt keys, held once per prompt | against its own T keys                  ]
+                      [ x  x  -inf (padding of a shorter prompt)    | y  y  -inf (others have decoded further) ]
 
-The padding side does not matter: positions are given, and padded keys get the bias -inf.
+The padding side does not matter: positions are given, and hidden keys get the bias -inf.
 
-Shape suffixes: P prompts, B rows (completions that go on, those of a prompt together), H key-value heads, Q query heads
-a key-value head, S prompt tokens, T own tokens, D head width.
+Shape suffixes: P prompts, B rows (slots), H key-value heads, Q query heads a key-value head, S prompt tokens, T own
+tokens, D head width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from vlm_mhpo.models.attention import no_mask
+from vlm_mhpo.models.attention import cache_name, no_mask
 
 # Room for a completion's keys grows by doubling: one move of what is there for every doubling.
 FIRST_ROOM = 32
@@ -35,56 +41,93 @@ class SharedPrefixCache:
     """Stands where transformers expects its cache while completions are decoded.
 
     Args:
-        prefix: (keys, values) of every layer, [P, H, S, D] each, of the prompts.
-        mask_PS: [P, S] int64, 0 on padding.
-        num_samples: completions of each prompt.
+        max_tokens: own tokens of a completion at most.
     """
 
-    def __init__(self, prefix: list[tuple[Tensor, Tensor]], mask_PS: Tensor, num_samples: int) -> None:
-        self._prefix = [(in_float32(keys), values) for keys, values in prefix]
-        self._own: list[OwnTokens] = [OwnTokens() for _ in prefix]
-        hidden_PS = mask_PS == 0
+    def __init__(self, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
+        self._prefix: list[tuple[Tensor, Tensor]] = []
+        self._own: list[OwnTokens] = []
+        self._mask_PS = torch.zeros((0, 0), dtype=torch.int64)
+        self._bias_P11S: Tensor | None = None
+        self._num_slots = 0
+        # [B] place of each row among prompts x slots; None = every place is taken, in order.
+        self._place_B: Tensor | None = None
+        # Where the next token goes, and what hides the places that a row has not reached; see `inputs`.
+        self._columns: Columns | None = None
+
+    @property
+    def width(self) -> int:
+        """S: tokens of the longest prompt."""
+        return self._mask_PS.shape[1]
+
+    def enter(self, cache: Any, mask_PS: Tensor) -> None:
+        """Hold these prompts, too, behind those that are here.
+
+        Args:
+            cache: transformers' own, as the prompts left it.
+            mask_PS: [P, S] int64, 0 on padding.
+        """
+        if not self._own:
+            self._own = [OwnTokens(self._max_tokens) for _ in cache.layers]
+        fresh = [(in_float32(layer.keys), layer.values) for layer in cache.layers]
+        if not self._num_prompts:
+            self._prefix = fresh
+        else:
+            width = max(self.width, mask_PS.shape[1])
+            for layer, pair in enumerate(zip(self._prefix, fresh, strict=True)):
+                # One layer after the other: both prefixes twice would be the peak of the rollout.
+                self._prefix[layer] = tuple(_joined(*tensors, width=width) for tensors in zip(*pair, strict=True))
+            mask_PS = _joined(self._mask_PS[..., None], mask_PS[..., None], width=width)[..., 0]
+        self._hide(mask_PS)
+
+    def leave(self, kept: Sequence[int]) -> None:
+        """Hold only the prompts at these places."""
+        if len(kept) < self._num_prompts:
+            for layer, (keys, values) in enumerate(self._prefix):
+                self._prefix[layer] = (keys[kept], values[kept])
+            self._hide(self._mask_PS[kept])
+
+    def _hide(self, mask_PS: Tensor) -> None:
+        """Hide what the mask says from now on."""
+        self._mask_PS, hidden_PS = mask_PS, mask_PS == 0
         self._bias_P11S = (
             torch.zeros(mask_PS.shape, device=mask_PS.device).masked_fill(hidden_PS, -torch.inf)[:, None, None]
             if bool(hidden_PS.any())
             else None
         )
-        self._prompt_B = torch.arange(len(mask_PS), device=mask_PS.device).repeat_interleave(num_samples)
-        self._num_slots = num_samples
-        # [B] place of each row among prompts x slots; None = every place is taken, in order.
-        self._place_B: Tensor | None = None
 
-    def inputs(self, num_rows: int) -> dict[str, Any]:
-        """Keyword arguments of the transformers model that feed one token to each row."""
+    def seat(self, kept: Sequence[int], prompt_B: np.ndarray) -> None:
+        """Go on with these rows, in order, and behind them empty ones.
+
+        Args:
+            kept: rows that stay, own tokens and all; who takes one over from another writes over its tokens.
+            prompt_B: [B] the place of each row's prompt; B >= len(kept).
+        """
+        for own in self._own:
+            own.seat(kept, len(prompt_B))
+        #   prompt_B  0 0 1 0 1  ->  counts_P  3 2  ->  slot_B  0 1 0 2 1  ->  place  0 1 3 2 4   (3 slots per prompt)
+        counts_P = np.bincount(prompt_B, minlength=len(self._mask_PS))
+        order_B = np.argsort(prompt_B, kind="stable")
+        slot_B = np.empty_like(order_B)
+        slot_B[order_B] = np.arange(len(prompt_B)) - np.repeat(counts_P.cumsum() - counts_P, counts_P)
+        self._num_slots = int(counts_P.max())
+        place_B = prompt_B * self._num_slots + slot_B
+        in_order = np.array_equal(place_B, np.arange(self._num_prompts * self._num_slots))
+        self._place_B = None if in_order else torch.from_numpy(place_B).to(self._mask_PS.device)
+
+    def inputs(self, time_B: np.ndarray) -> dict[str, Any]:
+        """Keyword arguments of the transformers model that feed one token to each row, its `time_B`-th (from 0)."""
+        self._columns = Columns.at(time_B, self._mask_PS.device)
         return {
-            "past_key_values": self,
+            cache_name(): self,
             "shared_prefix": self,
             "attention_mask": no_mask(self._prefix[0][1]),
         }
 
     def update(self, keys_BH1D: Tensor, values_BH1D: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Add a token to each row; all own keys and values of the layer, [B, H, T, D] each."""
-        return self._own[layer].append(in_float32(keys_BH1D), values_BH1D)
-
-    def select(self, keep_B: Tensor) -> None:
-        """Go on with the rows where `keep_B` is True; prompts without any leave, too."""
-        for own in self._own:
-            own.select(keep_B)
-        alive_P, self._prompt_B, counts_P = self._prompt_B[keep_B].unique_consecutive(
-            return_inverse=True, return_counts=True
-        )
-        if len(alive_P) < self._num_prompts:
-            self._prefix = [(keys[alive_P], values[alive_P]) for keys, values in self._prefix]
-            self._bias_P11S = None if self._bias_P11S is None else self._bias_P11S[alive_P]
-        self._num_slots = int(counts_P.max())
-        num_rows = len(self._prompt_B)
-        # prompt_B  0 0 0 1 1  ->  first_P  0 3  ->  slot_B  0 1 2 0 1  ->  place_B  0 1 2 3 4   (3 slots per prompt)
-        if num_rows == len(alive_P) * self._num_slots:
-            self._place_B = None
-        else:
-            first_P = counts_P.cumsum(0) - counts_P
-            slot_B = torch.arange(num_rows, device=first_P.device) - first_P[self._prompt_B]
-            self._place_B = self._prompt_B * self._num_slots + slot_B
+        return self._own[layer].write(self._columns, in_float32(keys_BH1D), values_BH1D)
 
     def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """[B, 1, heads, D]: attention as `models.attention` asks for it, one new token a row."""
@@ -94,7 +137,7 @@ class SharedPrefixCache:
 
     @property
     def _num_prompts(self) -> int:
-        return self._prefix[0][0].shape[0]
+        return len(self._mask_PS)
 
     def attend(self, layer: int, query_BHQD: Tensor, own_keys_BHTD: Tensor, own_values_BHTD: Tensor) -> Tensor:
         """[B, H, Q, D] outputs of scaled queries over prompt and own tokens; queries and keys of `in_float32`."""
@@ -104,6 +147,8 @@ class SharedPrefixCache:
             scores_PHXS = scores_PHXS + self._bias_P11S
         scores_BHQS = self._by_row(scores_PHXS, query_BHQD.shape[2])
         scores_BHQT = query_BHQD @ own_keys_BHTD.transpose(-1, -2)
+        if self._columns.bias_B11T is not None:
+            scores_BHQT = scores_BHQT + self._columns.bias_B11T
         weights = torch.cat([scores_BHQS, scores_BHQT], dim=-1).softmax(dim=-1, dtype=torch.float32)
         weights = weights.to(own_values_BHTD.dtype)
         weights_BHQS, weights_BHQT = weights.split([scores_BHQS.shape[-1], scores_BHQT.shape[-1]], dim=-1)
@@ -138,60 +183,108 @@ def in_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Where a step's tokens go in the buffers of own tokens.
+
+    Attributes:
+        width: T, of the row that is furthest, the new token included.
+        column: of all rows, or [B] of each.
+        bias_B11T: 0 where a row has a token, else -inf; None where all rows are equally far.
+    """
+
+    width: int
+    column: int | Tensor
+    bias_B11T: Tensor | None
+
+    @classmethod
+    def at(cls, time_B: np.ndarray, device: torch.device) -> Columns:
+        """For rows that have `time_B` tokens so far."""
+        width = int(time_B.max()) + 1
+        if width == time_B.min() + 1:
+            return cls(width, width - 1, None)
+        column_B = torch.from_numpy(time_B).to(device)
+        hidden_BT = torch.arange(width, device=device) > column_B[:, None]
+        bias_BT = torch.zeros(hidden_BT.shape, device=device).masked_fill_(hidden_BT, -torch.inf)
+        return cls(width, column_B, bias_BT[:, None, None])
+
+
 class OwnTokens:
     """Keys and values that the completions have added to one layer, in buffers with room for more.
 
-    buffer  | t0  t1  t2  .  .  .  .  . |    `_length` = 3 of 8 places; all rows have decoded equally far
+    buffer  | a0  a1  a2  .   .  .  .  . |    slots of a, which has 3 tokens, and of b, which took its slot over from
+            | b0  c1  c2  c3  .  .  .  . |    c: what is left of c is hidden, and written over as b goes on
+
+    Args:
+        max_tokens: places of a row at most.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
         self._buffers: list[Tensor] = []
-        self._length = 0
 
-    def append(self, *tokens_BH1D: Tensor) -> tuple[Tensor, ...]:
-        """Add one token; what is there now, [B, H, T, D] each."""
-        if not self._buffers:
-            self._buffers = [_with_room(token, FIRST_ROOM) for token in tokens_BH1D]
-        elif self._length == self._buffers[0].shape[2]:
-            self._buffers = [_with_room(buffer, 2 * self._length) for buffer in self._buffers]
+    def write(self, columns: Columns, *tokens_BH1D: Tensor) -> tuple[Tensor, ...]:
+        """Write one token of each row; what is there now, [B, H, T, D] each."""
+        room = self._buffers[0].shape[2] if self._buffers else 0
+        if columns.width > room:
+            most = max(columns.width, min(self._max_tokens, max(FIRST_ROOM, 2 * room)))
+            old = self._buffers or [token[:, :, :0] for token in tokens_BH1D]
+            self._buffers = [_with_room(buffer, len(buffer), most) for buffer in old]
         for buffer, token in zip(self._buffers, tokens_BH1D, strict=True):
-            buffer[:, :, self._length] = token[:, :, 0]
-        self._length += 1
-        return tuple(buffer[:, :, : self._length] for buffer in self._buffers)
+            if isinstance(columns.column, int):
+                buffer[:, :, columns.column] = token[:, :, 0]
+            else:
+                buffer[torch.arange(len(buffer), device=buffer.device), :, columns.column] = token[:, :, 0]
+        return tuple(buffer[:, :, : columns.width] for buffer in self._buffers)
 
-    def select(self, keep_B: Tensor) -> None:
-        """Drop the other rows."""
-        self._buffers = [buffer[keep_B] for buffer in self._buffers]
+    def seat(self, kept: Sequence[int], num_rows: int) -> None:
+        """See `SharedPrefixCache.seat`."""
+        for index, buffer in enumerate(self._buffers):
+            if len(kept) < len(buffer):
+                buffer = buffer[kept]
+            if num_rows > len(buffer):
+                buffer = _with_room(buffer, num_rows, buffer.shape[2])
+            self._buffers[index] = buffer
 
 
-def _with_room(tokens_BHTD: Tensor, room: int) -> Tensor:
-    """The tokens in a buffer of `room` places."""
-    num_rows, num_heads, length, width = tokens_BHTD.shape
-    buffer = tokens_BHTD.new_empty((num_rows, num_heads, room, width))
-    buffer[:, :, :length] = tokens_BHTD
+def _with_room(tokens_BHTD: Tensor, num_rows: int, room: int) -> Tensor:
+    """The tokens in a buffer of more rows or places; zeros elsewhere, since even a hidden NaN would be one."""
+    old_rows, num_heads, length, width = tokens_BHTD.shape
+    buffer = tokens_BHTD.new_zeros((num_rows, num_heads, room, width))
+    buffer[:old_rows, :, :length] = tokens_BHTD
     return buffer
+
+
+def _joined(*prompts_PXSD: Tensor, width: int) -> Tensor:
+    """Prompts of several prefills one behind the other, each with padding in front up to S = `width`."""
+    return torch.cat([pad(each, (0, 0, width - each.shape[-2], 0)) for each in prompts_PXSD])
 
 
 class CopiedPrefixCache:
     """The same for families that cannot share: transformers' own cache with a copy of the prompt for each completion.
 
-    Args:
-        cache: of the prompts; changed in place.
-        mask_PS: [P, S] int64, 0 on padding.
-        num_samples: completions of each prompt.
+    Its rows grow together, so prompts enter it only when no row is left.
     """
 
-    def __init__(self, cache: Any, mask_PS: Tensor, num_samples: int) -> None:
-        cache.batch_repeat_interleave(num_samples)
-        self._cache = cache
-        self._mask_BS = mask_PS.repeat_interleave(num_samples, dim=0)
+    def __init__(self) -> None:
+        self._cache: Any = None
+        self._mask_BS = torch.zeros((0, 0), dtype=torch.int64)
+        self._is_fresh = False
 
-    def inputs(self, num_rows: int) -> dict[str, Any]:
+    def enter(self, cache: Any, mask_PS: Tensor) -> None:
+        """Begin again with these prompts."""
+        self._cache, self._mask_BS, self._is_fresh = cache, mask_PS, True
+
+    def leave(self, kept: Sequence[int]) -> None:
+        """The prompts go with their rows."""
+
+    def seat(self, kept: Sequence[int], prompt_B: np.ndarray) -> None:
+        """See `SharedPrefixCache.seat`; rows of prompts that have just entered are all new."""
+        rows_B = torch.as_tensor(prompt_B if self._is_fresh else kept, device=self._mask_BS.device)
+        self._cache.batch_select_indices(rows_B)
+        self._mask_BS, self._is_fresh = self._mask_BS[rows_B], False
+
+    def inputs(self, time_B: np.ndarray) -> dict[str, Any]:
         """See `SharedPrefixCache.inputs`."""
-        self._mask_BS = torch.cat([self._mask_BS, self._mask_BS.new_ones(num_rows, 1)], dim=1)
-        return {"past_key_values": self._cache, "attention_mask": self._mask_BS}
-
-    def select(self, keep_B: Tensor) -> None:
-        """See `SharedPrefixCache.select`."""
-        self._cache.batch_select_indices(keep_B.nonzero().squeeze(-1))
-        self._mask_BS = self._mask_BS[keep_B]
+        self._mask_BS = torch.cat([self._mask_BS, self._mask_BS.new_ones(len(time_B), 1)], dim=1)
+        return {cache_name(): self._cache, "attention_mask": self._mask_BS}
