@@ -44,7 +44,10 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One completion to verify against one gold; `choices`, `precision` and `unit` describe the gold."""
+    """One completion to verify against one gold; `choices`, `precision` and `unit` describe the gold.
+
+    `opened` is what the prompt had opened of the response, such as "<think>": the whole is judged.
+    """
 
     completion: str
     gold: str
@@ -53,6 +56,12 @@ class Item:
     choices: tuple[str, ...] | None = None
     precision: int | None = None
     unit: str | None = None
+    opened: str = ""
+
+    @property
+    def response(self) -> str:
+        """What is judged."""
+        return self.opened + self.completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +80,7 @@ class RewardSpec:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sampled completion with what any reward may need; `columns` holds further row columns."""
+    """One sampled completion with what any reward may need; `columns` holds further row columns, `opened` as Item."""
 
     prompt: str
     completion: str
@@ -85,6 +94,12 @@ class Sample:
     truncated: bool
     completion_ids: tuple[int, ...] = ()
     columns: Mapping[str, Any] = field(default_factory=dict)
+    opened: str = ""
+
+    @property
+    def response(self) -> str:
+        """What accuracy and format judge."""
+        return self.opened + self.completion
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,7 +152,7 @@ def judge_item(item: Item | Sample) -> Score | Pending:
     gold = read_gold(item.gold, item.kind, choices or None, item.precision, item.unit)
     if isinstance(gold, str):
         return Score(Verdict.bad_gold, False, None, gold)
-    extraction = extract(item.completion, item.template)
+    extraction = extract(item.response, item.template)
     answer = extraction.answer
     if answer is None:
         return Score(extraction.verdict or Verdict.no_answer, False, None, extraction.reason)

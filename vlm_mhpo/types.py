@@ -14,6 +14,9 @@ from data_prep import Row
 if TYPE_CHECKING:
     import torch
 
+# The tags that answers are read by. They stay in decoded completions although some tokenizers call them special.
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
 
 @dataclass(frozen=True, slots=True)
 class Media:
@@ -40,6 +43,7 @@ class Prompt:
         input_ids_S: [S] int64, image placeholders expanded.
         token_types_S: [S] int64, 0 text, 1 image (transformers' mm_token_type_ids).
         media: its images; None without any, until a frozen tower has seen the batch (`Policy.with_image_features`).
+        opens: what the chat template has already opened of the response, such as "<think>\\n"; part of `text`.
     """
 
     row: Row
@@ -47,6 +51,7 @@ class Prompt:
     input_ids_S: torch.Tensor
     token_types_S: torch.Tensor
     media: Media | None = None
+    opens: str = ""
 
     @property
     def id(self) -> str:
@@ -72,7 +77,7 @@ class Completion:
         token_ids: sampled ids, the end-of-turn token included when the policy produced it; length T >= 1.
         log_probs: [T] float32 on the CPU, nats, of the distribution that was sampled from before top-p and top-k
             (temperature and banned tokens included).
-        text: the decoded ids without special tokens.
+        text: the decoded ids without special tokens but for `TAGS`, and without what the template had opened.
         truncated: True when the token budget ended it.
     """
 

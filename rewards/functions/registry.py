@@ -31,7 +31,7 @@ def format_reward(samples: Sequence[Sample], scores: Sequence[Score], kwargs: Ma
                 f"reward 'format': sample {index} has the template {template!r}, which has no form to keep; "
                 f"use one of {', '.join(FORMATS)}, or set the reward's weight to 0"
             )
-        values.append(1.0 if format_score(sample.completion, template) else 0.0)
+        values.append(1.0 if format_score(sample.response, template) else 0.0)
     return values
 
 

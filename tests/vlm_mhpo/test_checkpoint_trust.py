@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.model_folders import change_tensors, copy_of
 from tests.vlm_mhpo.checkpoint_cases import save
 from vlm_mhpo import checkpoint
 from vlm_mhpo.checkpoint.files import files_of, listing_of
@@ -225,13 +226,14 @@ def test_a_policy_with_pickled_weights_is_neither_loaded_nor_exported(tmp_path, 
     assert canary.exists()
 
 
-def test_a_policy_with_a_link_or_no_weights_is_not_exported(tmp_path):
+def test_a_policy_with_a_link_or_no_weights_is_not_exported(tmp_path, tiny):
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="holds no weights as safetensors"):
         export(str(folder), tmp_path / "out")
-    (folder / "model.safetensors").write_bytes(b"weights")
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(tiny("qwen2").folder / name, folder)
     (folder / "linked.json").symlink_to("/etc/hostname")
     with pytest.raises(CheckpointError, match=r"linked.json is a link"):
         export(str(folder), tmp_path / "out")
@@ -273,6 +275,34 @@ def test_others_can_read_what_was_exported_as_far_as_the_umask_lets_them(tmp_pat
     (folder / "config.json").chmod(0o640)
     modes = {path.stat().st_mode & 0o777 for path in export(str(folder), tmp_path / "out").iterdir()}
     assert modes == {0o640}
+
+
+def test_a_policy_that_lacks_weights_is_not_exported(tmp_path, tiny):
+    folder = change_tensors(
+        copy_of(tiny("qwen2_5_vl").folder, tmp_path / "model"),
+        lambda held: {name: held[name] for name in held if "layers.1.mlp" not in name},
+    )
+    with pytest.raises(ModelError, match=r"missing \(.*layers.1.mlp"):
+        export(str(folder), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def as_zero_3_once_saved(held: dict) -> dict:
+    """What an earlier version wrote under ZeRO-3: transformers 5 reads it, transformers 4 does not."""
+    return {re.sub(r"^model\.", "model.model.", name): value for name, value in held.items()}
+
+
+def test_a_policy_with_other_names_than_its_run_loaded_is_not_exported(tmp_path, tiny):
+    source = tiny("qwen2_5_vl")
+    for place, step in (("run/policy", ""), ("run/checkpoints/step_000001/policy", "checkpoint")):
+        copy_of(source.folder, tmp_path / place)
+        assert export(str(tmp_path / place), tmp_path / f"out{step}").is_dir()
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"model": {"tensors": source.policy.weights.digest}}))
+    for place, step in (("run/policy", "2"), ("run/checkpoints/step_000001/policy", "3")):
+        assert export(str(tmp_path / place), tmp_path / f"out{step}").is_dir()
+        change_tensors(tmp_path / place, as_zero_3_once_saved)
+        with pytest.raises(CheckpointError, match=r"other names or shapes than those that .*run loaded"):
+            export(str(tmp_path / place), tmp_path / "other")
 
 
 # ---- the best one ----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ def group_of(name: str, count: int) -> Group:
     """A group whose completions answer differently from its neighbours'."""
     shift = sum(name.encode())
     texts = [f"<think>so</think><answer>{ANSWERS[(shift + n) % len(ANSWERS)]}</answer>" for n in range(count)]
-    prompt = SimpleNamespace(id=name, row=problem_row(name, "What is 3 + 4 ?"))
+    prompt = SimpleNamespace(id=name, row=problem_row(name, "What is 3 + 4 ?"), opens="")
     return Group(prompt, tuple(Completion((1, 2), torch.zeros(2), text, False) for text in texts))
 
 

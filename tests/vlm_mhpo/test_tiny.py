@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tests.builders import FAMILIES, VISION_FAMILIES
 from vlm_mhpo.models.loading import load_policy
-from vlm_mhpo.models.tiny import SPECIAL_TOKENS, TAG_TOKENS, build_tiny, build_tokenizer
+from vlm_mhpo.models.tiny import SPECIAL_TOKENS, build_tiny, build_tokenizer
+from vlm_mhpo.types import TAGS
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -80,7 +81,7 @@ def test_the_tokenizer_gives_every_text_back(tiny, text):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_special_token_and_tag_is_one_id_after_loading(tiny, family):
     tokenizer = tiny(family).codec.tokenizer
-    for token in (*SPECIAL_TOKENS, *TAG_TOKENS):
+    for token in (*SPECIAL_TOKENS, *TAGS):
         ids = tokenizer(token, add_special_tokens=False)["input_ids"]
         assert len(ids) == 1
         assert tokenizer.decode(ids) == token

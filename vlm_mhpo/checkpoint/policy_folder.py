@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import stat
 from pathlib import Path
@@ -11,8 +12,10 @@ from safetensors import SafetensorError
 from vlm_mhpo import checkpoint
 from vlm_mhpo.checkpoint import DISK, Disk
 from vlm_mhpo.engine.deepspeed import Engine
-from vlm_mhpo.errors import CheckpointError
+from vlm_mhpo.errors import CheckpointError, ModelError
+from vlm_mhpo.models.folder import examine_folder
 from vlm_mhpo.models.loading import Codec
+from vlm_mhpo.models.weights import folder_digest
 from vlm_mhpo.runtime import ranks
 
 POLICY_FOLDER = "policy"
@@ -28,11 +31,13 @@ def save_policy(engine: Engine, codec: Codec, folder: Path, disk: Disk = DISK) -
     """Gather the weights (ZeRO-3) and write them once; called on all ranks.
 
     Raises:
-        OSError: on the main rank, after all ranks have left the gathered weights.
+        OSError: on the main rank, after all ranks have left the gathered weights; also when what was written has other
+            tensors than the folder that was loaded.
     """
+    policy = engine.policy
 
     def write(target: Path) -> None:
-        engine.policy.model.save_pretrained(target)
+        policy.weights.save(policy.model, target)
         codec.processor.save_pretrained(target)
         _make_readable(target)
 
@@ -43,8 +48,8 @@ def save_policy(engine: Engine, codec: Codec, folder: Path, disk: Disk = DISK) -
                 disk.write_folder(folder, write)
             except OSError as error:
                 problem = error
-            except SafetensorError as error:
-                # Its Rust code reports a full disk so.
+            except (SafetensorError, ModelError) as error:
+                # The Rust code of the former reports a full disk so.
                 problem = OSError(str(error))
     ranks.barrier()
     if problem is not None:
@@ -90,12 +95,15 @@ def export(source: str, out: Path, which: str = "newest") -> Path:
     """Copy the policy of a run or checkpoint to `out`, which must not exist or be empty; see `find_policy`.
 
     Raises:
-        CheckpointError: nothing to export, something but safetensors and text, or `out` is not empty.
+        CheckpointError: nothing to export, something but safetensors and text, other tensors than the run loaded, or
+            `out` is not empty.
+        ModelError: the tensors are not those of the model (`models.weights.examine_weights`).
     """
     found = Path(find_policy(source, which))
     if not (found / "config.json").is_file():
         raise CheckpointError(f"{source}: neither a run folder, a checkpoint nor a model folder")
     refuse_programs(found)
+    _check_tensors(found)
     if out.exists() and any(out.iterdir()):
         raise CheckpointError(f"{out} is not empty: choose another folder")
     staging = out.with_name(f".{out.name}.partial")
@@ -106,6 +114,19 @@ def export(source: str, out: Path, which: str = "newest") -> Path:
         out.rmdir()
     staging.rename(out)
     return out
+
+
+def _check_tensors(folder: Path) -> None:
+    """Refuse a policy whose tensors are not the model's, or not named and shaped as those that its run loaded."""
+    examine_folder(str(folder), offline=True)
+    # RUN/policy of a warm start, RUN/checkpoints/step_N/policy of RL.
+    runs = [parent for parent in folder.resolve().parents[:3] if (parent / "run.json").is_file()]
+    due = json.loads((runs[0] / "run.json").read_text()).get("model", {}).get("tensors") if runs else None
+    if due and folder_digest(folder) != due:
+        raise CheckpointError(
+            f"{folder}: its tensors have other names or shapes than those that {runs[0]} loaded, so other programs may "
+            "not read it: train one more step with this version and export that"
+        )
 
 
 def refuse_programs(folder: Path) -> None:

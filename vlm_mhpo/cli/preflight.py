@@ -110,8 +110,9 @@ def _folder_for(keep: Path | None) -> Iterator[Path]:
 
 
 def _conclude(checks: list[Check]) -> None:
-    """Print the table; exit with 1 if there is an error in it."""
-    from vlm_mhpo.commands.doctor import print_checks
+    """Print the table; if there is an error in it, exit with the code that the run would end with, or 1."""
+    from vlm_mhpo.commands.doctor import exit_code_of, print_checks
 
-    if not print_checks(checks):
-        raise typer.Exit(1)
+    print_checks(checks)
+    if code := exit_code_of(checks):
+        raise typer.Exit(code)

@@ -168,6 +168,7 @@ def _model_judge(config: Config, model: str, num_samples: int) -> Iterator[Judge
     from vlm_mhpo.evaluation.tasks import verify_groups
     from vlm_mhpo.prompts.builder import prompt_builder
     from vlm_mhpo.rollout.build import build_sampler, rollout_params
+    from vlm_mhpo.rollout.finite import all_finite
     from vlm_mhpo.scoring.scorer import start_verifier
 
     ranks.start(config.num_threads)
@@ -186,6 +187,7 @@ def _model_judge(config: Config, model: str, num_samples: int) -> Iterator[Judge
                 except (PromptError, DataError):
                     continue
             groups = sampler.sample(list(prompts.values()), params, (config.seed, "pass_rate")) if prompts else []
+            groups = all_finite(groups)
             judged = verify_groups([rows[index] for index in prompts], groups, verifier, config.data.template)
             shares = (sum(score.correct for score in scores) / len(scores) for scores in judged)
             found = dict(zip(prompts, shares, strict=True))

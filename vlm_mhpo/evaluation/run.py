@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from vlm_mhpo import checkpoint
 from vlm_mhpo.checkpoint.opening import open_policy
 from vlm_mhpo.config import Config
-from vlm_mhpo.errors import ConfigError
+from vlm_mhpo.errors import ConfigError, NonFiniteError
 from vlm_mhpo.evaluation.benchmark_run import (
     Options,
     benchmark_judge,
@@ -22,12 +23,28 @@ from vlm_mhpo.evaluation.chosen import BenchmarkRows
 from vlm_mhpo.evaluation.held_out import judge_held_out, write_evaluation
 from vlm_mhpo.evaluation.tasks import Judge, on_main
 from vlm_mhpo.faults.agreement import check_same_folder, check_same_rows, check_same_setting, check_same_weights
+from vlm_mhpo.faults.dump import unscored, write_dump
 from vlm_mhpo.prompts.builder import prompt_builder
 from vlm_mhpo.prompts.rows import read_rows, usable_rows
 from vlm_mhpo.records.evaluation import Evaluation, Results
 from vlm_mhpo.rollout.build import build_sampler, held_out_params
+from vlm_mhpo.rollout.finite import NonFiniteGroups
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.scoring.scorer import start_verifier
+
+
+@contextmanager
+def _evidence(folder: Path, config: Config, model: str) -> Iterator[None]:
+    """Inside, rows whose logits were not finite are kept in `folder/dumps/step_0`.
+
+    Raises:
+        NonFiniteError: on all ranks; names ranks, rows and the dump.
+    """
+    try:
+        yield
+    except NonFiniteGroups as problem:
+        kept = write_dump(folder, 0, unscored(problem.groups), config.model_dump(), str(problem))
+        raise NonFiniteError(f"{problem}. The rows are in {kept}: vlm-mhpo replay {kept} --model {model}") from problem
 
 
 def evaluate_held_out(
@@ -59,7 +76,7 @@ def evaluate_held_out(
     check_same_rows(rows, "held-out rows")
     params = held_out_params(config.eval, config.rollout)
     sampler = build_sampler(config.rollout, opened.policy, opened.codec)
-    with start_verifier(config.rewards) as verifier:
+    with start_verifier(config.rewards) as verifier, _evidence(folder, config, opened.path):
         judge = Judge(builder, sampler, verifier, data.template, config.seed)
         step = 0 if model is None else checkpoint.step_of(Path(opened.path), folder.parent / "checkpoints")
         record = judge_held_out(
@@ -99,7 +116,7 @@ def evaluate_benchmarks(config: Config, chosen: Sequence[BenchmarkRows], model: 
         lambda: start_report(protocol_of(config.eval, config.data, params, chosen, codec), model, opened.path, options)
     )
     sampler = build_sampler(config.rollout, opened.policy, codec)
-    with start_verifier(config.rewards) as verifier:
+    with start_verifier(config.rewards) as verifier, _evidence(options.out, config, opened.path):
         judge = benchmark_judge(config.eval, config.data, params, codec, opened.policy.family, sampler, verifier)
         items = {one.name: judge_benchmark(one, judge, params, options, config.eval.gallery) for one in chosen}
     return on_main(lambda: finish(chosen, items, shared, state, options))

@@ -22,6 +22,7 @@ from vlm_mhpo.evaluation.benchmarks import Benchmark, Official
 from vlm_mhpo.prompts.builder import PromptBuilder
 from vlm_mhpo.records.evaluation import Item, ItemCompletion
 from vlm_mhpo.rollout.base import Sampler, SamplingParams
+from vlm_mhpo.rollout.finite import all_finite
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.scoring.samples import asked_choices
 from vlm_mhpo.types import Group
@@ -165,7 +166,11 @@ def judge_rows(
     places: Sequence[int],
     on_groups: Callable[[Sequence[Group]], None] | None = None,
 ) -> list[Item]:
-    """Ask, sample and judge the rows at `places`; PromptError on all ranks when one cannot ask a row of its own."""
+    """Ask, sample and judge the rows at `places`.
+
+    Raises:
+        PromptError: on all ranks, when one cannot ask a row of its own; NonFiniteGroups: see `finite.all_finite`.
+    """
     prompts, error = [], None
     try:
         prompts = [judge.builder(task.asked[place]) for place in places]
@@ -179,6 +184,7 @@ def judge_rows(
         groups = judge.together(partial(judge.sampler.sample, prompts, task.params, seed_parts, on_groups))
     except OutOfMemoryError as problem:
         raise OutOfMemoryError(f"evaluation of {task.name}: {problem}") from problem
+    groups = all_finite(groups)
     return _judge_groups(task, judge, [task.rows[place] for place in places], groups)
 
 
@@ -189,7 +195,16 @@ def verify_groups(
     scores = iter(
         verifier.score(
             [
-                Asked(c.text, row.answer, template, row.kind, asked_choices(row), row.precision, row.unit)
+                Asked(
+                    c.text,
+                    row.answer,
+                    template,
+                    row.kind,
+                    asked_choices(row),
+                    row.precision,
+                    row.unit,
+                    group.prompt.opens,
+                )
                 for row, group in zip(rows, groups, strict=True)
                 for c in group.completions
             ]

@@ -153,7 +153,7 @@ def tensors_of(batch: Minibatch) -> dict[str, Tensor]:
 
 def flat(rows: Sequence[Tensor]) -> Tensor:
     """All values of rows behind one another, float64."""
-    return torch.cat([row.cpu() for row in rows]).double()
+    return torch.cat([row.cpu() for row in rows]).double() if rows else torch.zeros(0, dtype=torch.float64)
 
 
 def read_dump(folder: Path) -> list[Dump]:

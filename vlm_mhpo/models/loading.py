@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,11 @@ from vlm_mhpo.models import attention
 from vlm_mhpo.models.families import FAMILIES, family_for
 from vlm_mhpo.models.families.base import Family, banned_tokens, freeze
 from vlm_mhpo.models.families.text import check_plain_head
+from vlm_mhpo.models.folder import read_config, read_processor
 from vlm_mhpo.models.policy import Policy
+from vlm_mhpo.models.template import give_template, turn_end
+from vlm_mhpo.models.weights import NUM_NAMED, Weights, examine_weights, first_line
+from vlm_mhpo.types import TAGS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 NO_LIMIT = 2**31
@@ -29,6 +34,7 @@ class Codec:
         processor: transformers processor (vision families) or tokenizer (text families).
         tokenizer: the tokenizer.
         end_ids: tokens that end a completion.
+        turn_end: the one of them that the chat template puts behind a response, as far as it has one.
         pad_id: fills rows; always masked.
         max_context: positions that the model was built for.
     """
@@ -38,6 +44,14 @@ class Codec:
     end_ids: tuple[int, ...]
     pad_id: int
     max_context: int
+    turn_end: int | None = None
+
+    def texts_of(self, token_ids: Sequence[Sequence[int]]) -> list[str]:
+        """Decoded ids without special tokens; `types.TAGS` stay, whatever the tokenizer calls them."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        tags = {index for index, token in added if token.content in TAGS}
+        hidden = {index for index, token in added if token.special}.union(self.tokenizer.all_special_ids) - tags
+        return self.tokenizer.batch_decode([[index for index in ids if index not in hidden] for ids in token_ids])
 
 
 def load_policy(
@@ -59,23 +73,18 @@ def load_policy(
     Weights are read from safetensors only and no code of the model's folder is run.
 
     Raises:
-        ModelError: nothing loadable at `path`, a `revision` that is no commit hash, or an architecture that is not in
-            `families.FAMILIES`.
+        ModelError: nothing loadable at `path`, tensors that are not the model's (`weights.examine_weights`), a
+            `revision` that is no commit hash, or an architecture that is not in `families.FAMILIES`.
     """
     import transformers
     from safetensors import SafetensorError
     from transformers.integrations import HfDeepSpeedConfig
 
-    _check_revision(revision)
     transformers.utils.logging.disable_progress_bar()
-    try:
-        config = transformers.AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"no model at {path!r}: neither a folder with config.json nor a hub name that can be reached "
-            f"({first_line(error)})"
-        ) from error
-    family = family_for(config)
+    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    frozen = {"freeze_vision_tower": freeze_vision_tower, "freeze_projector": freeze_projector}
+    family, weights, codec = examine_model(path, revision=revision, **limits, **frozen)
+    config = read_config(path, revision=revision)
     without_dropout(config)
     # transformers partitions while it loads for as long as this object lives.
     partition = HfDeepSpeedConfig(zero3_settings) if _stage_of(zero3_settings) == 3 else None
@@ -92,6 +101,8 @@ def load_policy(
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"the weights at {path!r} cannot be loaded: {first_line(error)}") from error
     del partition
+    # Under ZeRO-3 transformers keeps every renaming that it knows for the model, and would reverse them all on saving.
+    model._weight_conversions = list(weights.conversions)
     # What learns is settled here, before the policy and the optimizer look: LoRA's adapters belong behind `freeze`.
     freeze(model, family, vision_tower_frozen=freeze_vision_tower, projector_frozen=freeze_projector)
     adapt(model, family, attn_implementation)
@@ -99,9 +110,33 @@ def load_policy(
         # The name that transformers 6 keeps, and the one that 5.20 knows.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    codec = load_codec(path, model, family, revision=revision, min_pixels=min_pixels, max_pixels=max_pixels)
     vocabulary_size = model.config.get_text_config().vocab_size
-    return Policy(model, family, banned_tokens(codec.tokenizer, vocabulary_size, family.placeholders)), codec
+    banned_V = banned_tokens(codec.tokenizer, vocabulary_size, family.placeholders)
+    return Policy(model, family, banned_V, weights), codec
+
+
+def examine_model(
+    path: str,
+    *,
+    revision: str | None = None,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    freeze_vision_tower: bool = False,
+    freeze_projector: bool = False,
+    offline: bool = False,
+) -> tuple[Family, Weights, Codec]:
+    """Everything that a model can be refused for before its weights are read; arguments as `load_policy`.
+
+    Args:
+        offline: look on this machine alone.
+    """
+    _check_revision(revision)
+    config = read_config(path, revision=revision, offline=offline)
+    family = family_for(config)
+    weights, empty = examine_weights(path, family, config, revision=revision, offline=offline)
+    freeze(empty, family, vision_tower_frozen=freeze_vision_tower, projector_frozen=freeze_projector)
+    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    return family, weights, load_codec(path, empty, family, revision=revision, offline=offline, **limits)
 
 
 def adapt(model: nn.Module, family: Family, attn_implementation: str) -> None:
@@ -162,35 +197,69 @@ def _stage_of(settings: dict[str, Any] | None) -> int:
 
 
 def load_codec(
-    path: str, model: nn.Module, family: Family, *, revision: str | None, min_pixels: int | None, max_pixels: int | None
+    path: str,
+    model: nn.Module,
+    family: Family,
+    *,
+    revision: str | None,
+    min_pixels: int | None,
+    max_pixels: int | None,
+    offline: bool = False,
 ) -> Codec:
-    """The processor with its pixel limits, and the token ids that sampling needs."""
-    try:
-        processor = family.auto_classes[1].from_pretrained(path, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"the processor at {path!r} cannot be loaded: {first_line(error)}") from error
-    codec = counting_codec(processor, family, min_pixels, max_pixels)
-    tokenizer, configured = codec.tokenizer, model.generation_config.eos_token_id
+    """The processor with its pixel limits, and the token ids that sampling needs; of `model` the sizes are read.
+
+    Raises:
+        ModelError: no processor, no chat template, tokens without a row in the model, or no token that ends a response.
+    """
+    processor = read_processor(path, family, revision=revision, offline=offline)
+    codec = counting_codec(processor, family, min_pixels, max_pixels, path=path)
+    tokenizer, size = codec.tokenizer, model.get_input_embeddings().num_embeddings
+    beyond = [token for token, index in tokenizer.get_vocab().items() if size <= index != tokenizer.pad_token_id]
+    if beyond:
+        raise ModelError(
+            f"the tokenizer at {path!r} has tokens for which the model has no row, since it has {size} of them "
+            f"({', '.join(sorted(beyond)[:NUM_NAMED])}): resize its embedding, or take the tokenizer that belongs to it"
+        )
+    configured = model.generation_config.eos_token_id
     ends = configured if isinstance(configured, list) else [configured]
-    end_ids = {end for end in [*ends, tokenizer.eos_token_id] if end is not None}
+    # A template may end turns with a token that no configuration names; a response must end there, too.
+    end = turn_end(codec.processor, tokenizer)
+    ends = {one for one in (*ends, tokenizer.eos_token_id, end) if one is not None and one < size}
+    if not ends:
+        raise ModelError(
+            f"the model at {path!r} names no token that ends a response, neither in generation_config.json nor by its "
+            "tokenizer or chat template: set eos_token_id in generation_config.json"
+        )
+    pad = tokenizer.pad_token_id
     return replace(
         codec,
-        end_ids=tuple(sorted(end_ids)),
-        pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        end_ids=tuple(sorted(ends)),
+        turn_end=next(one for one in (end, tokenizer.eos_token_id, min(ends)) if one in ends),
+        # Always masked, so any row of the matrix does.
+        pad_id=pad if pad is not None and pad < size else min(ends),
         max_context=model.config.get_text_config().max_position_embeddings,
     )
 
 
 def counting_codec(
-    processor: Any, family: Family, min_pixels: int | None = None, max_pixels: int | None = None
+    processor: Any, family: Family, min_pixels: int | None = None, max_pixels: int | None = None, *, path: str = ""
 ) -> Codec:
-    """A codec for prompts alone, of which nothing is sampled: no end, no padding, no context."""
+    """A codec for prompts alone, of which nothing is sampled: no end, no padding, no context.
+
+    Args:
+        processor: gets the tokenizer's chat template and a token to pad with, where it has none.
+        family: of the model.
+        min_pixels, max_pixels: as in `config.ModelConfig`.
+        path: names the model in messages.
+
+    Raises:
+        ModelError: no chat template, or pixel limits that cross.
+    """
     if family.vision and (min_pixels or max_pixels):
         family.vision.set_pixel_limits(processor, min_pixels, max_pixels)
     tokenizer = processor.tokenizer if family.vision else processor
+    give_template(path, processor, tokenizer)
+    if tokenizer.pad_token_id is None:
+        # Processors pad texts of several rows; what is padded is cut off again.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return Codec(processor, tokenizer, end_ids=(), pad_id=0, max_context=NO_LIMIT)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text; library errors go on for paragraphs."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

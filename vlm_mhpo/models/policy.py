@@ -13,6 +13,7 @@ from vlm_mhpo.models.attention import SPLIT_WIDTH, no_mask, segments_of
 from vlm_mhpo.models.families.base import Family, tower_is_frozen, vision_weights
 from vlm_mhpo.models.logprobs import token_log_probs
 from vlm_mhpo.models.packing import PackedRows
+from vlm_mhpo.models.weights import Weights
 from vlm_mhpo.types import Media, Prompt
 
 
@@ -24,14 +25,16 @@ class Policy(nn.Module):
         family: what is particular to its architecture.
         banned_V: [V] bool, tokens outside the policy's vocabulary.
         vision_frozen: image features can be computed once, since the vision tower does not learn.
+        weights: what its folder held, and under which names it is saved; None if it came from no folder.
     """
 
-    def __init__(self, model: nn.Module, family: Family, banned_V: Tensor) -> None:
+    def __init__(self, model: nn.Module, family: Family, banned_V: Tensor, weights: Weights | None = None) -> None:
         super().__init__()
         self.model = model
         self.family = family
         # Not a buffer: DeepSpeed would cast or shard it, and it is no weight.
         self.banned_V = banned_V
+        self.weights = weights
         # Fixed here: a reference policy is frozen as a whole later and must read what the trained one reads.
         self.vision_frozen = tower_is_frozen(model, family)
         self.trains_projectors = self.vision_frozen and any(w.requires_grad for w in vision_weights(model, family)[1])

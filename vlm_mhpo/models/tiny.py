@@ -17,11 +17,11 @@ from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families import FAMILIES, family_of
 from vlm_mhpo.models.families.base import IMAGE_TEXT, VISION_TOKENS
 from vlm_mhpo.runtime import ranks
+from vlm_mhpo.types import TAGS
 
 SCHEME = "tiny:"
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *VISION_TOKENS)
-TAG_TOKENS = ("<think>", "</think>", "<answer>", "</answer>")
 
 # What the merges are learned from: the wording of the procedural tasks and of geometry problems.
 CORPUS = (
@@ -117,7 +117,7 @@ def build_tokenizer() -> Any:
         unk_token="<|endoftext|>",
     )
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
-    tokenizer.add_tokens(list(TAG_TOKENS))
+    tokenizer.add_tokens(list(TAGS))
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 

@@ -11,6 +11,7 @@ from data_prep import DataError, Row, open_image
 from vlm_mhpo.errors import PromptError
 from vlm_mhpo.models.families.base import Family
 from vlm_mhpo.models.loading import Codec
+from vlm_mhpo.models.template import opened_response, render
 from vlm_mhpo.types import Prompt
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class PromptBuilder:
         self.instruction = instruction
         self.max_prompt_length, self._limit = max_prompt_length, limit
         self.special_tokens = special_tokens(codec)
+        self.opens = opened_response(codec.processor)
 
     @property
     def settings(self) -> tuple[Any, ...]:
@@ -92,15 +94,16 @@ class PromptBuilder:
     def _text_only(self, row: Row) -> Prompt:
         messages = self._messages(row)
         plain = [{**message, "content": "".join(part["text"] for part in message["content"])} for message in messages]
-        text = self._render(plain)
+        text = render(self.codec.processor, plain)
         ids = self.codec.tokenizer(text, add_special_tokens=False)["input_ids"]
         input_ids_S = torch.tensor(ids, dtype=torch.int64)
-        return Prompt(row, text, input_ids_S, torch.zeros_like(input_ids_S))
+        return Prompt(row, text, input_ids_S, torch.zeros_like(input_ids_S), opens=self.opens)
 
     def _with_images(self, rows: Sequence[Row]) -> list[Prompt]:
         if not rows:
             return []
-        texts, images = [self._render(self._messages(row)) for row in rows], [self._open(row) for row in rows]
+        images = [self._open(row) for row in rows]
+        texts = [render(self.codec.processor, self._messages(row)) for row in rows]
         try:
             inputs = self.codec.processor(
                 text=texts,
@@ -116,9 +119,19 @@ class PromptBuilder:
             if len(rows) > 1:
                 # Which one it was shows when each goes alone.
                 return [prompt for row in rows for prompt in self._with_images([row])]
-            # Image processors refuse aspect ratios above 200 and similar shapes.
-            raise PromptError(f"row {rows[0].id}: the image processor refused an image: {error}") from error
+            raise PromptError(f"row {rows[0].id}: {self._refusal(rows[0], texts[0], error)}") from error
         return self._cut(rows, texts, inputs)
+
+    def _refusal(self, row: Row, text: str, error: ValueError) -> str:
+        """Why the processor refused a row: its text, or an image."""
+        if text.count(self.codec.processor.image_token) != len(row.images):
+            return "the chat template does not place one image token per image"
+        try:
+            self.codec.tokenizer([text], padding=True, add_special_tokens=False)
+        except ValueError as problem:
+            return f"the tokenizer refused the text: {problem}"
+        # Image processors refuse aspect ratios above 200 and similar shapes.
+        return f"the image processor refused an image: {error}"
 
     def _open(self, row: Row) -> list[Image]:
         if not self.family.has_vision:
@@ -142,6 +155,7 @@ class PromptBuilder:
                 input_ids_S=inputs["input_ids"][index, :length].clone(),
                 token_types_S=inputs["mm_token_type_ids"][index, :length].to(torch.int64, copy=True),
                 media=media[index],
+                opens=self.opens,
             )
             expected = self.family.vision.num_tokens(self.codec.processor, prompt.media)
             if prompt.num_image_tokens != expected:
@@ -151,10 +165,6 @@ class PromptBuilder:
                 )
             prompts.append(prompt)
         return prompts
-
-    def _render(self, messages: list[dict]) -> str:
-        renderer = self.codec.processor if self.family.has_vision else self.codec.tokenizer
-        return renderer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
 class OverlongPrompt(PromptError):

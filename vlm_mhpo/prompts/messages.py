@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from data_prep import Row
 from vlm_mhpo.errors import PromptError
 from vlm_mhpo.models.loading import Codec
-
-if TYPE_CHECKING:
-    pass
-
+from vlm_mhpo.types import TAGS
 
 IMAGE_PLACEHOLDER = "<image>"
 
@@ -33,6 +29,11 @@ def special_tokens(codec: Codec) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*codec.tokenizer.all_special_tokens, *declared]))
 
 
+def without_tags(special_tokens: Iterable[str]) -> list[str]:
+    """Those that no text may hold, not even one that shows a response."""
+    return [token for token in special_tokens if token not in TAGS]
+
+
 def build_messages(
     row: Row, *, system_prompt: str | None, instruction: str, special_tokens: Sequence[str]
 ) -> list[dict]:
@@ -43,13 +44,15 @@ def build_messages(
             f"row {row.id}: the problem has {len(pieces) - 1} {IMAGE_PLACEHOLDER} placeholders for "
             f"{len(row.images)} images"
         )
-    pieces[-1] = f"{pieces[-1]}{_choices_text(row)}{instruction}"
+    pieces = [neutralise(piece, special_tokens) for piece in [*pieces[:-1], f"{pieces[-1]}{_choices_text(row)}"]]
+    # The instruction is the user's own and may show the tags that a response shall have.
+    pieces[-1] = neutralise(f"{pieces[-1]}{instruction}", without_tags(special_tokens))
     content: list[dict] = []
     for index, piece in enumerate(pieces):
         if index:
             content.append({"type": "image"})
         if piece:
-            content.append({"type": "text", "text": neutralise(piece, special_tokens)})
+            content.append({"type": "text", "text": piece})
     system = [{"role": "system", "content": [{"type": "text", "text": system_prompt}]}] if system_prompt else []
     return [*system, {"role": "user", "content": content}]
 

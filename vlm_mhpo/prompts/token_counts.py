@@ -7,7 +7,8 @@ from collections.abc import Callable
 from data_prep import DataError, Row
 from vlm_mhpo.errors import ModelError, PromptError
 from vlm_mhpo.models.families import family_for
-from vlm_mhpo.models.loading import NO_LIMIT, counting_codec, first_line
+from vlm_mhpo.models.folder import read_config, read_processor
+from vlm_mhpo.models.loading import NO_LIMIT, counting_codec
 from vlm_mhpo.prompts.builder import PromptBuilder
 
 
@@ -22,14 +23,12 @@ def token_counter(model: str) -> Callable[[Row], int]:
     Raises:
         ModelError: they cannot be loaded, or the architecture is not supported.
     """
-    import transformers
-
     try:
-        family = family_for(transformers.AutoConfig.from_pretrained(model, trust_remote_code=False))
-        processor = family.auto_classes[1].from_pretrained(model, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"no processor at {model!r}: {first_line(error)}") from error
-    builder = PromptBuilder(counting_codec(processor, family), family, max_prompt_length=NO_LIMIT)
+        family = family_for(read_config(model))
+        codec = counting_codec(read_processor(model, family), family, path=model)
+    except ModelError as error:
+        raise ModelError(f"no processor at {model!r}: {error}") from error
+    builder = PromptBuilder(codec, family, max_prompt_length=NO_LIMIT)
 
     def count(row: Row) -> int:
         try:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
+from vlm_mhpo.rollout.finite import all_finite
 from vlm_mhpo.types import Group, Prompt
 
 OnGroups = Callable[[Sequence[Group]], None]
@@ -129,7 +131,12 @@ class Rollout:
     def __call__(
         self, prompts: Sequence[Prompt], step: int, attempt: int = 0, on_groups: OnGroups | None = None
     ) -> list[Group]:
-        """The groups of `step` (0-based); `attempt` > 0 are the tries of dynamic sampling."""
+        """The groups of `step` (0-based); `attempt` > 0 are the tries of dynamic sampling.
+
+        Raises:
+            NonFiniteGroups: see `finite.all_finite`.
+        """
         purpose = ("rollout", step) if attempt == 0 else ("resample", step, attempt)
         self.sampler.sync(step)
-        return self.together(lambda: self.sampler.sample(prompts, self.params, (self.seed, *purpose), on_groups))
+        draw = partial(self.sampler.sample, prompts, self.params, (self.seed, *purpose), on_groups)
+        return all_finite(self.together(draw))

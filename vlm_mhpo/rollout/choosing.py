@@ -18,7 +18,9 @@ def choose_tokens(logits_BV: Tensor, draw_B: Tensor, params: SamplingParams) -> 
     probs_BV = keep_likely(logits_BV, top_k=params.top_k, top_p=params.top_p).softmax(dim=-1).double()
     cdf_BV = probs_BV.cumsum(dim=-1)
     # right=True steps over tokens of probability 0 even when the draw lands exactly on the edge before them.
-    return torch.searchsorted(cdf_BV, (draw_B * cdf_BV[:, -1])[:, None], right=True).squeeze(-1)
+    token_B = torch.searchsorted(cdf_BV, (draw_B * cdf_BV[:, -1])[:, None], right=True).squeeze(-1)
+    # Behind the last one only where logits are NaN, which `finite.all_finite` looks for when all is sampled.
+    return token_B.clamp(max=logits_BV.shape[-1] - 1)
 
 
 def keep_likely(logits_BV: Tensor, *, top_k: int, top_p: float) -> Tensor:

@@ -60,6 +60,7 @@ def to_sample(
         completion_ids=completion.token_ids,
         # A row's own columns (data_source, level, ...) under their names; ours win.
         columns={**row.metadata, **own},
+        opened=prompt.opens,
     )
 
 

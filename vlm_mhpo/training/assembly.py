@@ -90,6 +90,7 @@ def record_run(config: Config, parts: Parts, changes: Sequence[Mapping[str, Any]
         "num_parameters": sum(total for _, total, _ in table),
         "trainable": sum(trainable for _, _, trainable in table),
         "family": policy.family.model_type,
+        "tensors": policy.weights.digest,
     }
     if ranks.is_main():
         # The name alone may mean other weights tomorrow.

@@ -13,12 +13,13 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from vlm_mhpo.errors import Stopped, TrainingError, UnreadableError
+from vlm_mhpo.errors import NonFiniteError, Stopped, TrainingError, UnreadableError
 from vlm_mhpo.faults.dump import POLICY_FOLDER, dump_folder, unscored, whole_step, write_dump
 from vlm_mhpo.faults.guard import Guard
 from vlm_mhpo.faults.health import Alarm
 from vlm_mhpo.faults.stopping import Interrupted
 from vlm_mhpo.faults.watchdog import PHASES
+from vlm_mhpo.rollout.finite import NonFiniteGroups
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.runtime.clock import Clock, span
 from vlm_mhpo.scoring import RewardError, VerifierError
@@ -108,7 +109,8 @@ class Watch:
         self.clock.fresh_totals()
         self.clock.on_stage = partial(self._enter, number)
         try:
-            yield step
+            with self.evidence(number):
+                yield step
         except Interrupted:
             self.leave(number - 1, is_saved=number - 1 == start or self.saving.is_due(number - 1))
         except UnreadableError as problem:
@@ -118,6 +120,23 @@ class Watch:
             raise TrainingError(
                 f"step {number}: {problem}. The batch is in {folder}: vlm-mhpo replay {folder}"
             ) from problem
+
+    @contextmanager
+    def evidence(self, number: int) -> Iterator[None]:
+        """Inside, groups of step `number` (0 = before the first) whose logits were not finite are kept.
+
+        Raises:
+            NonFiniteError: on all ranks; names step, ranks, prompts and the dump.
+        """
+        try:
+            yield
+        except NonFiniteGroups as problem:
+            message = f"step {number}: {problem}; weights untouched"
+            if self.dumps is None:
+                raise NonFiniteError(message) from problem
+            self.dumps.bad_update(number, unscored(problem.groups), message, stops=True)
+            folder = dump_folder(self.dumps.run_dir, number)
+            raise NonFiniteError(f"{message}. The batch is in {folder}: vlm-mhpo replay {folder}") from problem
 
     def _enter(self, number: int, stage: str) -> None:
         if stage in PHASES:

@@ -62,7 +62,8 @@ class HeldOut:
         watch.guard.watchdog.enter("evaluate", start)
         if start == 0:
             try:
-                metrics = self._judged(0, name="before") if self._config.before else {}
+                with watch.evidence(0):
+                    metrics = self._judged(0, name="before") if self._config.before else {}
             except Interrupted:
                 watch.leave(0, is_saved=True)
             if records and metrics:
@@ -71,7 +72,8 @@ class HeldOut:
         sought = "eval/accuracy" if self._rows else next((f"eval/{b.name}/accuracy" for b in self._benchmarks), None)
         # Only the main rank reads the records.
         if sought and ranks.largest(int(records is not None and records.lacks(start, sought))):
-            metrics = self.if_due(start)
+            with watch.evidence(start):
+                metrics = self.if_due(start)
             if records and metrics:
                 records.amend(start, metrics)
         return self._stops_early({}, start)

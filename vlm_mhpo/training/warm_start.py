@@ -16,7 +16,7 @@ from vlm_mhpo.errors import NonFiniteError, TrainingError
 from vlm_mhpo.faults.agreement import check_same_rows
 from vlm_mhpo.faults.memory import enough_memory
 from vlm_mhpo.models.loading import Codec
-from vlm_mhpo.prompts.messages import neutralise, special_tokens
+from vlm_mhpo.prompts.messages import neutralise, special_tokens, without_tags
 from vlm_mhpo.prompts.stream import PromptStream
 from vlm_mhpo.records.metric_table import GRAD_NORM, LEARNING_RATE
 from vlm_mhpo.runtime import ranks
@@ -31,7 +31,9 @@ from vlm_mhpo.training.progress import ProgressBar
 from vlm_mhpo.training.run import guarded_run, recording
 from vlm_mhpo.training.saving import Checkpoints
 from vlm_mhpo.training.update import OFFLOAD
-from vlm_mhpo.types import Prompt
+from vlm_mhpo.types import TAGS, Prompt
+
+THINK_OPEN, THINK_CLOSE, *_ = TAGS
 
 
 def warm_start(config: Config) -> Path:
@@ -48,7 +50,7 @@ def warm_start(config: Config) -> Path:
         # Held-out rows are for RL.
         config = config.model_copy(update={"data": config.data.model_copy(update={"eval": None})})
         parts = build_parts(config, sft, what="warm start")
-        _check_solutions(parts.train_rows)
+        _check_solutions(parts.train_rows, parts.builder.opens)
         check_same_rows(parts.train_rows)
         engine, values = parts.engine, config.model_dump()
         path = engine.policy.model.name_or_path
@@ -81,21 +83,49 @@ def warm_start(config: Config) -> Path:
     return run_dir / POLICY_FOLDER
 
 
-def _check_solutions(rows: Sequence[Row]) -> None:
-    """TrainingError when a row has nothing to imitate; before the first step, and the same on all ranks."""
+def _check_solutions(rows: Sequence[Row], opens: str) -> None:
+    """TrainingError when a row has nothing to imitate; before the first step, and the same on all ranks.
+
+    Args:
+        rows: training rows.
+        opens: what the chat template opens of each response.
+    """
     without = [row.id for row in rows if not row.solution]
     if without:
         raise TrainingError(
             f"{len(without)} of {len(rows)} rows have no solution, so there is nothing to imitate (first: row "
             f"{without[0]}): a warm start needs a `solution` in each row"
         )
+    stray = [row.id for row in rows if continued(row.solution, opens) is None]
+    if stray:
+        raise TrainingError(
+            f"{len(stray)} of {len(rows)} solutions do not go on from {opens!r}, which the chat template opens (first: "
+            f"row {stray[0]}): each must close a thought that is opened, and open none behind one that is closed"
+        )
+
+
+def continued(solution: str, opens: str) -> str | None:
+    """A solution from where the chat template leaves off, so that no thought is opened twice; None if it cannot be."""
+    text, tags = solution.lstrip(), opens.strip()
+    if THINK_CLOSE in tags:
+        return None if text.startswith(THINK_OPEN) else solution
+    if THINK_OPEN in tags and THINK_CLOSE not in text:
+        return None
+    if not tags or not text.startswith(tags):
+        return solution
+    text = text.removeprefix(tags)
+    return text if opens.endswith(tags) else text.lstrip()
 
 
 def target_ids(prompt: Prompt, codec: Codec) -> tuple[int, ...]:
-    """Token ids of the row's solution and the end token; no text in the solution makes a special token."""
-    text = neutralise(prompt.row.solution, special_tokens(codec))
+    """Token ids of the row's solution and the end token, from where the chat template leaves off.
+
+    No text in the solution makes a special token, but for the tags of a response.
+    """
+    text = continued(prompt.row.solution, prompt.opens) or ""
+    text = neutralise(text, without_tags(special_tokens(codec)))
     ids = codec.tokenizer(text, add_special_tokens=False)["input_ids"]
-    return (*ids, codec.tokenizer.eos_token_id)
+    return (*ids, codec.turn_end)
 
 
 def sft_step(

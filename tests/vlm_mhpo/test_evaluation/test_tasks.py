@@ -14,7 +14,7 @@ from tests.vlm_mhpo.test_evaluation.cases import BENCHMARK, row
 from vlm_mhpo.errors import EvaluationError, PromptError
 from vlm_mhpo.evaluation.tasks import Judge, Task, judge_in_memory, run_task
 from vlm_mhpo.rollout.base import SamplingParams
-from vlm_mhpo.types import Completion, Group
+from vlm_mhpo.types import Completion, Group, Prompt
 
 ROWS = tuple(row(f"p{index}", source="odd" if index % 2 else "", images=[picture(28, 28, seed=index)])
              for index in range(7))  # fmt: skip
@@ -45,7 +45,12 @@ class Grader:
         return [Score(Verdict.no_answer, False, None, "") for _ in items]
 
 
-def judge(sampler, builder=lambda asked: asked) -> Judge:
+def plain(row) -> Prompt:
+    """A prompt of no tokens."""
+    return Prompt(row, row.problem, torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+
+
+def judge(sampler, builder=plain) -> Judge:
     return Judge(builder, sampler, Grader(), "auto", seed=0)
 
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlm_mhpo.commands.doctor.check import Check, has_error, print_checks
+from vlm_mhpo.commands.doctor.check import Check, exit_code_of, has_error, print_checks
 from vlm_mhpo.commands.doctor.environment import examine_environment
 from vlm_mhpo.commands.doctor.settings import examine_settings
 from vlm_mhpo.config import Config
 from vlm_mhpo.errors import VlmMhpoError
 
-__all__ = ["Check", "Options", "examine", "print_checks"]
+__all__ = ["Check", "Options", "examine", "exit_code_of", "print_checks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,10 @@ def examine(config: Config, options: Options | None = None) -> list[Check]:
     """All checks: of machine and settings, then, unless `quick`, of rows, and of log-probs if asked for."""
     options = options or Options()
     checks = [*examine_environment(config), *examine_settings(config), *examine_size(config, options)]
+    if not options.quick and not any(check.subject == "model" and check.state == "error" for check in checks):
+        from vlm_mhpo.commands.doctor.model import examine_folder
+
+        checks += examine_folder(config.model)
     if (not options.quick or options.parity) and has_error(checks):
         return [*checks, Check("warning", "rows", "not examined: first mend what is red above")]
     if not options.quick:
@@ -52,7 +56,7 @@ def examine(config: Config, options: Options | None = None) -> list[Check]:
             with tempfile.TemporaryDirectory() as scratch:
                 checks += examine_parity(config, Path(scratch))
         except VlmMhpoError as error:
-            checks.append(Check("error", "log-prob parity", str(error)))
+            checks.append(Check.refusal("log-prob parity", error))
     return checks
 
 

@@ -10,17 +10,34 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vlm_mhpo.errors import VlmMhpoError
+
 STYLES = {"ok": "green", "warning": "yellow", "error": "red"}
 GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line: what was looked at, what was seen, and what to change if it is not ok."""
+    """One line: what was looked at, what was seen, and what to change if it is not ok.
+
+    Attributes:
+        exit_code: of the examination if this is an error; what the run itself would end with, where it would.
+    """
 
     state: Literal["ok", "warning", "error"]
     subject: str
     text: str
+    exit_code: int = 1
+
+    @staticmethod
+    def refusal(subject: str, error: VlmMhpoError) -> Check:
+        """What a run would end with: the same words and exit code."""
+        return Check("error", subject, str(error), error.exit_code)
+
+
+def exit_code_of(checks: Sequence[Check]) -> int:
+    """0 without an error, else the largest of theirs."""
+    return max((check.exit_code for check in checks if check.state == "error"), default=0)
 
 
 def has_error(checks: Sequence[Check]) -> bool:

@@ -15,6 +15,7 @@ from vlm_mhpo.prompts.builder import prompt_builder
 from vlm_mhpo.prompts.rows import read_rows
 from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.rollout.build import build_sampler
+from vlm_mhpo.rollout.finite import all_finite
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.training.forwards import log_probs_of, update_settings
 from vlm_mhpo.types import ScoredGroup
@@ -41,7 +42,7 @@ def examine_parity(config: Config, scratch: Path) -> Iterator[Check]:
     rollout = config.rollout
     sampler = build_sampler(rollout, policy, codec)
     params = SamplingParams(NUM_SAMPLES, min(MOST_TOKENS, rollout.max_completion_length), rollout.temperature)
-    groups = sampler.sample([builder(row) for row in rows], params, (config.seed, "parity"))
+    groups = all_finite(sampler.sample([builder(row) for row in rows], params, (config.seed, "parity")))
     objective = build_objective(config.objective, rollout.max_completion_length)
     settings = update_settings(config.train, rollout, objective, beta=0.0, pad_id=codec.pad_id)
     unscored = [ScoredGroup(group, (0.0,) * NUM_SAMPLES, {}, (), ()) for group in groups]

@@ -10,8 +10,9 @@ from data_prep import DataError, Row
 from vlm_mhpo.commands.doctor.check import Check
 from vlm_mhpo.commands.doctor.shapes import family_on_this_machine
 from vlm_mhpo.config import Config, DataConfig
-from vlm_mhpo.errors import ModelError, PromptError, VlmMhpoError
-from vlm_mhpo.models.loading import NO_LIMIT, counting_codec, first_line
+from vlm_mhpo.errors import VlmMhpoError
+from vlm_mhpo.models.folder import read_processor
+from vlm_mhpo.models.loading import NO_LIMIT, counting_codec
 from vlm_mhpo.models.tiny import build_processor, build_tokenizer, tiny_family
 from vlm_mhpo.prompts.builder import PromptBuilder, prompt_builder
 from vlm_mhpo.prompts.rows import read_rows
@@ -82,13 +83,8 @@ def unlimited_builder(config: Config) -> PromptBuilder:
     if tiny := tiny_family(model.path):
         processor = build_processor(tiny, build_tokenizer())
     else:
-        try:
-            processor = family.auto_classes[1].from_pretrained(
-                model.path, revision=model.revision, trust_remote_code=False, local_files_only=True
-            )
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{model.path}: no processor on this machine ({first_line(error)})") from error
-    codec = counting_codec(processor, family, model.min_pixels, model.max_pixels)
+        processor = read_processor(model.path, family, revision=model.revision, offline=True)
+    codec = counting_codec(processor, family, model.min_pixels, model.max_pixels, path=model.path)
     return prompt_builder(config.data.model_copy(update={"max_prompt_length": NO_LIMIT}), codec, family)
 
 
@@ -98,7 +94,7 @@ def build_prompts(sample: Sequence[Row], builder: PromptBuilder, what: str) -> t
     for row in tqdm(sample, desc=f"building {what} prompts", unit="row", leave=False):
         try:
             prompts.append(builder(row))
-        except (PromptError, DataError) as error:
+        except (VlmMhpoError, DataError) as error:
             problems.append(str(error))
     return prompts, problems
 

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from vlm_mhpo.commands.doctor.check import Check
 from vlm_mhpo.config import Config
+from vlm_mhpo.errors import ModelError
+from vlm_mhpo.models.families import family_for
+from vlm_mhpo.models.folder import read_config
 
 HUB_NAME_PARTS = 2
 
@@ -24,13 +27,16 @@ def _examine_model(config: Config) -> Iterator[Check]:
     if path.startswith("tiny:"):
         yield Check("ok", "model", f"{path}: built from a config at the start")
     elif Path(path).exists():
-        ok = (Path(path) / "config.json").is_file()
-        yield Check("ok" if ok else "error", "model", path if ok else f"{path} has no config.json")
+        try:
+            family_for(read_config(path, offline=True))
+            yield Check("ok", "model", path)
+        except ModelError as error:
+            yield Check.refusal("model", error)
     elif _looks_like_hub_name(path):
         pinned = config.model.revision or "not pinned: set model.revision to a commit hash for a repeatable run"
         yield Check("ok" if config.model.revision else "warning", "model", f"{path} from the hub, revision {pinned}")
     else:
-        yield Check("error", "model", f"{path} is neither a folder nor a hub name")
+        yield Check("error", "model", f"no model at {path!r}: neither a folder nor a hub name", ModelError.exit_code)
 
 
 def _examine_data(config: Config) -> Iterator[Check]:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from vlm_mhpo.config import ModelConfig
 from vlm_mhpo.errors import ModelError
-from vlm_mhpo.models.families import family_of
+from vlm_mhpo.models.families import family_for
 from vlm_mhpo.models.families.base import Family, freeze, tower_is_frozen
 from vlm_mhpo.models.families.costs import Stack
-from vlm_mhpo.models.loading import DTYPES, first_line
+from vlm_mhpo.models.folder import read_config
+from vlm_mhpo.models.loading import DTYPES
 from vlm_mhpo.models.tiny import build_tokenizer, model_config, tiny_family
 from vlm_mhpo.rollout.hf.budget import bytes_per_token
 
 # Of the tiny models that `resolve_model` builds.
 TINY_HIDDEN_SIZE = 128
+TEXT_SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,31 +57,31 @@ def transformers_config(model: ModelConfig) -> Any:
     Raises:
         ModelError: there is none on this machine, or a tiny family does not exist.
     """
-    import transformers
-
     if family := tiny_family(model.path):
         return model_config(family, build_tokenizer(), TINY_HIDDEN_SIZE)
     try:
-        return transformers.AutoConfig.from_pretrained(
-            model.path, revision=model.revision, trust_remote_code=False, local_files_only=True
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{model.path}: no config.json on this machine ({first_line(error)})") from error
+        return read_config(model.path, revision=model.revision, offline=True)
+    except ModelError as error:
+        if Path(model.path).exists():
+            raise
+        raise ModelError(f"{model.path}: no config.json on this machine") from error
 
 
 def shapes_of(model: ModelConfig) -> Shapes:
     """The sizes of the model that a configuration names, with what it freezes.
 
     Raises:
-        ModelError: see `transformers_config`; or the architecture is not supported.
+        ModelError: see `transformers_config`; or the architecture is not supported, or its sizes have other names.
     """
     config = transformers_config(model)
-    family = family_of(config.model_type)
+    family = family_for(config)
     with torch.device("meta"):
         module = family.auto_classes[0].from_config(config)
     freeze(module, family, vision_tower_frozen=model.freeze_vision_tower, projector_frozen=model.freeze_projector)
     weights = list(module.parameters())
     text = config.get_text_config()
+    if unknown := [name for name in TEXT_SIZES if getattr(text, name, None) is None]:
+        raise ModelError(f"the sizes of a {config.model_type} model are not known ({', '.join(unknown)})")
     head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return Shapes(
         model_type=config.model_type,
@@ -102,4 +105,4 @@ def shapes_of(model: ModelConfig) -> Shapes:
 
 def family_on_this_machine(model: ModelConfig) -> Family:
     """The family of a configuration's model, read offline; ModelError as `transformers_config`."""
-    return family_of(transformers_config(model).model_type)
+    return family_for(transformers_config(model))

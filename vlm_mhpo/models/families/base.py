@@ -23,6 +23,8 @@ from vlm_mhpo.types import Media, Prompt
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 # What stands for an image in a chat template; the processor repeats the token in the middle.
 IMAGE_TEXT = "<|vision_start|><|image_pad|><|vision_end|>"
+# Buffers that older releases wrote with the weights and that every model computes by itself.
+SPARE_TENSORS = (r"rotary(_pos)?_emb\.inv_freq$", r"rotary_emb\.(cos|sin)_cached$")
 
 
 class Vision(Protocol):
@@ -109,6 +111,8 @@ class Family:
         shares_prompt: completions may share a row and a cache with their prompt; else each has a copy of it.
         placeholders: tokens that may never be sampled, as far as the tokenizer knows them.
         leaf_modules: names of module classes that ZeRO-3 must gather whole (routed experts).
+        tied: tensors that a folder may lack where its configuration ties them to others: module and name.
+        spare: patterns of tensors that a folder may hold although the model does not read them.
         answer_tokens: a budget below which many answers of its published models are cut; 0 = not known.
         tiny_config: (tokenizer, sizes of the text part) -> configuration of the family's tiny model, if any.
     """
@@ -119,6 +123,8 @@ class Family:
     shares_prompt: bool = True
     placeholders: tuple[str, ...] = VISION_TOKENS
     leaf_modules: tuple[str, ...] = ()
+    tied: tuple[str, ...] = ("lm_head.weight", "embed_tokens.weight")
+    spare: tuple[str, ...] = SPARE_TENSORS
     answer_tokens: int = 0
     tiny_config: Callable[[Any, dict[str, Any]], Any] | None = None
 

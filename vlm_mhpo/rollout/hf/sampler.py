@@ -123,7 +123,7 @@ class HfSampler:
     def _group(self, prompt: Prompt, drawn: list[Drawn]) -> Group:
         """The completions of a prompt in the order of their numbers."""
         drawn.sort(key=lambda each: each.number)
-        texts = self.codec.tokenizer.batch_decode([each.token_ids for each in drawn], skip_special_tokens=True)
+        texts = self.codec.texts_of([each.token_ids for each in drawn])
         return Group(
             prompt,
             tuple(
