@@ -14,15 +14,19 @@ from data_prep.images.stored import ImageSource, StoredImage
 from data_prep.schema import DataError, Row, RowError, make_row
 
 _SHARD = re.compile(r"-\d+(-of-\d+(-[0-9a-f]{16})?)?$")  # the hub once ended its shards in a checksum
-_LETTER = re.compile(r"\(?([A-Z])\)?\.?")
+_IMAGE_FILE = re.compile(r".+\.(?:png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 # Other names of our columns, in data sets that are plain tables otherwise; the first that is there counts for an id.
 _IDS = ("id", "qid", "unique_id", "problem_idx", "question_id", "ID")
-_PROBLEMS, _ANSWERS = ("prompt", "question", "Problem", "Question"), ("ground_truth", "Answer")
+_PROBLEMS, _ANSWERS = ("prompt", "question", "Problem", "Question", "query"), ("ground_truth", "Answer", "gt", "target")
+# Of the columns of images the first that is there counts: others show the same images in another way.
+_IMAGES = ("images", "image", "image_path", "image_paths", "image_file", "image_files", "img", "imgs", "img_path",
+           "picture", "pictures", "file_name")  # fmt: skip
 _OWN = frozenset({field.name for field in fields(Row)} - {"metadata"})
 _USED = frozenset({
-    *_IDS, *_PROBLEMS, *_ANSWERS, "problem", "answer", "solution", "Solution", "images", "image", "image_path", "kind",
-    "choices", "options", "precision", "unit", "source", "split", "metadata", "videos", "video",
+    *_IDS, *_PROBLEMS, *_ANSWERS, *_IMAGES, "problem", "answer", "solution", "Solution", "kind", "choices", "options",
+    "precision", "unit", "source", "split", "metadata", "videos", "video",
 })  # fmt: skip
 
 
@@ -142,13 +146,17 @@ def row_from_record(
     else:
         answer, solution = read_gold(_first(record, "answer", *_ANSWERS), _first(record, "solution", "Solution"))
     choices = _choices(record)
+    kind = record.get("kind")
+    if choices and not kind:
+        kind, answer = "choice", _among(choices, _first(record, "answer", *_ANSWERS), answer)
+    _refuse_unread_images(record, image_root)
     identity = next((record[name] for name in _IDS if record.get(name) is not None), None)
     return make_row(
         id=number_as_text(identity) or f"{file.source}/{file.split or file.path.stem}/{number}",
         images=_images(record, image_root),
         problem=_problem(record),
         answer=answer,
-        kind=record.get("kind") or ("choice" if _names_a_choice(answer, choices) else "auto"),
+        kind=kind or "auto",
         choices=choices,
         precision=whole(record.get("precision")),
         unit=record.get("unit"),
@@ -167,9 +175,56 @@ def _choices(record: Mapping[str, Any]) -> list[Any] | None:
     return [number_as_text(choice) for choice in choices] if choices else None
 
 
-def _names_a_choice(answer: Any, choices: list[Any] | None) -> bool:
-    letter = _LETTER.fullmatch(answer.strip()) if choices and isinstance(answer, str) else None
-    return letter is not None and ord(letter[1]) - ord("A") < len(choices)
+def _among(choices: list[Any], cell: Any, answer: Any) -> Any:
+    """The gold of a row with choices: as it is where it names some of them, a letter for an index from 0.
+
+    Raises:
+        RowError: it names none, so the row could be asked neither with its choices nor without.
+    """
+    from rewards.answers.choice import read_choices
+
+    if not isinstance(answer, str) or not all(isinstance(choice, str) and choice.strip() for choice in choices):
+        return answer  # for `make_row` to refuse
+    named = read_choices(answer, tuple(choices))
+    if not isinstance(named, str):
+        return answer
+    index = whole(cell)
+    if type(index) is int and 0 <= index < len(choices):
+        return _LETTERS[index]
+    raise RowError(
+        f"{answer[:60]!r} names none of the {len(choices)} choices: give a letter, the text of a choice or its index "
+        "from 0; or a kind (auto, number, math or text) to have the question asked without its choices",
+        field="answer",
+    )
+
+
+def _refuse_unread_images(record: Mapping[str, Any], image_root: Path | None) -> None:
+    """RowError for a column that holds images or names image files, and that nobody reads."""
+    for name, value in record.items():
+        if name not in _USED and any(_is_image(each, image_root) for each in _listed(value)):
+            raise RowError(
+                f"holds an image, and no column of that name is read: say data.columns={{images: {name}}}, call it "
+                "images, or remove it",
+                field=name,
+            )
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _is_image(value: Any, image_root: Path | None) -> bool:
+    """Whether a cell holds an encoded image, or names a file of one that is there."""
+    if isinstance(value, Mapping):
+        return any(_is_image(value.get(name), image_root) for name in ("bytes", "path"))
+    if isinstance(value, StoredImage):
+        return True
+    if not isinstance(value, str) or image_root is None or not _IMAGE_FILE.fullmatch(value):
+        return False
+    try:
+        return resolve_image_path(image_root, _relative(image_root, value)).is_file()
+    except RowError:
+        return False
 
 
 def plain_values(values: Any) -> dict[str, Any]:
@@ -210,16 +265,12 @@ def _problem(record: Mapping[str, Any]) -> str:
 
 
 def _images(record: Mapping[str, Any], image_root: Path | None) -> list[ImageSource]:
-    images = record.get("images")
-    if images is None:
-        images = record.get("image")
-    elif record.get("image") is not None:
+    if record.get("images") is not None and record.get("image") is not None:
         raise RowError("is there beside 'image'; keep one of them", field="images")
-    if images is None:
-        images = record.get("image_path")
+    images = next((record[name] for name in _IMAGES if record.get(name) is not None), None)
     if images is None or images == "":
         return []
-    return [image_from(image, image_root) for image in (images if isinstance(images, list | tuple) else [images])]
+    return [image_from(image, image_root) for image in _listed(images)]
 
 
 def image_from(image: Any, image_root: Path | None) -> ImageSource:

@@ -245,9 +245,13 @@ LAYOUTS = {
             "choices": ("3", "4", "5", "6"),
         },
     ),
-    "choices beside a free answer": (
+    "choices and the value of one": (
         {"problem": "Find x.", "choices": [3, 4], "answer": 3},
-        {"problem": "Find x.", "answer": "3", "choices": ("3", "4")},
+        {"problem": "Find x.", "answer": "3", "choices": ("3", "4"), "kind": "choice"},
+    ),
+    "choices that a kind hides": (
+        {"problem": "Find x.", "choices": [3, 4], "answer": 7, "kind": "number"},
+        {"problem": "Find x.", "answer": "7", "choices": ("3", "4"), "kind": "number"},
     ),
     "precision and unit": (
         {"problem": "How long?", "answer": 1.5, "precision": 1.0, "unit": "cm"},
