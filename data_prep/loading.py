@@ -2,15 +2,17 @@
 
 import glob
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl
 
 from data_prep.formats.dialects import DIALECTS
-from data_prep.formats.registry import READERS
+from data_prep.formats.registry import READERS, TABLES
+from data_prep.formats.table import COLUMNS
 from data_prep.images.archives import TAR_SUFFIXES, ZIP_SUFFIXES, is_archive, unpack
 from data_prep.mixture import mixed
 from data_prep.schema import DataError, Row, RowError
@@ -18,7 +20,7 @@ from data_prep.schema import DataError, Row, RowError
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[\w-][\w.-]*)(:[\w.+-]+)?")
 _WEIGHT = re.compile(r"(.+):(\d+(?:\.\d*)?|\.\d+)", re.DOTALL)
 # A mistyped path such as data/train.jsonl also looks like org/name.
-_FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt", ".gz", *ZIP_SUFFIXES, *TAR_SUFFIXES)
+_FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt", ".gz", ".arrow", *ZIP_SUFFIXES, *TAR_SUFFIXES)
 _SYNTHETIC = "synthetic:"
 
 _Source = str | Path
@@ -31,6 +33,7 @@ def load_rows(
     format: str = "auto",
     split: str | None = None,
     image_root: Path | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> Iterator[Row]:
     """Rows of one or several sources, in order, read as they are asked for; images stay encoded.
 
@@ -45,13 +48,14 @@ def load_rows(
         split: read this split only; `@split` in a source wins.
         image_root: folder that image paths are relative to; default: the table's own folder. Layouts that fix
             where their images lie ignore it.
+        columns: names of a table's columns that stand for ours, as {"problem": "query", "answer": "final"}.
     Returns:
         rows with distinct ids: the second row called `a` becomes `a#2`.
     Raises:
         DataError: at once, if a source does not exist or is not recognised, or only some carry a weight.
         RowError: while reading, at the first unusable row.
     """
-    rows = scan_rows(source, format=format, split=split, image_root=image_root)
+    rows = scan_rows(source, format=format, split=split, image_root=image_root, columns=columns)
     return _raise_errors(rows)
 
 
@@ -61,6 +65,7 @@ def scan_rows(
     format: str = "auto",
     split: str | None = None,
     image_root: Path | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> Iterator[Row | RowError]:
     """As `load_rows`, but an unusable row is yielded as its `RowError` and reading goes on; for `prepare`."""
     sources = [source] if isinstance(source, str | Path) else list(source)
@@ -68,8 +73,11 @@ def scan_rows(
         raise DataError("no data source is named; give a path, org/name@split or synthetic:shapes")
     if format != "auto" and format not in READERS:
         raise DataError(f"{format!r} is no known format; use auto or one of {', '.join(READERS)}")
+    if unknown := sorted(set(columns or {}) - set(COLUMNS)):
+        raise DataError(f"columns: {unknown[0]!r} is no column of a row; those are {', '.join(COLUMNS)}")
+    options = {"image_root": image_root} | ({"columns": columns} if columns else {})
     named = [_weighed(item) for item in sources]
-    readings = [_reading(item, format, split, image_root) for item, _ in named]
+    readings = [_reading(item, format, split, options) for item, _ in named]
     weights = [weight for _, weight in named if weight is not None]
     if not weights:
         return _with_distinct_ids(row for reading in readings for row in reading())
@@ -111,7 +119,7 @@ def _weighed(source: _Source) -> tuple[_Source, Fraction | None]:
     return weight[1] if isinstance(source, str) else Path(weight[1]), Fraction(weight[2])
 
 
-def _reading(source: _Source, format: str, split: str | None, image_root: Path | None) -> _Reading:
+def _reading(source: _Source, format: str, split: str | None, options: Mapping[str, Any]) -> _Reading:
     """What to call for the rows of one source, once it is known to exist."""
     if isinstance(source, str) and source.startswith(_SYNTHETIC):
         return _synthetic_reading(source, split)
@@ -121,30 +129,33 @@ def _reading(source: _Source, format: str, split: str | None, image_root: Path |
         source, path = (name if isinstance(source, str) else Path(name)), Path(name)
     if not path.exists():
         if glob.has_magic(str(source)):
-            return _glob_reading(str(source), format, split, image_root)
-        return _hub_reading(source, format, split, image_root)
+            return _glob_reading(str(source), format, split, options)
+        return _hub_reading(source, format, split, options)
     if is_archive(path):
         path = unpack(path)
-    reader = READERS[_recognise(path) if format == "auto" else format]
+    name = _recognise(path) if format == "auto" else format
+    reader = READERS[name]
+    if "columns" in options and name not in TABLES:
+        raise DataError(f"{path} has the layout of {name!r}, whose columns are known: leave data.columns out")
     if not reader.matches(path):
         raise DataError(f"{path} has not the layout of {format!r}; with format auto it would be {_recognise(path)!r}")
-    return lambda: reader.read(path, split, image_root=image_root)
+    return lambda: reader.read(path, split, **options)
 
 
-def _glob_reading(pattern: str, format: str, split: str | None, image_root: Path | None) -> _Reading:
+def _glob_reading(pattern: str, format: str, split: str | None, options: Mapping[str, Any]) -> _Reading:
     paths = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
     if not paths:
         raise DataError(f"no file or folder matches {pattern!r} (looked from {Path().absolute()})")
-    readings = [_reading(path, format, split, image_root) for path in paths]
+    readings = [_reading(path, format, split, options) for path in paths]
     return lambda: chain.from_iterable(reading() for reading in readings)
 
 
-def _hub_reading(source: _Source, format: str, split: str | None, image_root: Path | None) -> _Reading:
+def _hub_reading(source: _Source, format: str, split: str | None, options: Mapping[str, Any]) -> _Reading:
     name = _HUB_NAME.fullmatch(source) if isinstance(source, str) else None
     is_hub_name = name is not None and Path(name[1]).suffix not in _FILE_SUFFIXES
     if format == "hub" or (is_hub_name and (format == "auto" or format in DIALECTS)):
         dialect = format if format in DIALECTS else None
-        return lambda: READERS["hub"].read(str(source), split, image_root=image_root, dialect=dialect)
+        return lambda: READERS["hub"].read(str(source), split, dialect=dialect, **options)
     raise DataError(
         f"no data at {str(source)!r}: there is no such file or folder (looked for {Path(source).absolute()}), "
         "and it is not a hub name such as hiyouga/geometry3k"
@@ -156,8 +167,8 @@ def _recognise(path: Path) -> str:
         if reader.matches(path):
             return name
     raise DataError(
-        f"{path} has no layout that is known ({', '.join(READERS)}); a table is a .jsonl, .json or .parquet file, "
-        "or a folder of .jsonl or .parquet files"
+        f"{path} has no layout that is known ({', '.join(READERS)}); a table is a .jsonl, .json, .parquet, .csv or "
+        ".tsv file, a folder of them, or what `datasets` saved"
     )
 
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from decimal import Decimal
 from typing import Any
 
 from data_prep.schema import RowError
@@ -34,8 +35,17 @@ def read_gold(answer: Any, solution: Any, *, bare: bool = False) -> tuple[Any, A
 
 
 def number_as_text(value: Any) -> Any:
-    """A number as its text (27.0 as 27, NaN as None), anything else as it is."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    """A number as its text (27.0 as 27, NaN as None, a truth value as True or False), anything else as it is.
+
+    numpy's and decimal's numbers are numbers; those of few bits get the digits that tell them apart, not more.
+    """
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+        value = float(str(value)) if value.dtype.kind == "f" else value.item()
+    if isinstance(value, Decimal):
+        return f"{value.normalize():f}" if value.is_finite() else None
+    if isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, int | float):
         return value
     if isinstance(value, float) and math.isnan(value):
         return None

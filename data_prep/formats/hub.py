@@ -1,7 +1,7 @@
 """Reader for a data set on the Hugging Face hub, by `name` or `name:configuration`: a benchmark or a table."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 from data_prep.formats import dynamath, mathverse, mathvision, mathvista, mmk12, olympiadbench, we_math
 from data_prep.formats.layout import make_from
+from data_prep.formats.parquet import COARSE, shortest
 from data_prep.formats.table import TableFile, row_from_record, rows_of
 from data_prep.images.stored import Keys, with_handles
 from data_prep.schema import DataError, Row, RowError
@@ -40,7 +41,12 @@ def matches(source: Path) -> bool:
 
 
 def read(
-    name: str, split: str | None, *, image_root: Path | None = None, dialect: str | None = None
+    name: str,
+    split: str | None,
+    *,
+    image_root: Path | None = None,
+    dialect: str | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> Iterator[Row | RowError]:
     """Rows of `name`'s split, in order.
 
@@ -48,19 +54,42 @@ def read(
         name: `org/name` or `org/name:configuration`.
         image_root: a local folder for rows that name their images; None: a row that names a path or URL is refused.
         dialect: of `data_prep.formats.dialects`, when all rows must be in it.
+        columns: names of the columns that stand for ours, where a user gives them.
     Raises:
         DataError: the data set cannot be had (offline, no such name, split or configuration), or a split must be
             chosen.
     """
-    table = _without_decoding(_load(name, split))
+    table = _load(name, split)
     label = re.match(r"[A-Za-z0-9_.-]*", split or str(table.split or ""))[0]  # "train[:10%]" -> "train"
-    columns = dict.fromkeys(table.column_names)
-    layout = next((layout for layout in _BENCHMARKS if layout.has(columns)), None) if dialect is None else None
+    return rows_of_table(name, table, label, image_root=image_root, dialect=dialect, columns=columns)
+
+
+def rows_of_table(
+    name: str,
+    table: Any,
+    label: str,
+    *,
+    image_root: Path | None,
+    dialect: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> Iterator[Row | RowError]:
+    """Rows of a `datasets.Dataset`: of a benchmark that is known by its columns, or of a plain table."""
+    table = _without_decoding(table)
+    own = dict.fromkeys(table.column_names)
+    is_known = dialect is None and not columns
+    layout = next((layout for layout in _BENCHMARKS if layout.has(own)), None) if is_known else None
     file = TableFile(Path(name), source=layout.name if layout else name, split=label)
-    make = partial(make_from, layout) if layout else partial(row_from_record, dialect=dialect)
+    make = partial(make_from, layout) if layout else partial(row_from_record, dialect=dialect, columns=columns)
     source = HubTable(name, table)
-    records = ((index + 1, with_handles(record, source, index)) for index, record in enumerate(table))
-    yield from rows_of(records, file, None, image_root, make)
+    kinds = {key: getattr(kind, "dtype", "") for key, kind in table.features.items()}
+    coarse = {key: kind for key, kind in kinds.items() if kind in COARSE}
+
+    def made(index: int, record: dict[str, Any]) -> tuple[int, Any]:
+        fine = record | {key: shortest(record[key], kind) for key, kind in coarse.items()}
+        return index + 1, with_handles(fine, source, index)
+
+    records = (made(index, record) for index, record in enumerate(table))
+    return rows_of(records, file, None, image_root, make)
 
 
 def _load(name: str, split: str | None) -> Any:

@@ -1,6 +1,8 @@
-"""The records of JSON Lines files and of JSON files with one list."""
+"""The records of JSON Lines files and of JSON files with one list, plain or gzipped."""
 
+import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,11 @@ def read_records(path: Path) -> Iterator[tuple[int, Any]]:
         DataError: the file cannot be read, or a .json file is not a list of objects.
     """
     try:
-        with path.open("rb") as file:
-            if path.suffix == ".json" and file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            if (
+                path.name.removesuffix(".gz").endswith(".json")
+                and file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
+            ):
                 file.seek(0)
                 yield from enumerate(_decode(file.read(), path), start=1)
                 return
@@ -24,8 +29,8 @@ def read_records(path: Path) -> Iterator[tuple[int, Any]]:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield number, _decode_line(line)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _decode(text: bytes, path: Path) -> list[Any]:

@@ -17,6 +17,7 @@ from data_prep.formats import (
     mmk12,
     olympiadbench,
     puzzlevqa,
+    saved,
     tables,
     tabmwp,
     we_math,
@@ -45,9 +46,14 @@ READERS: dict[str, Reader] = {
     "geometry3k": Reader(geometry3k.matches, geometry3k.read),
     "formalgeo7k": Reader(formalgeo7k.matches, formalgeo7k.read),
     **{module.LAYOUT.name: Reader(module.LAYOUT.matches, module.LAYOUT.read) for module in _LAYOUTS},
+    "saved": Reader(saved.matches, saved.read),
     "parquet": Reader(tables.PARQUET.matches, tables.PARQUET.read),
     "jsonl": Reader(tables.JSONL.matches, tables.JSONL.read),
+    "separated": Reader(tables.SEPARATED.matches, tables.SEPARATED.read),
     "hub": Reader(hub.matches, hub.read),
     # Only by name: the tables above know these by their columns, row by row.
     **{name: Reader(tables.matches, partial(tables.read, dialect=name)) for name in DIALECTS},
 }
+
+# Readers of plain tables, whose columns a user may name.
+TABLES = frozenset({"saved", "parquet", "jsonl", "separated", "hub", *DIALECTS})

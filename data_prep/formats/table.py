@@ -1,5 +1,6 @@
 """What plain tables share: which files hold a split, and how one record becomes a row."""
 
+import base64
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,19 +15,24 @@ from data_prep.images.stored import ImageSource, StoredImage
 from data_prep.schema import DataError, Row, RowError, make_row
 
 _SHARD = re.compile(r"-\d+(-of-\d+(-[0-9a-f]{16})?)?$")  # the hub once ended its shards in a checksum
+# A path is shorter, or has a dot or another character that base64 lacks.
+_LEAST_BASE64, _NOT_BASE64 = 100, re.compile(r"[^A-Za-z0-9+/=\s]")
 _IMAGE_FILE = re.compile(r".+\.(?:png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 # Other names of our columns, in data sets that are plain tables otherwise; the first that is there counts for an id.
 _IDS = ("id", "qid", "unique_id", "problem_idx", "question_id", "ID")
 _PROBLEMS, _ANSWERS = ("prompt", "question", "Problem", "Question", "query"), ("ground_truth", "Answer", "gt", "target")
+_UNITS = ("units", "answer_unit")
 # Of the columns of images the first that is there counts: others show the same images in another way.
 _IMAGES = ("images", "image", "image_path", "image_paths", "image_file", "image_files", "img", "imgs", "img_path",
            "picture", "pictures", "file_name")  # fmt: skip
+# What a user may say the names of.
+COLUMNS = ("problem", "answer", "images", "choices", "solution", "id", "kind", "precision", "unit", "source", "split")
 _OWN = frozenset({field.name for field in fields(Row)} - {"metadata"})
 _USED = frozenset({
-    *_IDS, *_PROBLEMS, *_ANSWERS, *_IMAGES, "problem", "answer", "solution", "Solution", "kind", "choices", "options",
-    "precision", "unit", "source", "split", "metadata", "videos", "video",
+    *_IDS, *_PROBLEMS, *_ANSWERS, *_IMAGES, *_UNITS, "problem", "answer", "solution", "Solution", "kind", "choices",
+    "options", "precision", "unit", "source", "split", "metadata", "videos", "video",
 })  # fmt: skip
 
 
@@ -66,18 +72,24 @@ def files_of_split(files: list[TableFile], source: Path, split: str | None) -> l
 
 def split_of(path: Path) -> str:
     """The split that a file's name says: test for test.jsonl and for test-00000-of-00002.parquet."""
-    return _SHARD.sub("", path.stem)
+    stem = path.name.removesuffix(".gz").rpartition(".")[0] or path.stem
+    return _SHARD.sub("", stem)
 
 
 def is_table(source: Path, suffixes: tuple[str, ...]) -> bool:
     """Whether `source` is such a file or a folder that holds some."""
-    return source.suffix in suffixes if source.is_file() else bool(_tables_in(source, suffixes))
+    return source.name.endswith(suffixes) if source.is_file() else bool(_tables_in(source, suffixes))
+
+
+def holds_one(folder: Path, suffix: str) -> bool:
+    """Whether a folder holds exactly one such file: what else a folder of many is, nobody knows."""
+    return len(_tables_in(folder, (suffix,))) == 1
 
 
 def _tables_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     # Hub repositories keep their tables in data/.
     found = [path for place in (folder, folder / "data") if place.is_dir() for path in place.iterdir()]
-    return sorted(path for path in found if path.suffix in suffixes and path.is_file() and path.name[0] != ".")
+    return sorted(path for path in found if path.name.endswith(suffixes) and path.is_file() and path.name[0] != ".")
 
 
 RowMaker = Callable[[Mapping[str, Any], TableFile, int | str, Path | None], Row]
@@ -123,6 +135,7 @@ def row_from_record(
     image_root: Path | None,
     *,
     dialect: str | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> Row:
     """A row from named columns, or from those of a dialect (see `formats.dialects`; None: known by its columns).
 
@@ -137,7 +150,7 @@ def row_from_record(
     Raises:
         RowError: naming the field.
     """
-    record = as_plain(record, dialect)
+    record = _renamed(record, columns) if columns else as_plain(record, dialect)
     for name in ("videos", "video"):
         if record.get(name):
             raise RowError("holds videos, and rows are images and text", field=name)
@@ -159,13 +172,28 @@ def row_from_record(
         kind=kind or "auto",
         choices=choices,
         precision=whole(record.get("precision")),
-        unit=record.get("unit"),
+        unit=_first(record, "unit", *_UNITS),
         source=file.source if record.get("source") is None else record["source"],
         split=file.split if record.get("split") is None else record["split"],
         solution=solution,
         metadata=plain_values({name: value for name, value in record.items() if name not in _USED})
         | plain_values(record.get("metadata")),
     )
+
+
+def _renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The record with the columns that a user names in the place of ours, and of their other names.
+
+    Raises:
+        RowError: there is no such column.
+    """
+    for name, column in columns.items():
+        if column not in record:
+            raise RowError(f"is read from the column {column!r}; there is {', '.join(record) or 'none'}", field=name)
+    aliases = {"problem": _PROBLEMS, "answer": _ANSWERS, "images": _IMAGES, "id": _IDS, "choices": ("options",)}
+    replaced = {alias for name in columns for alias in (name, *aliases.get(name, ()))} | set(columns.values())
+    rest = {name: value for name, value in record.items() if name not in replaced}
+    return rest | {name: record[column] for name, column in columns.items()}
 
 
 def _choices(record: Mapping[str, Any]) -> list[Any] | None:
@@ -286,13 +314,35 @@ def image_from(image: Any, image_root: Path | None) -> ImageSource:
         return image
     if not isinstance(image, str):
         raise RowError(f"holds a {type(image).__name__}, not a path or encoded bytes", field="images")
+    if (encoded := _from_base64(image)) is not None:
+        return encoded
     if image_root is None:
         raise RowError(
-            f"names {image!r} instead of holding image bytes, and nothing is fetched; "
+            f"names {image[:200]!r} instead of holding image bytes, and nothing is fetched; "
             "download the images and give their folder as image root",
             field="images",
         )
     return resolve_image_path(image_root, _relative(image_root, image))
+
+
+def _from_base64(text: str) -> bytes | None:
+    """The bytes of a `data:image/...;base64,` URL or of a bare base64 text of an image; None for any other text.
+
+    Raises:
+        RowError: a data URL that is no base64 of an image.
+    """
+    header, comma, body = text.partition(",") if text.startswith("data:") else ("", "", text)
+    if not header and (len(text) < _LEAST_BASE64 or _NOT_BASE64.search(text[:_LEAST_BASE64])):
+        return None
+    try:
+        data = base64.b64decode("".join(body.split()), validate=True)
+    except ValueError as error:
+        if header:
+            raise RowError(f"is a data URL whose base64 is broken: {error}", field="images") from error
+        return None
+    if header and not (header.startswith("data:image/") and header.endswith(";base64") and comma):
+        raise RowError(f"is a data URL of {header[5:60]!r}, not of an image as base64", field="images")
+    return data
 
 
 def _relative(root: Path, reference: str) -> str:

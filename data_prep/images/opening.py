@@ -102,7 +102,7 @@ def resolve_image_path(root: Path, reference: str) -> Path:
     """
 
     def refuse(reason: str) -> RowError:
-        return RowError(f"{reference!r} {reason}; images are relative paths below {root}", field="images")
+        return RowError(f"{reference[:200]!r} {reason}; images are relative paths below {root}", field="images")
 
     if not reference.strip() or "\0" in reference:
         raise refuse("is not a file name")

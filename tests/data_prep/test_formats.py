@@ -155,7 +155,7 @@ GOOD = {"problem": "Find x.", "answer": "7"}
         ({"problem": "Find x."}, "answer"),
         (GOOD | {"answer": "  "}, "answer"),
         (GOOD | {"answer": None}, "answer"),
-        (GOOD | {"answer": True}, "answer"),
+        (GOOD | {"answer": {"value": True}}, "answer"),
         (GOOD | {"answer": ["7"]}, "answer"),
         ({"problem": "Find x.", "solution": "it is 7"}, "answer"),
         ({"problem": "Find x.", "solution": "<answer>7</answer><answer>8</answer>"}, "answer"),

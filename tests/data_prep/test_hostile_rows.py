@@ -42,7 +42,7 @@ ADDRESSES = (
     "hf://datasets/org/name/a.png",
     "file:///etc/hostname",
     "file://example.org/share/a.png",
-    "data:image/png;base64,iVBORw0KGgo=",
+    "data:text/html;base64,PGI+",  # one of an image holds its bytes itself, and is read
     "zip://a.png::http://example.org/a.zip",
     "simplecache::https://example.org/a.png",
     "\\\\example.org\\share\\a.png",
@@ -131,6 +131,7 @@ NETWORK = {
 # Each file that may, with its reason.
 ALLOWED = {
     "data_prep/formats/hub.py": {"datasets"},  # the one reader of the hub
+    "data_prep/formats/saved.py": {"datasets"},  # only from_disk and from_file, which read this disk
     "vlm_mhpo/runtime/ranks.py": {"socket"},  # names the host of a rank
     "vlm_mhpo/models/loading.py": {"huggingface_hub"},  # looks into the local cache
     "vlm_mhpo/records/recorder.py": {"wandb"},  # only with logging.wandb

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
 import pytest
 
-from data_prep import RowError, load_rows, read_image
+from data_prep import DataError, RowError, load_rows, read_image
 from rewards import verify
 from tests.builders import picture
 
@@ -114,3 +115,141 @@ def test_a_number_that_is_a_choice_is_no_index(tmp_path):
 def test_a_gold_that_names_no_choice_is_refused_and_says_what_to_do(tmp_path, gold):
     with pytest.raises(RowError, match=r"names none of the 4 choices: give a letter, .* or a kind"):
         list(load_rows(table(tmp_path, ".jsonl", choices=CHOICES, answer=gold)))
+
+
+# Golds and units as tables hold them.
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "gold"),
+    [
+        ("float32", 0.1, "0.1"),
+        ("float16", 1.3, "1.3"),
+        ("float64", 0.30000000000000004, "0.30000000000000004"),
+        ("decimal128(6, 2)", "12.50", "12.5"),
+        ("bool_", True, "True"),
+        ("int64", 7, "7"),
+        ("float32", 27.0, "27"),
+    ],
+)
+def test_a_gold_has_the_digits_of_its_column(tmp_path, kind, value, gold):
+    import decimal
+
+    import numpy
+    import pyarrow
+    import pyarrow.parquet
+
+    name, _, numbers = kind.partition("(")
+    arrow = getattr(pyarrow, name)(*(int(n) for n in numbers.rstrip(")").split(",") if n))
+    cell = decimal.Decimal(value) if name == "decimal128" else numpy.float16(value) if name == "float16" else value
+    table_ = pyarrow.table({"problem": ["How much?"], "answer": pyarrow.array([cell], arrow)})
+    pyarrow.parquet.write_table(table_, tmp_path / "rows.parquet")
+    (row,) = load_rows(tmp_path / "rows.parquet")
+    assert row.answer == gold
+
+
+@pytest.mark.parametrize("name", ["unit", "units", "answer_unit"])
+def test_a_unit_of_its_own_column_belongs_to_the_gold(tmp_path, name):
+    (row,) = load_rows(table(tmp_path, ".jsonl", answer="12", **{name: "cm"}))
+    assert (row.answer, row.unit) == ("12", "cm")
+
+
+# Names that a user gives, and the layouts that others write.
+
+
+def test_columns_are_read_under_the_names_that_a_user_gives(tmp_path):
+    columns = {"problem": "ask", "answer": "final", "images": "diagram", "choices": "opts"}
+    record = {"ask": "Which?", "final": "B", "diagram": "a.png", "opts": CHOICES, "level": 3}
+    (row,) = load_rows(table(tmp_path, ".jsonl", **record), columns=columns)
+    assert (row.problem, row.answer, row.choices) == ("<image>Which?", "B", tuple(CHOICES))
+    assert [read_image(image) for image in row.images] == [IMAGE]
+    assert dict(row.metadata) == {"level": 3}
+
+
+def test_a_name_that_does_not_exist_lists_those_that_do(tmp_path):
+    file = table(tmp_path, ".jsonl")
+    with pytest.raises(RowError, match=r"'images': is read from the column 'pic'; there is problem, answer"):
+        list(load_rows(file, columns={"images": "pic"}))
+    with pytest.raises(DataError, match="columns: 'picture' is no column of a row; those are problem, answer, images"):
+        load_rows(file, columns={"picture": "a"})
+
+
+RECORDS = [
+    {"problem": "What is red?", "answer": "3", "image": "a.png"},
+    {"problem": "What is blue?", "answer": "4", "image": "a.png"},
+]
+
+
+def written(folder: Path, layout: str) -> Path:
+    """The two records as another program writes them."""
+    import csv
+    import gzip
+
+    folder.mkdir(exist_ok=True)
+    (folder / "a.png").write_bytes(IMAGE)
+    lines = "".join(json.dumps(record) + "\n" for record in RECORDS)
+    if layout == "jsonl.gz":
+        (folder / "train.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    elif layout == "one json":
+        (folder / "train.json").write_text(json.dumps(RECORDS))
+        return folder
+    elif layout in ("csv", "tsv"):
+        with (folder / f"train.{layout}").open("w", newline="") as file:
+            writer = csv.DictWriter(file, RECORDS[0], delimiter="\t" if layout == "tsv" else ",")
+            writer.writeheader()
+            writer.writerows(RECORDS)
+    return next(folder.glob("train.*"))
+
+
+@pytest.mark.parametrize("layout", ["jsonl.gz", "one json", "csv", "tsv"])
+def test_other_containers_hold_the_same_rows(tmp_path, layout):
+    rows = list(load_rows(written(tmp_path / "set", layout)))
+    assert [(row.problem, row.answer, row.split) for row in rows] == [
+        ("<image>What is red?", "3", "train" if layout == "one json" else ""),
+        ("<image>What is blue?", "4", "train" if layout == "one json" else ""),
+    ]
+    assert [read_image(row.images[0]) for row in rows] == [IMAGE, IMAGE]
+
+
+@pytest.mark.parametrize("layout", ["Dataset", "DatasetDict", "arrow"])
+def test_what_datasets_saves_is_read(tmp_path, layout):
+    import datasets
+
+    image = {"bytes": IMAGE, "path": None}
+    features = datasets.Features(
+        {"problem": datasets.Value("string"), "answer": datasets.Value("float32"), "image": datasets.Image()}
+    )
+    made = datasets.Dataset.from_list(
+        [{"problem": "Which?", "answer": 0.1, "image": image}], features=features, split="train"
+    )
+    if layout == "DatasetDict":
+        datasets.DatasetDict({"train": made, "test": made}).save_to_disk(tmp_path / "set")
+        assert [row.split for row in load_rows(tmp_path / "set")] == ["train", "test"]
+        with pytest.raises(DataError, match="no split 'dev'; it has: train, test"):
+            list(load_rows(tmp_path / "set", split="dev"))
+    else:
+        made.save_to_disk(tmp_path / "set")
+    source = next((tmp_path / "set").glob("*.arrow")) if layout == "arrow" else tmp_path / "set"
+    (row,) = load_rows(source, split="train")
+    assert (row.problem, row.answer) == ("<image>Which?", "0.1")
+    assert [read_image(image) for image in row.images] == [IMAGE]
+
+
+def test_images_as_base64_and_data_urls(tmp_path):
+    text = base64.b64encode(IMAGE).decode()
+    for value in (text, f"data:image/png;base64,{text}", [text]):
+        (row,) = load_rows(table(tmp_path, ".jsonl", image=value))
+        assert [read_image(image) for image in row.images] == [IMAGE]
+
+
+@pytest.mark.parametrize("value", ["data:text/html;base64,PGI+", "data:image/png,abc", "data:image/png;base64,%%%"])
+def test_a_data_url_of_anything_else_is_refused(tmp_path, value):
+    with pytest.raises(RowError, match="'images': is a data URL"):
+        list(load_rows(table(tmp_path, ".jsonl", image=value)))
+
+
+def test_an_error_never_prints_an_image(tmp_path):
+    text = base64.b64encode(IMAGE).decode()[:-3] + "!"
+    with pytest.raises(RowError) as refused:
+        list(load_rows(table(tmp_path, ".jsonl", image=text)))
+    assert text[:300] not in str(refused.value)
