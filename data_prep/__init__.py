@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.images.opening import ImageLimits, open_image, read_image, resolve_image_path
 from data_prep.images.stored import ImageSource
-from data_prep.loading import load_rows
+from data_prep.loading import load_rows, scan_rows
 from data_prep.schema import IMAGE_PLACEHOLDER, DataError, Row, RowError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ __all__ = [
     "overlap",
     "read_image",
     "resolve_image_path",
+    "scan_rows",
 ]
 
 

@@ -209,7 +209,7 @@ def _among(choices: list[Any], cell: Any, answer: Any) -> Any:
     Raises:
         RowError: it names none, so the row could be asked neither with its choices nor without.
     """
-    from rewards.answers.choice import read_choices
+    from rewards.answers import read_choices
 
     if not isinstance(answer, str) or not all(isinstance(choice, str) and choice.strip() for choice in choices):
         return answer  # for `make_row` to refuse

@@ -1,5 +1,6 @@
 """Readers and comparisons of answers, one file per kind; what the rules of benchmarks need of them stands here."""
 
+from rewards.answers.choice import read_choices
 from rewards.answers.equality import Undecided, same_value, symbols, to_number, to_ratio
 from rewards.answers.exact import proportional
 from rewards.answers.grammar import Node, NotAnExpression, parse_expression
@@ -18,6 +19,7 @@ __all__ = [
     "constant_value",
     "parse_expression",
     "proportional",
+    "read_choices",
     "same_value",
     "symbols",
     "to_number",

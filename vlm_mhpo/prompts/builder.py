@@ -54,6 +54,11 @@ class PromptBuilder:
         self.opens = opened_response(codec.processor)
 
     @property
+    def shows_images(self) -> bool:
+        """Whether its model sees images."""
+        return self.family.has_vision
+
+    @property
     def settings(self) -> tuple[Any, ...]:
         """What decides its prompts beside the codec, as plain values."""
         family = self.family.model_type, self.family.has_vision

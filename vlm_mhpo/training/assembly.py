@@ -60,8 +60,13 @@ def build_parts(config: Config, optimizer: OptimizerConfig, *, what: str = "trai
     opened = open_policy(config.model, run_dir, "train", deepspeed=config.deepspeed)
     policy, codec, data = opened.policy, opened.codec, config.data
     builder = prompt_builder(data, codec, policy.family)
+    skips = data.on_bad_row == "skip"
     train_rows = usable_rows(
-        read_rows(data.train, data, data.train_split, data.max_rows), builder, overlong=data.overlong_prompts, what=what
+        read_rows(data.train, data, data.train_split, data.max_rows, skips_bad=skips),
+        builder,
+        overlong=data.overlong_prompts,
+        what=what,
+        max_bad_share=data.max_bad_share if skips else None,
     )
     eval_rows = _held_out_rows(data, builder)
     engine = Engine(policy, optimizer=optimizer, deepspeed=config.deepspeed, dtype=config.model.dtype)
