@@ -18,7 +18,7 @@ from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.models.tiny import build_tiny
 from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.rollout.hf.sampler import HfSampler
-from vlm_mhpo.training.update import log_probs_of
+from vlm_mhpo.training.forwards import log_probs_of
 from vlm_mhpo.types import Group
 
 BIASES = (0.0, 20.0, 60.0, 150.0)
