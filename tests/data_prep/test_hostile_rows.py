@@ -132,6 +132,7 @@ NETWORK = {
 ALLOWED = {
     "data_prep/formats/hub.py": {"datasets"},  # the one reader of the hub
     "data_prep/formats/saved.py": {"datasets"},  # only from_disk and from_file, which read this disk
+    "vlm_mhpo/faults/agreement.py": {"socket"},  # names the host of a rank that sees another folder
     "vlm_mhpo/runtime/ranks.py": {"socket"},  # names the host of a rank
     "vlm_mhpo/models/loading.py": {"huggingface_hub"},  # looks into the local cache
     "vlm_mhpo/records/recorder.py": {"wandb"},  # only with logging.wandb

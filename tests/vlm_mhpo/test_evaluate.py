@@ -267,7 +267,11 @@ def test_ranks_together_judge_what_one_rank_judges(tiny, monkeypatch, world_size
     params = SamplingParams(2, 6)
     expected = run(model, rows, params=params)
     verifiers = [EvenLength() for _ in range(world_size)]
-    found = on_ranks(monkeypatch, world_size, lambda rank: run(model, rows, params=params, verifier=verifiers[rank]))
+    # A rank has a model of its own: threads must not call one head at the same time.
+    models = [model.copy() for _ in range(world_size)]
+    found = on_ranks(
+        monkeypatch, world_size, lambda rank: run(models[rank], rows, params=params, verifier=verifiers[rank])
+    )
     assert all(record == expected for record in found)
     # Every completion was verified once, and no rank had more than its share of the rows.
     shares = [len(verifier.asked) for verifier in verifiers]
@@ -284,7 +288,7 @@ def test_all_ranks_call_the_sampler_equally_often(tiny, monkeypatch):
 
     class Counting:
         def __init__(self):
-            self.inner = HfSampler(model.policy, model.codec, max_batch_tokens=10_000)
+            self.inner = HfSampler(model.copy().policy, model.codec, max_batch_tokens=10_000)
             self.count = 0
 
         def sample(self, *arguments):

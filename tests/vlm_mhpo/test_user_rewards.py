@@ -28,7 +28,7 @@ def f(completions, solution, image, trainer_state, log_metric, log_extra, **kwar
 
 def group_of(name: str, width: int, texts: list[str], solution: str | None = None) -> Group:
     row = problem_row(name, "<image>What is 3 + 4?", [picture(width, 28)], solution=solution)
-    prompt = SimpleNamespace(id=name, row=row, num_tokens=9)
+    prompt = SimpleNamespace(id=name, row=row, num_tokens=9, opens="")
     return Group(prompt, tuple(Completion((1, 2), torch.zeros(2), text, False) for text in texts))
 
 
