@@ -67,7 +67,7 @@ class Row:
         id: unique within one `load_rows` call; seeds are derived from it.
         images: handles, paths or encoded bytes, in the order of their placeholders; empty for a text-only row. What
             needs the bytes calls `data_prep.read_image`, what needs the image `data_prep.open_image`.
-        problem: the question, with exactly one `<image>` per image.
+        problem: the question, with exactly one `<image>` per image; an image may be the whole question.
         answer: the gold answer, never blank.
         kind: which verifier compares answers: auto, number, math, choice or text.
         choices: the options of a multiple-choice question, in order.
@@ -133,7 +133,7 @@ def make_row(
     return Row(
         id=_text("id", id, required=True),
         images=images,
-        problem=_with_placeholders(_text("problem", problem, required=True), len(images)),
+        problem=_with_placeholders(_text("problem", problem, required=not images), len(images)),
         answer=_text("answer", answer, required=True),
         kind=kind,
         choices=None if choices is None else _choices(choices),
@@ -198,6 +198,4 @@ def _with_placeholders(problem: str, num_images: int) -> str:
             "write one per image, or none to have them put in front",
             field="problem",
         )
-    if not problem.replace(IMAGE_PLACEHOLDER, "").strip():
-        raise RowError("has no text beside its image placeholders", field="problem")
     return problem

@@ -12,11 +12,14 @@ from data_prep.formats.table import TableFile
 
 _MARKS = {"imagename", "question", "answer", "skill"}
 _KEPT = ("skill", "capability", "broad_capability", "specific_capability", "imagesource", "sourcelink", "liscenced")
+NO_ANSWER = "none is given"
 _LETTERS = re.compile(r"[A-Z](\s*,\s*[A-Z])*")
 
 
 def _make(record: Record, file: TableFile, key: int | str, image_root: Path | None) -> Fields:
     question, answer = column(record, "question"), column(record, "answer")
+    # One row of the release has neither. It stays, as for its authors, and no response can be right.
+    answer = answer if answer != "" else NO_ANSWER
     fields = {
         "id": key,
         "images": picture({"imagename": f"images/{column(record, 'imagename')}"}, image_root, "imagename"),

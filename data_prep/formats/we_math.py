@@ -12,7 +12,8 @@ from data_prep.formats.table import TableFile
 from data_prep.schema import RowError
 
 _MARKS = {"ID", "key", "question", "option", "answer", "image_path"}
-_LABEL = re.compile(r"(?:^|;)\s*([A-Z])\s*[.:]\s*")
+# Behind any separator or none, with the point in full width or not.
+_LABEL = r"(?:^|[;；\s]|(?<![A-Za-z])){letter}\s*[.:．：、]\s*"
 
 
 def _make(record: Record, file: TableFile, key: int | str, image_root: Path | None) -> Fields:
@@ -28,12 +29,17 @@ def _make(record: Record, file: TableFile, key: int | str, image_root: Path | No
 
 
 def _options(text: Any) -> list[str]:
-    """The options of `A. 31.4;B. 3.14; C. No correct answer`, where an option may hold a semicolon itself."""
-    labels = list(_LABEL.finditer(text)) if isinstance(text, str) else []
-    if not labels or "".join(label[1] for label in labels) != LETTERS[: len(labels)] or labels[0].start() != 0:
+    """The options of `A. 31.4;B. 3.14; C. No correct answer`, each from its letter to the next one of the alphabet."""
+    labels: list[re.Match[str]] = []
+    for letter in LETTERS if isinstance(text, str) else ():
+        label = re.compile(_LABEL.format(letter=letter)).search(text, labels[-1].end() if labels else 0)
+        if label is None:
+            break
+        labels.append(label)
+    if len(labels) < 2 or text[: labels[0].start()].strip():
         raise RowError(f"{text!r} is no list of options such as 'A. 3;B. 4'", field="choices")
     ends = [label.start() for label in labels[1:]] + [len(text)]
-    return [text[label.end() : end].strip() for label, end in zip(labels, ends, strict=True)]
+    return [text[label.end() : end].strip(" ;；\n") for label, end in zip(labels, ends, strict=True)]
 
 
 LAYOUT = Layout(

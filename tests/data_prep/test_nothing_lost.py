@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from data_prep import DataError, RowError, load_rows, read_image
+from data_prep.formats.we_math import _options
 from rewards import verify
 from tests.builders import picture
+from vlm_mhpo.evaluation.benchmarks.logicvista import official
 
 IMAGE = picture(56, 56)
 CHOICES = ["red", "blue", "green", "grey"]
@@ -253,3 +255,39 @@ def test_an_error_never_prints_an_image(tmp_path):
     with pytest.raises(RowError) as refused:
         list(load_rows(table(tmp_path, ".jsonl", image=text)))
     assert text[:300] not in str(refused.value)
+
+
+# What stands in whole releases of benchmarks, where no row may be left out.
+
+
+@pytest.mark.parametrize("question", ["", " ", "<image>"])
+def test_an_image_may_be_the_whole_question(tmp_path, question):
+    # MATH-Vision 2759 and Geometry3K have such rows.
+    (row,) = load_rows(table(tmp_path, ".jsonl", problem=question, image="a.png"))
+    assert row.problem.strip() == "<image>" and len(row.images) == 1
+    with pytest.raises(RowError, match="is blank"):
+        list(load_rows(table(tmp_path, ".jsonl", problem=" ")))
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("A. 31.4;B. 3.14; C. No correct answer", ["31.4", "3.14", "No correct answer"]),
+        ("A. ①;B．②;C. ③", ["①", "②", "③"]),
+        ("A. OA;B. O;O.;C. OB", ["OA", "O;O.", "OB"]),
+        ("A. 31B. 3.14C. 7 D. No correct answer", ["31", "3.14", "7", "No correct answer"]),
+        ("A：3；B：4", ["3", "4"]),
+        ("A. Point B; B. Point C", ["Point B", "Point C"]),
+    ],
+)
+def test_options_of_we_math_in_one_text(text, options):
+    assert _options(text) == options
+
+
+def test_a_row_of_logicvista_without_question_and_answer_stays_and_pays_nobody(tmp_path):
+    record = {"imagename": "v1.png", "question": "", "answer": "", "reasoning": "", "skill": ["spatial"]}
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    (tmp_path / "data" / "images" / "v1.png").write_bytes(IMAGE)
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps({"v1": record}))
+    (row,) = load_rows(tmp_path)
+    assert [official(row, text).correct for text in ("", "A", "\\boxed{A}", "-", "\\boxed{-}", "none")] == [False] * 6

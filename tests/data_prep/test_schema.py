@@ -37,7 +37,6 @@ def test_placeholders_that_match_stay_where_they_are():
         ({"problem": None}, "problem"),
         ({"problem": "  "}, "problem"),
         ({"problem": ["Find x."]}, "problem"),
-        ({"problem": "<image>", "images": [b"a"]}, "problem"),
         ({"problem": "<image> find x"}, "problem"),
         ({"problem": "<image> find x", "images": [b"a", b"b"]}, "problem"),
         ({"problem": "<image><image> find x", "images": [b"a"]}, "problem"),
