@@ -7,7 +7,8 @@ from typing import Any
 
 from data_prep.schema import DataError, RowError
 
-MAX_CELL = 2**27  # characters: an image of 96 MiB as base64
+# Characters: an image of 96 MiB as base64. The module has one limit for all readers, so it is set once.
+csv.field_size_limit(2**27)
 
 
 def read_records(path: Path) -> Iterator[tuple[int, Any]]:
@@ -16,7 +17,6 @@ def read_records(path: Path) -> Iterator[tuple[int, Any]]:
     Raises:
         DataError: the file cannot be read, or has no header.
     """
-    limit = csv.field_size_limit(MAX_CELL)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", restkey="")
@@ -29,5 +29,3 @@ def read_records(path: Path) -> Iterator[tuple[int, Any]]:
                     yield number, {name: value or None for name, value in row.items()}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as a table: {getattr(error, 'strerror', None) or error}") from error
-    finally:
-        csv.field_size_limit(limit)

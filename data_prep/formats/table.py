@@ -213,11 +213,15 @@ def _among(choices: list[Any], cell: Any, answer: Any) -> Any:
 
     if not isinstance(answer, str) or not all(isinstance(choice, str) and choice.strip() for choice in choices):
         return answer  # for `make_row` to refuse
-    named = read_choices(answer, tuple(choices))
+    named, index = read_choices(answer, tuple(choices)), whole(cell)
+    is_index = type(index) is int and 0 <= index < len(choices)
     if not isinstance(named, str):
+        if is_index and named.right != {index}:
+            raise RowError(
+                f"{answer} is the text of one choice and the index of another: give a letter", field="answer"
+            )
         return answer
-    index = whole(cell)
-    if type(index) is int and 0 <= index < len(choices):
+    if is_index:
         return _LETTERS[index]
     raise RowError(
         f"{answer[:60]!r} names none of the {len(choices)} choices: give a letter, the text of a choice or its index "

@@ -113,6 +113,11 @@ def test_a_number_that_is_a_choice_is_no_index(tmp_path):
     assert judged == [False, True, False]
 
 
+def test_a_number_that_is_one_choice_and_the_index_of_another_is_refused(tmp_path):
+    with pytest.raises(RowError, match="0 is the text of one choice and the index of another: give a letter"):
+        list(load_rows(table(tmp_path, ".jsonl", choices=[3, 5, 0, 7], answer=0)))
+
+
 @pytest.mark.parametrize("gold", ["7", "E", "F. black", 4, "none of them"])
 def test_a_gold_that_names_no_choice_is_refused_and_says_what_to_do(tmp_path, gold):
     with pytest.raises(RowError, match=r"names none of the 4 choices: give a letter, .* or a kind"):

@@ -54,6 +54,9 @@ def test_an_image_that_does_not_open_is_such_a_row(tmp_path, tiny, capsys):
     for _ in range(2):  # the second time from what was kept
         assert len(usable_rows(rows, builder, overlong="filter", what="training", max_bad_share=0.25)) == 3
     assert "broken.png" in capsys.readouterr().out
+    # What was kept for one share says nothing of a smaller one.
+    with pytest.raises(TrainingError, match=r"max_bad_share=0\.1"):
+        usable_rows(rows, builder, overlong="filter", what="training", max_bad_share=0.1)
     with pytest.raises(PromptError, match=r"broken\.png"):
         usable_rows(rows, builder, overlong="filter", what="training")
     with pytest.raises(TrainingError, match=r"1 of 4 rows of the training set .*max_bad_share=0\.1"):

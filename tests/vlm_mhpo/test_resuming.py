@@ -34,6 +34,7 @@ FREE_SECTIONS = ("eval", "checkpoint", "faults", "logging")
 BY_CONTENT = {
     *("model.path", "model.revision", "data.train", "data.format", "data.train_split", "data.image_root"),
     *("data.max_rows", "data.max_prompt_length", "data.overlong_prompts"),
+    *("data.columns", "data.on_bad_row", "data.max_bad_share"),
 }
 NEVER = {"model.dtype", "model.freeze_vision_tower", "model.freeze_projector"}
 VALUES = {
@@ -89,6 +90,16 @@ def test_a_change_is_refused_by_key_both_values_and_the_words_that_allow_it(tmp_
     # One of two is not enough.
     with pytest.raises(CheckpointError, match=r"'checkpoint.allow_change=\[train.on_nonfinite\]'"):
         settle(state, now, ["train.learning_rate"], tmp_path)
+
+
+@pytest.mark.parametrize("now", [{}, {"clip": 0.2}, {"clip": 0.1, "more": 1}])
+def test_an_entry_of_a_mapping_that_is_gone_changed_or_new_is_seen(tmp_path, now):
+    custom = {"name": "custom", "path": "loss.py:f", "kwargs": {"clip": 0.1}}
+    state = {**identity(objective=custom), "step": 3}
+    with pytest.raises(CheckpointError, match=r"'checkpoint.allow_change=\[objective.kwargs\]'"):
+        settle(state, identity(objective=custom | {"kwargs": now}), [], tmp_path)
+    settle(state, identity(objective=custom | {"kwargs": now}), ["objective.kwargs"], tmp_path)
+    parse_config(VALUES | {"checkpoint": {"allow_change": ["objective.kwargs", "data.columns"]}})
 
 
 def test_an_allowed_change_is_recorded_with_step_and_both_values_after_those_before(tmp_path):

@@ -28,6 +28,7 @@ from vlm_mhpo.models.tiny import build_tiny
 from vlm_mhpo.rollout.base import SamplingParams, Watched
 from vlm_mhpo.rollout.choosing import choose_tokens, keep_likely
 from vlm_mhpo.rollout.hf.sampler import HfSampler
+from vlm_mhpo.runtime import ranks
 from vlm_mhpo.training.forwards import log_probs_of
 from vlm_mhpo.training.micro_batches import micro_batches
 
@@ -394,6 +395,17 @@ def test_weights_are_gathered_once_a_call_and_every_group_is_reported_once(tiny)
 def test_a_rank_without_prompts_samples_nothing(tiny):
     model = tiny("qwen2")
     assert sample(model, [], SamplingParams(num_samples=2, max_tokens=2)) == []
+
+
+def test_a_rank_without_prompts_takes_part_in_finding_the_budget(tiny, monkeypatch):
+    """The ranks agree on it: one that asked at its next call would meet the others in the middle of something else."""
+    model, asked = tiny("qwen2"), []
+    monkeypatch.setattr(ranks, "largest", lambda number: asked.append(number) or number)
+    sampler = HfSampler(model.policy, model.codec, max_batch_tokens=None)
+    assert sampler.sample([], SamplingParams(num_samples=2, max_tokens=2), SEED) == []
+    assert len(asked) == 1 and sampler.max_batch_tokens == -asked[0] > 0
+    sampler.sample(prompts_of(model)[:1], SamplingParams(num_samples=2, max_tokens=2), SEED)
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("bias", [20.0, 60.0, 150.0])

@@ -29,12 +29,19 @@ class DataConfig(Section):
         default_factory=dict,
         description="Columns of both tables by our names, such as {problem: query, answer: final, images: pics}; only "
         "those that are not recognised.",
+        json_schema_extra=PLACE,
     )
     on_bad_row: Literal["error", "skip"] = Field(
-        "error", description="A training row that cannot be read stops the program, or is left out, counted and named."
+        "error",
+        description="A training row that cannot be read stops the program, or is left out, counted and named.",
+        json_schema_extra=PLACE,
     )
     max_bad_share: float = Field(
-        0.01, ge=0, le=1, description="Share of training rows left out by on_bad_row=skip above which the run stops."
+        0.01,
+        ge=0,
+        le=1,
+        description="Share of training rows left out by on_bad_row=skip above which the run stops.",
+        json_schema_extra=PLACE,
     )
     train_split: str | None = Field(
         None, description="Split of `train`, when the source has several.", json_schema_extra=PLACE

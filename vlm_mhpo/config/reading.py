@@ -98,6 +98,8 @@ def describe(problem: dict) -> str:
     return f"{key}: {message} (got {problem['input']!r})" if key and problem["type"] != "value_error" else message
 
 
+# Keys whose value is a mapping of the user's own names.
+MAPPINGS = ("data.columns", "objective.kwargs")
 REMOVED_KEYS = {
     "per_device_train_batch_size": "Batches are given by train.num_prompts_per_step and train.num_minibatches; "
     "train.max_tokens_per_micro_batch bounds the memory of a forward.",
@@ -141,8 +143,9 @@ def known_keys() -> list[str]:
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys."""
+    """Nested sections as dotted keys; a mapping that is a key's value stays whole."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, dict) and name not in MAPPINGS else {name: value}
     return flat

@@ -120,6 +120,7 @@ def _group_record(scored: ScoredGroup) -> dict[str, Any]:
     return {
         "row": fields | {"metadata": dict(row.metadata)},
         "prompt_text": scored.group.prompt.text,
+        "opens": scored.group.prompt.opens,
         "num_images": len(row.images),
         "completions": [
             {"token_ids": one.token_ids, "text": one.text, "truncated": one.truncated}
@@ -212,6 +213,7 @@ def _read_group(values: Mapping[str, Any], tensors: Mapping[str, Tensor], index:
         input_ids_S=tensors[f"{index}/input_ids_S"],
         token_types_S=tensors[f"{index}/token_types_S"],
         media=Media(media) if media else None,
+        opens=values["opens"],
     )
     sampled = tensors[f"{index}/log_probs"].split([len(c["token_ids"]) for c in values["completions"]])
     completions = tuple(

@@ -80,7 +80,7 @@ def usable_rows(
         TrainingError: no row is left, or too many cannot become a prompt.
     """
     _say_without_images(rows, builder, what)
-    name, found = _recalled(rows, builder, skips_bad=max_bad_share is not None)
+    name, found = _recalled(rows, builder, max_bad_share)
     # Only the check can name the row that is too long.
     if found is None or (found[0] and overlong != "filter"):
         found = _check(rows, builder, overlong, what, max_bad_share)
@@ -101,13 +101,13 @@ def _say_without_images(rows: Sequence[Row], builder: PromptBuilder, what: str) 
 
 
 def _recalled(
-    rows: Sequence[Row], builder: PromptBuilder, *, skips_bad: bool
+    rows: Sequence[Row], builder: PromptBuilder, max_bad_share: float | None
 ) -> tuple[str | None, checked.Found | None]:
     """The name of this check on the main rank, and what it found before, the same on all ranks."""
     if not isinstance(builder, PromptBuilder):
         return None, None
     name = checked.name_of(rows, builder) if ranks.is_main() else None
-    name = f"skipping-{name}" if name and skips_bad else name
+    name = f"skipping-{max_bad_share:g}-{name}" if name and max_bad_share is not None else name
     return name, ranks.gather_objects(checked.recall(name, rows) if name else None)[0]
 
 

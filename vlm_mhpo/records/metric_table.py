@@ -236,7 +236,8 @@ STEP_TIME = Metric("step_time", PLAIN, "s", TIMES, "Time of the step on the wall
 STAGE_TIME = Metric("time/{stage}", PLAIN, "s", TIMES,
                     "Its part in one stage: `prompts`, `sample`, `verify`, `log_probs`, `update`, `evaluate`.")
 BATCH_TOKENS = Metric("sampling/max_batch_tokens", PLAIN, "tokens", TIMES,
-                      "What the sampler's cache may hold on a rank: `rollout.max_batch_tokens`, or what `auto` found.")
+                      "What the cache of the main rank's sampler may hold: `rollout.max_batch_tokens`, or what `auto` "
+                      "found; halved when memory ran out.")
 POLICY_LOSS = Metric("policy_loss", ADD, "", UPDATES,
                      "Loss without the KL term, mean over the updates of the step.", _UPDATED)
 LEARNING_RATE = Metric("learning_rate", PLAIN, "", UPDATES, "Learning rate of the updates.")

@@ -68,7 +68,7 @@ class Sampler(Protocol):
         ...
 
     def metrics(self) -> dict[str, float]:
-        """What a step's record should say of the sampler; the same on all ranks."""
+        """What a step's record should say of the sampler; the main rank's is recorded."""
         ...
 
     def sync(self, step: int) -> None:

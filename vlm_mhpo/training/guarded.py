@@ -131,7 +131,7 @@ class Watch:
         try:
             yield
         except NonFiniteGroups as problem:
-            message = f"step {number}: {problem}; weights untouched"
+            message = f"step {number}: {problem}"
             if self.dumps is None:
                 raise NonFiniteError(message) from problem
             self.dumps.bad_update(number, unscored(problem.groups), message, stops=True)

@@ -96,7 +96,9 @@ def update_on(
 
 def _no_longer_fresh(batch: Minibatch, rows: Mapping[int, Tensor]) -> Minibatch:
     """The minibatch after its first forward, whose log-probs stay its old ones where they are recomputed."""
-    old = tuple(rows.get(flat, row_T) for flat, row_T in enumerate(batch.old_log_probs))
+    old = tuple(
+        rows.get(flat, row_T) if flat in batch.fresh else row_T for flat, row_T in enumerate(batch.old_log_probs)
+    )
     return replace(batch, old_log_probs=old, fresh=frozenset()) if batch.fresh else batch
 
 

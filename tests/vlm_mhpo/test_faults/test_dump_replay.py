@@ -38,6 +38,9 @@ def replayed(run_dir: Path, batch, config):
 
 def test_a_dump_comes_back_as_it_was(model, tmp_path):
     batch = replace(batch_of(model), masked=frozenset({2}))
+    # A template that opens the thought: without it a replay would score half a response.
+    opened = replace(batch.groups[0].group, prompt=replace(batch.groups[0].group.prompt, opens="<think>\n"))
+    batch = replace(batch, groups=[replace(batch.groups[0], group=opened), *batch.groups[1:]])
     config = config_of(model)
     write_dump(tmp_path, 3, batch, config.model_dump(), "because")
     (dump,) = read_dump(tmp_path / "dumps" / "step_3")
@@ -50,6 +53,7 @@ def test_a_dump_comes_back_as_it_was(model, tmp_path):
         assert all(torch.equal(found, kept) for found, kept in pairs), name
     for found, kept in zip(dump.batch.groups, batch.groups, strict=True):
         assert found.group.prompt.row == kept.group.prompt.row
+        assert found.group.prompt.opens == kept.group.prompt.opens
         assert found.group.completions == kept.group.completions
         for name in ("rewards", "rewards_by_name", "verdicts", "extracted"):
             assert getattr(found, name) == getattr(kept, name), name

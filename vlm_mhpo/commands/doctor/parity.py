@@ -38,7 +38,8 @@ def examine_parity(config: Config, scratch: Path) -> Iterator[Check]:
     opened = open_policy(config.model, scratch, "judge")
     policy, codec = opened.policy, opened.codec
     builder = prompt_builder(config.data, codec, policy.family)
-    rows = read_rows(config.data.train, config.data, config.data.train_split, NUM_PROMPTS)
+    data = config.data
+    rows = read_rows(data.train, data, data.train_split, NUM_PROMPTS, skips_bad=data.on_bad_row == "skip")
     rollout = config.rollout
     sampler = build_sampler(rollout, policy, codec)
     params = SamplingParams(NUM_SAMPLES, min(MOST_TOKENS, rollout.max_completion_length), rollout.temperature)

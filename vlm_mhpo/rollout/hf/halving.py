@@ -16,6 +16,10 @@ from vlm_mhpo.faults.memory import enough_memory, is_out_of_memory
 from vlm_mhpo.runtime import ranks
 
 Result = TypeVar("Result")
+ADVICE = (
+    "deepspeed.zero_stage=3, or a lower rollout.max_completion_length with "
+    "checkpoint.allow_change=[rollout.max_completion_length]"
+)
 
 
 def halving(
@@ -39,7 +43,7 @@ def halving(
     """
     left = list(places)
     while left:
-        with enough_memory("sampling", lambda: "rollout.max_completion_length lower, or deepspeed.zero_stage=3"):
+        with enough_memory("sampling", lambda: ADVICE):
             try:
                 for done in run(left, budget):
                     left = [place for place in left if place not in done]

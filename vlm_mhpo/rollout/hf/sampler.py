@@ -72,11 +72,12 @@ class HfSampler:
         self.policy.eval()
         try:
             with torch.no_grad(), self.whole_weights():
-                # Here, where all weights are in memory.
-                most = self.max_batch_tokens or budget_of(self.policy)
+                if not self.max_batch_tokens:
+                    # Here, where all weights are in memory, and on all ranks, also on one that has no prompt.
+                    self.max_batch_tokens = budget_of(self.policy)
                 decoded = partial(self._decoded, list(prompts), params, seed_parts, on_token)
                 sizes = tuple(partial(_num_tokens, prompts, params, num) for num in (params.num_samples, 1))
-                for finished, budget in halving(range(len(prompts)), decoded, most, *sizes):
+                for finished, budget in halving(range(len(prompts)), decoded, self.max_batch_tokens, *sizes):
                     self.max_batch_tokens = budget
                     groups |= finished
                     if on_groups:
