@@ -198,7 +198,7 @@ def test_a_bad_row_names_file_line_and_field(folder, record, field, words):
 
 @pytest.mark.parametrize(
     "reference",
-    ["http://x.invalid/a.png", "https://x.invalid/a.png", "s3://x/a.png", "ftp://x/a.png", "data:image/png;base64,AA==",
+    ["http://x.invalid/a.png", "https://x.invalid/a.png", "s3://x/a.png", "ftp://x/a.png", "data:text/html;base64,AA==",
      "file:///etc/hostname", "file://a.png", "file:a.png", "file://ROOT/../a.png", "file://ROOT", "ROOT/../../a.png",
      "/etc/hostname", "~/a.png", "//host/a.png", "zip://a.png::http://x.invalid/a.zip", "file://ROOT/missing.png"],
 )  # fmt: skip

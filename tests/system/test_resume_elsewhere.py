@@ -78,4 +78,4 @@ def test_the_user_is_told(chains):
         assert printed[leg].count(f"continuing after step {AT[leg - 1]} of {AT[leg]}") == len(CHAINS + IN_BFLOAT16)
         assert printed[leg].count("resharded: ") == len(CHAINS + IN_BFLOAT16)
     assert "world_size was 1 and is now 2" in printed[1]
-    assert "deepspeed.zero_stage was 0 and is now 3; world_size was 1 and is now 2" in printed[1]
+    assert "world_size was 1 and is now 2; deepspeed.zero_stage was 0 and is now 3" in printed[1]

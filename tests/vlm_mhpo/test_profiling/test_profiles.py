@@ -46,13 +46,17 @@ def test_every_phase_is_seen_and_counted(alone):
 def test_tokens_and_flops_of_a_run_are_counted_in_each_pass(alone):
     _, _, found = alone
     sample, log_probs, update_ = (found["stages"][name] for name in ("sample", "log_probs", "update"))
-    # Old and reference log-probs are two passes, and so are the updates.
-    assert sample["prompts"] == 4
-    for stage in (log_probs, update_):
-        assert stage["prompt_tokens"] == 2 * sample["prompt_tokens"]
-        assert stage["completion_tokens"] == 2 * sample["completion_tokens"]
-    # Everything is trained: three times the forward, but for the pixels, whose gradient nobody needs.
-    assert 2.8 < update_["flops"] / log_probs["flops"] <= 3.0
+    # The reference reads all completions, the policy only those of the second of two minibatches ahead of the update.
+    assert (sample["prompts"], log_probs["prompts"], update_["prompts"]) == (4, 6, 8)
+    assert log_probs["prompt_tokens"] == 1.5 * sample["prompt_tokens"]
+    assert sample["completion_tokens"] < log_probs["completion_tokens"] < 2 * sample["completion_tokens"]
+    # The updates are two passes over everything.
+    assert update_["prompt_tokens"] == 2 * sample["prompt_tokens"]
+    assert update_["completion_tokens"] == 2 * sample["completion_tokens"]
+    # Everything is trained: three times the forward, but for the pixels, whose gradient nobody needs, and the images of
+    # the reference, which are not counted.
+    a_token = {name: stage["flops"] / stage["needed_tokens"] for name, stage in found["stages"].items()}
+    assert 2.8 < a_token["update"] / a_token["log_probs"] < 3.3
     for stage in (sample, log_probs, update_):
         assert stage["computed_tokens"] >= stage["needed_tokens"]
         assert 0 < stage["utilisation"] < 1
