@@ -30,7 +30,8 @@ class Tally:
         seen: of the images that went through the vision tower.
         merged: image tokens that went through the projector; with a frozen tower's features kept, without the tower.
         forwards: by place, Counter of calls, rows and tokens.
-        tokens: by stage, Counter of prompts, completions, their tokens, and verifications that timed out.
+        tokens: by stage, Counter of prompts, completions, their tokens, verifications that timed out, and prompts whose
+            forward carries no marks, so that its images are not among those seen.
     """
 
     def __init__(self) -> None:
@@ -52,11 +53,12 @@ class Tally:
             lengths = [len(completion.token_ids) for completion in one.group.completions]
             self._count(stage, length, lengths, work_of)
 
-    def add_packed(self, stage: str, batch: Minibatch) -> None:
+    def add_packed(self, stage: str, batch: Minibatch, *, marked: bool = True) -> None:
         """A forward of what a minibatch is packed into; completions that teach nothing are not in it."""
         for micro_batch in batch.packed or ():
             for length, *lengths in () if micro_batch.is_padding else micro_batch.packed.lengths:
                 self._count(stage, length, lengths, training_work)
+                self.tokens[stage].update(unmarked=not marked)
 
     def _count(self, stage: str, length: int, lengths: list[int], work_of: Callable[[int, list[int]], Work]) -> None:
         self.work[stage] += work_of(length, lengths)
@@ -114,8 +116,11 @@ def counted(loop: Loop, tally: Tally, end_of_step: Callable[[], None]) -> Loop:
         settings = loop.update.settings
         for one in made:
             # The first minibatch has its old log-probs from its update's own forward.
-            for _ in range((settings.recompute and not one.fresh) + bool(settings.beta)):
+            if settings.recompute and not one.fresh:
                 tally.add_packed("log_probs", one)
+            if settings.beta:
+                # The reference carries no marks.
+                tally.add_packed("log_probs", one, marked=False)
         return made
 
     def update(made: Sequence[Minibatch], step: int) -> Any:

@@ -192,7 +192,11 @@ def _stages_of(tally: Tally, clock: Clock, num_steps: int) -> tuple[Stage, ...]:
         if not counts:
             continue
         work = tally.work[name]
-        flops = model_flops(tally.parts, work + tally.vision_work(name), backward=name == "update")
+        seen = counts["prompts"] - counts["unmarked"]
+        on_images = model_flops(tally.parts, tally.vision_work(name), backward=name == "update")
+        flops = model_flops(tally.parts, work, backward=name == "update")
+        # The images of forwards without marks are taken for the average of those that were seen.
+        flops += on_images * counts["prompts"] / seen if seen else 0.0
         stages.append(
             Stage(
                 name=name,
