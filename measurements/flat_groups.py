@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from side_by_side import CONFIG, SMALL_SHAPES, Shape, alternate, compare, measure_shapes, timed
+from shapes import CONFIG, SMALL_SHAPES, Shape
+from side_by_side import alternate, compare, measure_shapes, timed
 from speed_update import roll_out
 
 WARMUP = 1

@@ -29,7 +29,8 @@ from quickstart_seeds import environment
 from verifier_graders import CHOICES_ONLY, GRADERS, Grader, Outcome
 
 from rewards import Item, format_score
-from vlm_mhpo.pages.plotting import ACCENT, GREYS, INK, MUTED, PAPER, chart_style, percentile
+from vlm_mhpo.pages.plotting import ACCENT, GREYS, INK, MUTED, PAPER, chart_style
+from vlm_mhpo.records.norms import percentile
 
 ROOT = Path(__file__).resolve().parent.parent
 LABELLED = ROOT / "tests" / "data" / "labelled"
