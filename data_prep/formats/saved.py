@@ -1,6 +1,6 @@
 """Reader of what `datasets` saves: a folder of `save_to_disk` (Dataset or DatasetDict), or an .arrow file."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,15 @@ def matches(source: Path) -> bool:
 
 
 def read(
-    source: Path,
-    split: str | None,
-    *,
-    image_root: Path | None = None,
-    dialect: str | None = None,
-    columns: Mapping[str, str] | None = None,
+    source: Path, split: str | None, *, image_root: Path | None = None, **options: Any
 ) -> Iterator[Row | RowError]:
-    """Rows in order, split after split; nothing is fetched. Options as of `hub.read`.
+    """Rows in order, split after split; nothing is fetched. Options as of `hub.rows_of_table`.
 
     Raises:
         DataError: the folder cannot be read, or has no such split.
     """
-    options = {"image_root": image_root or source.parent, "dialect": dialect, "columns": columns}
     for label, table in _tables(source, split).items():
-        yield from rows_of_table(source.stem, table, label, **options)
+        yield from rows_of_table(source.stem, table, label, image_root=image_root or source.parent, **options)
 
 
 def _tables(source: Path, split: str | None) -> dict[str, Any]:

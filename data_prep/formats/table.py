@@ -24,9 +24,9 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _IDS = ("id", "qid", "unique_id", "problem_idx", "question_id", "ID")
 _PROBLEMS, _ANSWERS = ("prompt", "question", "Problem", "Question", "query"), ("ground_truth", "Answer", "gt", "target")
 _UNITS = ("units", "answer_unit")
-# Of the columns of images the first that is there counts: others show the same images in another way.
-_IMAGES = ("images", "image", "image_path", "image_paths", "image_file", "image_files", "img", "imgs", "img_path",
-           "picture", "pictures", "file_name")  # fmt: skip
+# Columns of images. Of several the first that is not empty counts, where the others only name files of the same images.
+_SHOWN = ("images", "image", "img", "imgs", "picture", "pictures")
+_IMAGES = (*_SHOWN, "image_path", "image_paths", "image_file", "image_files", "img_path", "file_name")
 # What a user may say the names of.
 COLUMNS = ("problem", "answer", "images", "choices", "solution", "id", "kind", "precision", "unit", "source", "split")
 _OWN = frozenset({field.name for field in fields(Row)} - {"metadata"})
@@ -297,12 +297,11 @@ def _problem(record: Mapping[str, Any]) -> str:
 
 
 def _images(record: Mapping[str, Any], image_root: Path | None) -> list[ImageSource]:
-    if record.get("images") is not None and record.get("image") is not None:
-        raise RowError("is there beside 'image'; keep one of them", field="images")
-    images = next((record[name] for name in _IMAGES if record.get(name) is not None), None)
-    if images is None or images == "":
-        return []
-    return [image_from(image, image_root) for image in _listed(images)]
+    names = [name for name in _IMAGES if record.get(name) not in (None, "", [], ())]
+    shown = [name for name in names if name in _SHOWN]
+    if len(shown) > 1:
+        raise RowError(f"is there beside {shown[1]!r}; keep one of them", field=shown[0])
+    return [image_from(image, image_root) for image in _listed(record[names[0]])] if names else []
 
 
 def image_from(image: Any, image_root: Path | None) -> ImageSource:

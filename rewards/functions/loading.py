@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -77,16 +77,23 @@ def _execute(file: Path) -> ModuleType:
 
 def _importer_for(folder: str) -> Callable[..., ModuleType]:
     """`__import__` of a user's file: also in its functions, a neighbour goes before a package of ours."""
-    own: dict[str, ModuleType] = {}
+    own: dict[str, dict[str, ModuleType]] = {top: {} for top in _OURS}
 
     def import_(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> ModuleType:
         top = name.partition(".")[0]
-        if level or top not in _OURS or PathFinder.find_spec(top, [folder]) is None:
+        if level or top not in _OURS or _neighbour(top, folder) is None:
             return builtins.__import__(name, globals, locals, fromlist, level)
-        with _swapped(top, folder, own):
+        with _swapped(top, folder, own[top]):
             return builtins.__import__(name, globals, locals, fromlist, level)
 
     return import_
+
+
+def _neighbour(top: str, folder: str) -> ModuleSpec | None:
+    """The module of that name in a folder, unless it is ours: the folder may be the root of a clone."""
+    spec = PathFinder.find_spec(top, [folder])
+    root = Path(__file__).resolve().parents[2]
+    return None if spec and spec.origin and Path(spec.origin).resolve().is_relative_to(root / top) else spec
 
 
 @contextmanager
@@ -97,16 +104,21 @@ def _swapped(top: str, folder: str, own: dict[str, ModuleType]) -> Iterator[None
         sys.modules.update(own)
         try:
             if top not in sys.modules:
-                spec = PathFinder.find_spec(top, [folder])
+                spec = _neighbour(top, folder)
                 sys.modules[top] = importlib.util.module_from_spec(spec)
                 spec.loader.exec_module(sys.modules[top])
             yield
+            own.update({name: module for name, module in sys.modules.items() if _is_in(name, top)})
         finally:
-            own.update(_taken_out(top))
+            # Also what a neighbour that failed has left half made.
+            _taken_out(top)
             sys.modules.update(ours)
 
 
 def _taken_out(top: str) -> dict[str, ModuleType]:
     """Take a package and what is in it out of sys.modules."""
-    names = [name for name in sys.modules if name == top or name.startswith(f"{top}.")]
-    return {name: sys.modules.pop(name) for name in names}
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if _is_in(name, top)}
+
+
+def _is_in(name: str, top: str) -> bool:
+    return name == top or name.startswith(f"{top}.")

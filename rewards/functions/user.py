@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from numbers import Real
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from rewards.functions.logbook import Logbook
@@ -34,7 +35,7 @@ def adapt(function: Callable[..., Any], label: str, logbook: Logbook, conversati
         label: name of the function in messages.
         logbook: what it is told of the run, and where it may log; TRL's form only.
         conversational: TRL's form gets prompts and completions as lists of messages, else as texts; None = if the
-            function, or one of its file that it calls, names the key "content" of a message.
+            function, or one of its folder that it calls, names the key "content" of a message.
     """
     names = inspect.signature(function).parameters
     call: _Call
@@ -80,7 +81,9 @@ def _call_trl(
     }
     arguments |= _opened_images(function, samples)
     given = _accepted(function, arguments, label)
-    return _run(function, lambda: function(**given), label, f"a batch of {len(samples)}, first {_shown(samples[0], 0)}")
+    form = "messages" if as_messages else "texts"
+    where = f"a batch of {len(samples)} as {form} (see conversational), first {_shown(samples[0], 0)}"
+    return _run(function, lambda: function(**given), label, where)
 
 
 def _column(sample: Sample, name: str) -> Any:
@@ -167,7 +170,7 @@ def _part(value: Any, key: str, label: str) -> Any:
 
 
 def _mentions(function: Any, word: str) -> bool:
-    """Whether a function has a parameter of that name or the text as a constant; also those of its file it calls."""
+    """Whether a function has a parameter of that name or the text as a constant; also those it calls of its folder."""
     seen: set[CodeType] = set()
 
     def looks(candidate: Any) -> bool:
@@ -183,11 +186,19 @@ def _mentions(function: Any, word: str) -> bool:
         if word in inspect.signature(candidate).parameters or any(word in part.co_consts for part in parts):
             return True
         held = inspect.getclosurevars(candidate).nonlocals.values()
-        called = [candidate.__globals__.get(name) for part in parts for name in part.co_names]
-        neighbours = [each for each in called if getattr(each, "__globals__", None) is candidate.__globals__]
+        names = [name for part in parts for name in part.co_names]
+        called = [candidate.__globals__.get(name) for name in names]
+        modules = [each for each in called if isinstance(each, ModuleType)]
+        called += [vars(module).get(name) for module in modules for name in names]
+        called = [each for each in called if isinstance(each, FunctionType)]
+        neighbours = [each for each in called if _folder_of(each) == _folder_of(candidate)]
         return any(looks(each) for each in (*held, *neighbours) if callable(each))
 
     return looks(function)
+
+
+def _folder_of(function: FunctionType) -> str:
+    return os.path.dirname(os.path.abspath(function.__code__.co_filename))
 
 
 def _parts_of(code: CodeType) -> list[CodeType]:

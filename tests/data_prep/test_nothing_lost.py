@@ -50,6 +50,18 @@ def test_an_image_is_read_under_every_usual_name(tmp_path, name, is_list):
     assert row.problem == "<image>What is it?"
 
 
+@pytest.mark.parametrize("empty", ["", [], None])
+def test_an_empty_column_hides_no_other(tmp_path, empty):
+    (row,) = load_rows(table(tmp_path, ".jsonl", images=empty, img_path="a.png"))
+    assert [read_image(image) for image in row.images] == [IMAGE]
+
+
+@pytest.mark.parametrize("names", [("images", "image"), ("image", "picture"), ("img", "pictures")])
+def test_of_two_columns_that_show_images_neither_is_chosen(tmp_path, names):
+    with pytest.raises(RowError, match=f"'{names[0]}': is there beside '{names[1]}'; keep one of them"):
+        list(load_rows(table(tmp_path, ".jsonl", **dict.fromkeys(names, "a.png"))))
+
+
 @pytest.mark.parametrize("value", ["a.png", ["a.png"], {"path": "a.png"}])
 def test_a_column_that_names_image_files_and_is_not_read_is_refused(tmp_path, value):
     with pytest.raises(RowError, match=r"diagram.* data\.columns=\{images: diagram\}"):

@@ -12,6 +12,7 @@ from PIL import Image
 import data_prep
 import rewards as ours
 from rewards import RewardError, RewardSpec, Sample, build_scorer
+from rewards.functions import loading
 from rewards.functions.loading import FunctionError, load_function
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,6 +120,25 @@ def test_a_function_gets_messages_if_it_or_its_helper_reads_them(write, name, ex
     assert values_of(f"{write(CONVERSATIONAL)}:{name}", [sample("7"), sample("12")]) == expected
 
 
+@pytest.mark.parametrize("use", ["from texts_of_messages import text_of", "import messages_to_texts as module"])
+def test_a_helper_in_a_file_beside_it_counts_too(write, use):
+    """Such a function that catches what it meets would pay 0 for everything."""
+    write("def text_of(completion):\n    return completion[0]['content']\n", f"{use.split()[1]}.py")
+    call = "module.text_of" if "module" in use else "text_of"
+    path = write(
+        f"{use}\ndef f(completions, **kwargs):\n    try:\n"
+        f"        return [float({call}(c) == '7') for c in completions]\n"
+        "    except TypeError:\n        return [0.0] * len(completions)\n"
+    )
+    assert values_of(f"{path}:f", [sample("7"), sample("8")]) == (1.0, 0.0)
+
+
+def test_an_error_says_which_form_was_given(write):
+    path = write("def f(completions):\n    return [c[0]['text'] for c in completions]\n")
+    with pytest.raises(RewardError, match=r"on a batch of 1 as texts \(see conversational\), first sample 0"):
+        values_of(f"{path}:f", [sample("7")])
+
+
 def test_the_form_can_be_said(write):
     path = write("def f(completions):\n    return [float(isinstance(c, list)) for c in completions]\n") + ":f"
     assert [values_of(path, [sample("7")], conversational=form) for form in (None, True, False)] == [(0,), (1,), (0,)]
@@ -210,6 +230,32 @@ def test_a_users_file_sees_its_neighbours_also_those_named_like_our_packages(wri
     function = load_function(f"{path}:f")
     assert function(["a", "b"]) == [6.0, 6.0]
     assert sys.modules["rewards"] is ours and ours.format_score is not function.__globals__["format_score"]
+
+
+def test_two_neighbours_do_not_stay_in_the_place_of_our_packages(write):
+    write("NAME = 'theirs'\n", "rewards.py")
+    write("NAME = 'theirs too'\n", "data_prep.py")
+    path = write("import data_prep\nimport rewards\ndef f():\n    import data_prep as again\n    return again.NAME\n")
+    function = load_function(f"{path}:f")
+    assert function() == "theirs too" and function.__globals__["rewards"].NAME == "theirs"
+    assert (sys.modules["rewards"], sys.modules["data_prep"]) == (ours, data_prep)
+
+
+def test_a_neighbour_that_fails_is_not_found_half_made_the_next_time(write):
+    write("DONE = 1\nraise RuntimeError('not yet')\n", "rewards.py")
+    path = write("def f():\n    import rewards\n    return rewards.DONE\n")
+    function = load_function(f"{path}:f")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="not yet"):
+            function()
+    assert sys.modules["rewards"] is ours
+
+
+def test_our_own_package_beside_the_file_is_no_neighbour():
+    # A file of rewards in the root of a clone.
+    folder = str(ROOT)
+    assert loading._neighbour("rewards", folder) is None
+    assert loading._importer_for(folder)("rewards") is ours
 
 
 def test_without_a_neighbour_our_package_is_meant(write):

@@ -329,7 +329,7 @@ def refused(finished, tmp_path_factory) -> dict[str, tuple[dict[str, Any], dict[
         ),
         ("rows", ".*/step_000002 belongs to another setting: data.train was .*; training rows was .* and is now .*"),
         ("no checkpoint", ".* holds 2 trained steps but no checkpoint to continue from: remove the folder or .*"),
-        ("damaged", "every checkpoint in .* is damaged: move the folder away to start over"),
+        ("damaged", "no checkpoint in .* can be used \\(.* differs from the manifest\\): move the folder away .*"),
     ],
 )
 def test_a_run_that_cannot_go_on_is_refused_in_one_sentence_and_left_alone(name, sentence, refused):

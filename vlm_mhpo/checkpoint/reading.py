@@ -36,7 +36,9 @@ def newest_valid(root: Path) -> tuple[int, dict[str, Any]] | None:
             if ranks.is_main():
                 print(f"ERROR: {error}; trying the one before", flush=True)
     if problems:
-        raise CheckpointError(f"every checkpoint in {root} is damaged: move the folder away to start over")
+        raise CheckpointError(
+            f"no checkpoint in {root} can be used ({problems[0]}): move the folder away to start over"
+        )
     return None
 
 
@@ -62,7 +64,10 @@ def read_state(folder: Path) -> dict[str, Any]:
             raise CheckpointError(f"{folder}: {name} differs from the manifest")
     state = json.loads((folder / STATE).read_text())
     if state["format_version"] != FORMAT_VERSION:
-        raise CheckpointError(f"{folder}: format {state['format_version']}, this program reads {FORMAT_VERSION}")
+        raise CheckpointError(
+            f"{folder} is whole, but of format {state['format_version']}, which another version of this program wrote; "
+            f"this one reads {FORMAT_VERSION}"
+        )
     return state
 
 

@@ -74,7 +74,7 @@ class Loop:
                         update = self.update(minibatches, step)
                     with span("evaluate"):
                         tested = self.held_out.if_due(step + 1)
-                    metrics |= update.metrics | reward_metrics(scored) | tested
+                    metrics |= self.rollout.sampler.metrics() | update.metrics | reward_metrics(scored) | tested
                     last = self.finish(now, metrics, update, scored)
                     bar.advance(metrics)
                 # Their pixels and image features go before those of the next step come.
@@ -94,12 +94,11 @@ class Loop:
             return score_together(self.scoring, groups, self.watch.dumps, now.number)
 
     def refilled(self, scored: Scored, now: Step) -> tuple[Scored, dict[str, float]]:
-        """The groups with flat ones replaced, if so configured, and the metrics of that and of the sampler."""
-        metrics = self.rollout.sampler.metrics()
+        """The groups with flat ones replaced, if so configured, and the metrics of that."""
+        metrics: dict[str, float] = {}
         if (tries := self.max_resample_times) is not None:
             roll_out = partial(self.roll_out, now)
-            scored, replaced = refill(scored, self.prompts, now.number - 1, roll_out, max_resample_times=tries)
-            metrics |= replaced
+            scored, metrics = refill(scored, self.prompts, now.number - 1, roll_out, max_resample_times=tries)
         now.holds(groups=scored)
         return scored, metrics
 
