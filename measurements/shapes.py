@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,12 +34,15 @@ class Shape:
 
     Attributes:
         num_prompts, num_generations: prompts, and completions of each.
-        max_completion_length: token budget; with `picture` every completion uses it up.
+        max_completion_length: token budget; with `picture` every completion uses it up, unless `mean_length` is given.
         num_updates: optimizer updates of a rollout batch.
         image: width and height in pixels, multiples of 28; None = the quickstart's images and warm-started model.
         text_tokens: of a prompt beside its image, at least (with `picture`).
         model: "tiny", float32; or a size of `large_models`, in bfloat16 with gradient checkpointing, for a GPU.
-        layers: of text and vision that are left of a large model, for a trial; None = all.
+        layers: of text and vision that are left of a large model, for a trial; text layers of a tiny one. None = all.
+        width: hidden size of a tiny model.
+        mean_length: completions end by themselves, after about so many tokens, some much sooner or later, so that their
+            lengths are ragged; None = with `picture` they never end.
         one_at_a_time: the machine cannot hold both sides, so that they come and go in turns.
         warmup: first steps that are left out; a step of minutes needs none.
     """
@@ -52,6 +56,8 @@ class Shape:
     text_tokens: int = 64
     model: str = "tiny"
     layers: int | None = None
+    width: int = 128
+    mean_length: int | None = None
     one_at_a_time: bool = False
     warmup: int = 2
 
@@ -100,9 +106,11 @@ def prepare(shape: Shape, folder: Path, start: Path | None = None) -> list[str]:
     """
     if shape.picture:
         reward = ROOT / "measurements" / "variety_reward.py"
-        model = folder / f"model_{shape.model}"
+        model = folder / f"model_{shape.model}_{shape.width}_{shape.layers}_{shape.mean_length}"
         if not model.exists():
-            write_model(model, shape.model, shape.layers, endless=True)
+            write_model(model, shape.model, shape.layers, shape.width, endless=shape.mean_length is None)
+            if shape.mean_length:
+                end_after(model, shape.mean_length)
         sources = [
             f"model.path={model}",
             f"data.train={draw_rows(shape, model, folder / shape.name)}",
@@ -135,23 +143,24 @@ def prepare(shape: Shape, folder: Path, start: Path | None = None) -> list[str]:
     ]
 
 
-def write_model(folder: Path, size: str, layers: int | None = None, *, endless: bool) -> Path:
+def write_model(folder: Path, size: str, layers: int | None = None, width: int = 128, *, endless: bool) -> Path:
     """A Qwen2.5-VL that takes images of any size, as `from_pretrained` reads it.
 
     Args:
         folder: created.
         size: "tiny" or a size of `large_models`.
-        layers: that are left of a large one; None = all.
+        layers: that are left of a large one, or text layers of a tiny one; None = all.
+        width: hidden size of a tiny one.
         endless: its end token is one that is never sampled.
     """
     from large_models import build_large, full_tokenizer
 
     from vlm_mhpo.models.families import family_of
-    from vlm_mhpo.models.tiny import build_model, build_processor, build_tokenizer
+    from vlm_mhpo.models.tiny import build_processor, build_tokenizer
 
     tokenizer = build_tokenizer()
     if size == "tiny":
-        model = build_model("qwen2_5_vl", tokenizer)
+        model = build_small(tokenizer, width, layers)
     else:
         tokenizer = full_tokenizer(tokenizer, folder / "tokenizer", layers)
         model = build_large(size, tokenizer, layers)
@@ -163,6 +172,71 @@ def write_model(folder: Path, size: str, layers: int | None = None, *, endless: 
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def build_small(tokenizer: Any, width: int, layers: int | None) -> Any:
+    """A tiny Qwen2.5-VL of any width and number of text layers."""
+    import torch
+
+    from vlm_mhpo.models.families import family_of
+    from vlm_mhpo.models.tiny import build_model, draw_weights, model_config
+
+    if layers is None:
+        return build_model("qwen2_5_vl", tokenizer, hidden_size=width)
+    config = model_config("qwen2_5_vl", tokenizer, width)
+    text = config.get_text_config()
+    text.num_hidden_layers, text.layer_types = layers, ["full_attention"] * layers
+    torch.manual_seed(0)
+    model = family_of("qwen2_5_vl").auto_classes[0].from_config(config, dtype=torch.float32)
+    draw_weights(model)
+    return model
+
+
+def end_after(folder: Path, mean_length: int) -> None:
+    """Scale the head's row of the end token so that completions have about this mean length.
+
+    Logits of a tiny model are normal with standard deviation 1, over V tokens. With s for the end token its probability
+    is exp((s^2 - 1) / 2) / V on average, and differs much from place to place, which spreads the lengths and makes them
+    about twice as long on average.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    head, end = model.lm_head.weight, model.generation_config.eos_token_id
+    scale = math.sqrt(1 + 2 * math.log(max(1.0, 2 * len(head) / mean_length)))
+    with torch.no_grad():
+        model.lm_head.weight = torch.nn.Parameter(head.clone())
+        model.lm_head.weight[end] *= scale
+    model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
+    model.save_pretrained(folder)
+
+
+def random_shape(seed: int, index: int) -> Shape:
+    """A shape that nobody tuned for: every size is drawn, and drawn again until its work suits a laptop."""
+    rng = random.Random(f"{seed}/{index}")
+    while True:
+        num_prompts = rng.randint(2, 8)
+        mean_length = rng.randint(16, 160)
+        shape = Shape(
+            f"seed_{seed}_{index}",
+            num_prompts=num_prompts,
+            num_generations=rng.randint(4, 16),
+            max_completion_length=mean_length * rng.randint(2, 4),
+            num_updates=rng.choice([count for count in range(1, num_prompts + 1) if num_prompts % count == 0]),
+            picture=(TOKEN_SIDE * rng.randint(4, 24), TOKEN_SIDE * rng.randint(4, 24)),
+            text_tokens=rng.randint(40, 400),
+            layers=rng.randint(2, 8),
+            width=rng.choice((128, 192, 256, 384, 512, 768, 896)),
+            mean_length=mean_length,
+            warmup=1,
+        )
+        prompt = shape.image_tokens + shape.text_tokens
+        tokens = num_prompts * prompt + shape.num_samples * mean_length
+        # About 9 squared widths of weights in a layer; sampling is a third of what an update adds.
+        tflops = 8 * tokens * shape.layers * 9 * shape.width**2 / 1e12
+        if 0.01 < tflops < 0.15 and shape.num_samples <= 64 and prompt < 900:
+            return shape
 
 
 def draw_rows(shape: Shape, model: Path, folder: Path) -> Path:

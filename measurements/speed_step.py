@@ -10,6 +10,10 @@ Shapes: "quickstart" (16 prompts x 8, answers of some ten tokens, warm-started m
 306 image and at least 64 text tokens, every completion 128 tokens long). What is set on TRL's side, and why, stands in
 trainer_sides.trl_settings. `--updates 1` is the case that suits TRL best: it then needs no forward for old log-probs.
 
+`--random-shapes` draws shapes that nobody tuned for from a seed: prompts, completions, image size, text, ragged lengths
+with a long tail, width, layers and updates. Both sides sample by themselves there, so their completions have the same
+distribution of lengths and not the same lengths; "per_token" is the ratio with each side's time divided by its tokens.
+
 For a GPU: "realistic_0.5b" and "realistic_3b" (completions of 256 tokens; 1,024 with "_1024") are the realistic shape
 with models of those sizes in bfloat16, built from a config. One GPU cannot hold two trainers of the latter, so the
 sides come and go. Memory is then that of the GPU. "utilisation" is the share of the device's measured matmul rate that
@@ -17,6 +21,7 @@ the mathematics of a step, or of its updates alone, comes to. Results are writte
 
 Usage: python measurements/speed_step.py [--shapes quickstart realistic] [--rounds 12] [--updates 4] [--start MODEL]
                                        [--trial] [--out FILE]
+       python measurements/speed_step.py --random-shapes 5 --seed S [--rounds 6]
        python measurements/speed_step.py --shapes realistic_0.5b realistic_3b        (on a GPU of 80 GB)
 """
 
@@ -30,7 +35,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from shapes import SMALL_SHAPES, Shape, prepare
+from shapes import SMALL_SHAPES, Shape, prepare, random_shape, trial
 from side_by_side import (
     Side,
     add_common_arguments,
@@ -52,14 +57,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common_arguments(parser, SMALL_SHAPES)
     parser.add_argument("--updates", type=int, default=4, help="optimizer updates of a rollout batch")
+    parser.add_argument("--random-shapes", type=int, default=0, metavar="N", help="measure N drawn shapes instead")
+    parser.add_argument("--seed", type=int, default=0, help="that they are drawn from")
     arguments = parser.parse_args()
     use_one_thread()
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for shape in chosen(arguments):
-            shape = replace(shape, num_updates=min(arguments.updates, shape.num_prompts))
+        for shape in shapes_of(arguments):
             results[shape.name] = measure(shape, Path(folder), arguments.rounds, arguments.start)
-            write_record("speed_step", results, arguments.out)
+            write_record("speed_random" if arguments.random_shapes else "speed_step", results, arguments.out)
+
+
+def shapes_of(arguments: argparse.Namespace) -> list[Shape]:
+    """The shapes that a command line asks for, with their updates."""
+    if arguments.random_shapes:
+        drawn = [random_shape(arguments.seed, index) for index in range(arguments.random_shapes)]
+        return [trial(shape) for shape in drawn] if arguments.trial else drawn
+    return [replace(shape, num_updates=min(arguments.updates, shape.num_prompts)) for shape in chosen(arguments)]
 
 
 def measure(shape: Shape, folder: Path, rounds: int, start: Path | None) -> dict[str, Any]:
@@ -88,6 +102,7 @@ def measure(shape: Shape, folder: Path, rounds: int, start: Path | None) -> dict
         "update_utilisation": {name: flops.updates / each / flops.rate for name, each in updates.items()},
         # They must be alike, or the two did not do the same work.
         "mean_length": lengths,
+        "per_token": (seconds["trl"] / lengths["trl"]) / (seconds["ours"] / lengths["ours"]),
         "reward": {name: statistics.fmean(step["reward"] for step in each) for name, each in steps.items()},
         "peak_memory_mb": {name: each[-1]["peak_bytes"] / 1e6 for name, each in steps.items()},
     }
