@@ -139,7 +139,6 @@ def generate_counts(model: Any) -> Counter[str]:
 
 def update_counts(policy: Any) -> dict[str, Counter[str]]:
     """Forward and backward of one packed row of each prompt."""
-    import torch
 
     from vlm_mhpo.models.packing import pack_rows, plan_micro_batches
 
