@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from data_prep.formats.dialects import DIALECTS
+from data_prep.formats.listed import ANSWER_LISTS
 from data_prep.formats.registry import READERS, TABLES
 from data_prep.formats.table import COLUMNS
 from data_prep.images.archives import TAR_SUFFIXES, ZIP_SUFFIXES, is_archive, unpack
@@ -34,6 +35,7 @@ def load_rows(
     split: str | None = None,
     image_root: Path | None = None,
     columns: Mapping[str, str] | None = None,
+    answer_lists: str | None = None,
 ) -> Iterator[Row]:
     """Rows of one or several sources, in order, read as they are asked for; images stay encoded.
 
@@ -49,13 +51,17 @@ def load_rows(
         image_root: folder that image paths are relative to; default: the table's own folder. Layouts that fix
             where their images lie ignore it.
         columns: names of a table's columns that stand for ours, as {"problem": "query", "answer": "final"}.
+        answer_lists: what a list of answers in a table means: "any" of them is right, or a response must give "all";
+            None: told by the list where it can be (see `data_prep.formats.listed`). Benchmarks have their own rules.
     Returns:
         rows with distinct ids: the second row called `a` becomes `a#2`.
     Raises:
         DataError: at once, if a source does not exist or is not recognised, or only some carry a weight.
         RowError: while reading, at the first unusable row.
     """
-    rows = scan_rows(source, format=format, split=split, image_root=image_root, columns=columns)
+    rows = scan_rows(
+        source, format=format, split=split, image_root=image_root, columns=columns, answer_lists=answer_lists
+    )
     return _raise_errors(rows)
 
 
@@ -66,6 +72,7 @@ def scan_rows(
     split: str | None = None,
     image_root: Path | None = None,
     columns: Mapping[str, str] | None = None,
+    answer_lists: str | None = None,
 ) -> Iterator[Row | RowError]:
     """As `load_rows`, but an unusable row is yielded as its `RowError` and reading goes on; for `prepare`."""
     sources = [source] if isinstance(source, str | Path) else list(source)
@@ -75,7 +82,10 @@ def scan_rows(
         raise DataError(f"{format!r} is no known format; use auto or one of {', '.join(READERS)}")
     if unknown := sorted(set(columns or {}) - set(COLUMNS)):
         raise DataError(f"columns: {unknown[0]!r} is no column of a row; those are {', '.join(COLUMNS)}")
+    if answer_lists not in (None, *ANSWER_LISTS):
+        raise DataError(f"answer_lists {answer_lists!r} is unknown; use {' or '.join(ANSWER_LISTS)}")
     options = {"image_root": image_root} | ({"columns": columns} if columns else {})
+    options |= {"answer_lists": answer_lists} if answer_lists else {}
     named = [_weighed(item) for item in sources]
     readings = [_reading(item, format, split, options) for item, _ in named]
     weights = [weight for _, weight in named if weight is not None]
@@ -139,7 +149,8 @@ def _reading(source: _Source, format: str, split: str | None, options: Mapping[s
         raise DataError(f"{path} has the layout of {name!r}, whose columns are known: leave data.columns out")
     if not reader.matches(path):
         raise DataError(f"{path} has not the layout of {format!r}; with format auto it would be {_recognise(path)!r}")
-    return lambda: reader.read(path, split, **options)
+    known = options if name in TABLES else {"image_root": options["image_root"]}
+    return lambda: reader.read(path, split, **known)
 
 
 def _glob_reading(pattern: str, format: str, split: str | None, options: Mapping[str, Any]) -> _Reading:

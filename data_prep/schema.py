@@ -68,13 +68,14 @@ class Row:
         images: handles, paths or encoded bytes, in the order of their placeholders; empty for a text-only row. What
             needs the bytes calls `data_prep.read_image`, what needs the image `data_prep.open_image`.
         problem: the question, with exactly one `<image>` per image; an image may be the whole question.
-        answer: the gold answer, never blank.
+        answer: the gold answer, never blank; of several the first.
         kind: which verifier compares answers: auto, number, math, choice or text.
         choices: the options of a multiple-choice question, in order.
         precision: decimals to which both sides are rounded, 0 to MAX_PRECISION.
         unit: unit of the gold answer; None for none.
         source, split: where the row comes from; for counts and reports.
         solution: a worked answer, the target of the cold-start stage.
+        equivalent_answers: other texts that are right as well, each alone.
         metadata: columns of the source that scoring or reports need by their own names; read-only, lists as tuples.
     """
 
@@ -89,7 +90,18 @@ class Row:
     source: str = ""
     split: str = ""
     solution: str | None = None
+    equivalent_answers: tuple[str, ...] = ()
     metadata: Mapping[str, MetadataValue] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+
+    @property
+    def gold(self) -> str | tuple[str, ...]:
+        """What a verifier compares with: the answer, or where several are right, all of them."""
+        return self.golds if self.equivalent_answers else self.answer
+
+    @property
+    def golds(self) -> tuple[str, ...]:
+        """Every text that is right."""
+        return (self.answer, *self.equivalent_answers)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Copies and pickles of a row: its read-only mapping has none of its own."""
@@ -114,6 +126,7 @@ def make_row(
     source: str = "",
     split: str = "",
     solution: str | None = None,
+    equivalent_answers: Iterable[str] = (),
     metadata: Mapping[str, object] = MappingProxyType({}),
 ) -> Row:
     """Build a `Row` that holds every promise of its docstring; puts missing placeholders in front.
@@ -142,6 +155,7 @@ def make_row(
         source=_text("source", source),
         split=split,
         solution=None if solution is None else _text("solution", solution, required=True),
+        equivalent_answers=_others(equivalent_answers, answer),
         metadata=_metadata(metadata),
     )
 
@@ -158,6 +172,14 @@ def _text(field: str, value: object, required: bool = False) -> str:
     except UnicodeEncodeError as error:
         raise RowError("holds half of a surrogate pair, which is not valid text", field=field) from error
     return value
+
+
+def _others(answers: Iterable[str], answer: str) -> tuple[str, ...]:
+    """Each other answer once."""
+    if isinstance(answers, str):
+        raise RowError("is one text, not a list of answers", field="equivalent_answers")
+    texts = dict.fromkeys(_text("equivalent_answers", other, required=True) for other in answers)
+    return tuple(text for text in texts if text != answer)
 
 
 def _choices(choices: Iterable[str]) -> tuple[str, ...]:

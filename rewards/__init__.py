@@ -1,5 +1,6 @@
 """Rule-based rewards: verdicts on untrusted completions and their weighted combination."""
 
+from rewards.compared import how_compared, same_answer
 from rewards.functions.combine import Scorer, build_scorer
 from rewards.response.response import format_score
 from rewards.types import Item, RewardError, RewardSpec, RewardTable, Sample, Score, Verdict, VerifierError
@@ -18,5 +19,7 @@ __all__ = [
     "VerifierError",
     "build_scorer",
     "format_score",
+    "how_compared",
+    "same_answer",
     "verify",
 ]

@@ -10,6 +10,9 @@ from typing import Any
 TEMPLATES = ("auto", "think_answer", "think_boxed", "boxed", "bare")
 KINDS = ("auto", "math", "number", "choice", "text")
 
+Golds = str | tuple[str, ...]
+"""The reference answer (gold), or several of which each alone is right."""
+
 
 class VerifierError(RuntimeError):
     """The verifier itself cannot work (workers do not start); never the fault of one completion."""
@@ -44,13 +47,15 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One completion to verify against one gold; `choices`, `precision` and `unit` describe the gold.
+    """One completion to verify; `choices`, `precision` and `unit` describe the gold.
+
+    A gold is a text, or a tuple of texts of which each alone is a right answer.
 
     `opened` is what the prompt had opened of the response, such as "<think>": the whole is judged.
     """
 
     completion: str
-    gold: str
+    gold: Golds
     template: str = "auto"
     kind: str = "auto"
     choices: tuple[str, ...] | None = None
@@ -84,7 +89,7 @@ class Sample:
 
     prompt: str
     completion: str
-    gold: str
+    gold: Golds
     template: str
     kind: str
     choices: tuple[str, ...] | None

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from rewards.answers.choice import Choices, decide_choice, read_choices
@@ -44,12 +44,20 @@ class Gold:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A comparison that only a worker can make; `gold_is_read`: our own grammar reads the gold."""
+    """A comparison that only a worker can make.
+
+    Attributes:
+        gold, answer: as math-verify reads them.
+        time_share: of the usual time limit.
+        gold_is_read: our own grammar reads the gold, or another one that is accepted.
+        then: the next gold to compare with, where this one differs.
+    """
 
     gold: str
     answer: str
     time_share: float
     gold_is_read: bool = False
+    then: Pending | None = None
 
 
 @lru_cache(maxsize=8192)
@@ -149,9 +157,11 @@ def judge_item(item: Item | Sample) -> Score | Pending:
     choices = item.choices
     if choices is not None and type(choices) is not tuple:
         choices = tuple(str(choice) for choice in choices)
-    gold = read_gold(item.gold, item.kind, choices or None, item.precision, item.unit)
-    if isinstance(gold, str):
-        return Score(Verdict.bad_gold, False, None, gold)
+    texts = (item.gold,) if isinstance(item.gold, str) else item.gold
+    read_in = [read_gold(text, item.kind, choices or None, item.precision, item.unit) for text in texts]
+    golds = [gold for gold in read_in if isinstance(gold, Gold)]
+    if not golds:
+        return Score(Verdict.bad_gold, False, None, str(read_in[0]) if read_in else "there is no gold")
     extraction = extract(item.response, item.template)
     answer = extraction.answer
     if answer is None:
@@ -159,7 +169,20 @@ def judge_item(item: Item | Sample) -> Score | Pending:
     if len(answer) > limits.MAX_ANSWER_CHARS:
         return Score(Verdict.too_large, False, answer[:200], f"the answer has {len(answer)} characters")
     # Only short answers come again, and long ones would fill the memory.
-    return (_judge_cached if len(answer) <= _CACHED_CHARS else _judge)(gold, answer)
+    judge = _judge_cached if len(answer) <= _CACHED_CHARS else _judge
+    return _best([judge(gold, answer) for gold in golds])
+
+
+def _best(outcomes: Sequence[Score | Pending]) -> Score | Pending:
+    """Of one answer and several golds: right if it equals any, else what a worker has yet to compare, else wrong."""
+    scores = [outcome for outcome in outcomes if isinstance(outcome, Score)]
+    if decided := next((score for score in scores if score.correct), None):
+        return decided
+    pending: Pending | None = None
+    for outcome in reversed(outcomes):
+        if isinstance(outcome, Pending):
+            pending = replace(outcome, gold_is_read=outcome.gold_is_read or bool(scores), then=pending)
+    return pending or scores[0]
 
 
 class Verifier:
@@ -212,7 +235,15 @@ class Verifier:
         return self.compare(outcome) if isinstance(outcome, Pending) else outcome
 
     def compare(self, pending: Pending) -> Score:
-        """Let a worker decide; a dead worker is replaced once, then other answers are tried."""
+        """Let a worker decide, gold after gold until one equals the answer."""
+        score = self._compare_with_one(pending)
+        if score.correct or pending.then is None:
+            return score
+        other = self.compare(pending.then)
+        return other if other.correct or score.verdict is Verdict.bad_gold else score
+
+    def _compare_with_one(self, pending: Pending) -> Score:
+        """A dead worker is replaced once, then other answers are tried."""
         timeout_s = self.timeout_s * pending.time_share
         answer = pending.answer[1:-1]
         # The first worker may have been killed while idle, so the second try always gets a fresh one.
@@ -264,7 +295,7 @@ def _shared_verifier() -> Verifier:
 
 def verify(
     completion: str,
-    gold: str,
+    gold: str | Sequence[str],
     *,
     template: str = "auto",
     kind: str = "auto",
@@ -276,7 +307,7 @@ def verify(
 
     Args:
         completion: the sampled text.
-        gold: the reference answer.
+        gold: the reference answer, or several of which each alone is right.
         template: where the answer stands: "think_answer", "think_boxed", "boxed", "bare" or "auto".
         kind: how it is compared: "math", "number", "choice", "text" or "auto" (by the gold and `choices`).
         choices: the options of a multiple-choice question, in letter order.
@@ -287,6 +318,18 @@ def verify(
         VerifierError: worker processes cannot be started at all.
     """
     frozen = tuple(str(choice) for choice in choices) if choices else None
-    item = Item(completion, gold, template, kind, frozen, precision, unit)
+    golds = gold if isinstance(gold, str) else tuple(gold)
+    item = Item(completion, golds, template, kind, frozen, precision, unit)
     outcome = judge_item(item)
     return outcome if isinstance(outcome, Score) else _shared_verifier().compare(outcome)
+
+
+def gold_is_parsed(gold: Gold) -> bool:
+    """Whether math-verify makes anything of a gold that our grammar does not read.
+
+    Raises:
+        VerifierError: worker processes cannot be started at all.
+    """
+    text = f"${gold.text}$"
+    pending = Pending(text, text, limits.worker_time_share(gold.text))
+    return _shared_verifier().compare(pending).correct

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from data_prep.audit.types import Offence, Picture, Record
 from data_prep.images.hashes import perceptual_hash, pixel_hash
-from data_prep.prepare.checks import check_gold, open_pictures
+from data_prep.prepare.checks import check_gold, is_compared_by_letters, open_pictures
 from data_prep.prepare.filters import answer_form
 from data_prep.schema import IMAGE_PLACEHOLDER, DataError, Row, RowError
 
@@ -30,6 +30,7 @@ class Collected:
     placeholders: list[Offence] = field(default_factory=list)
     pictures: list[Offence] = field(default_factory=list)
     golds: list[Offence] = field(default_factory=list)
+    letters: list[Offence] = field(default_factory=list)
     tokens: list[Offence] = field(default_factory=list)
 
     @property
@@ -70,6 +71,9 @@ def collect(
                 check_gold(row)
             except RowError as error:
                 found.golds.append(Offence(record, None, error.message))
+            else:
+                if is_compared_by_letters(row):
+                    found.letters.append(Offence(record, None, row.answer))
         found.records.append(record)
     return found
 
@@ -109,7 +113,7 @@ def _record(row: Row, place: tuple[int, int]) -> tuple[Record, str | None]:
         question=hashlib.sha256(question.encode()).hexdigest(),
         num_words=len(question.split()),
         num_chars=len(row.problem),
-        gold=row.answer.strip(),
+        golds=tuple(gold.strip() for gold in row.golds),
         form=answer_form(row),
         pictures=tuple(pictures),
     ), problem

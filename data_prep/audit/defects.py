@@ -73,7 +73,7 @@ def _copies(records: Sequence[Record]) -> tuple[list[Offence], list[Offence]]:
         earlier = first.setdefault(_content(record), record)
         if earlier is record:
             continue
-        if earlier.gold == record.gold:
+        if record.agrees(earlier):
             copies.append(Offence(record, earlier, f"gold {record.gold}"))
         else:
             conflicts.append(Offence(record, earlier, f"gold {record.gold} here, {earlier.gold} there"))
@@ -151,14 +151,14 @@ def _same_question(records: Iterable[Record], others: Iterable[Record]) -> Itera
     for record in records:
         other = next((asker for asker in askers[record.question] if _is_telling(record, asker)), None)
         if other:
-            yield Offence(record, other, "" if other.gold == record.gold else f"gold {record.gold}, there {other.gold}")
+            yield Offence(record, other, "" if record.agrees(other) else f"gold {record.gold}, there {other.gold}")
 
 
 def _is_telling(record: Record, other: Record) -> bool:
     """Whether the same words mean the same problem."""
     if not record.pictures and not other.pictures:
         return True
-    return record.num_words >= _MIN_TELLING_WORDS and record.gold == other.gold
+    return record.num_words >= _MIN_TELLING_WORDS and record.agrees(other)
 
 
 def _apart(distance: int) -> str:

@@ -26,6 +26,7 @@ def audit(
     format: str = "auto",
     split: str | None = None,
     image_root: Path | None = None,
+    answer_lists: str | None = None,
     count_tokens: Callable[[Row], int] | None = None,
     near_limit: int = NEAR_LIMIT,
 ) -> Audit:
@@ -35,13 +36,13 @@ def audit(
         source: as for `load_rows`; several splits of it are compared with each other.
         against: benchmarks whose images and questions must not be in the source.
         open_benchmark: rows of one of those; the layout of a place is recognised.
-        format, split, image_root: of the source, as for `load_rows`.
+        format, split, image_root, answer_lists: of the source, as for `load_rows`.
         count_tokens: length of a row's prompt under some processor; may raise DataError.
         near_limit: bits of the perceptual hash, of 256, up to which images count as nearly the same.
     Raises:
         DataError: a source does not exist or has no rows at all.
     """
-    rows = scan_rows(source, format=format, split=split, image_root=image_root)
+    rows = scan_rows(source, format=format, split=split, image_root=image_root, answer_lists=answer_lists)
     # All sources are looked for before the first is read.
     benchmarks = [(str(name), open_benchmark(str(name))) for name in against]
     mine = collect(rows, str(source), 0, gold_is_checked=True, count_tokens=count_tokens)
@@ -77,9 +78,11 @@ def _alone(found: Collected, tokens_counted: bool) -> Iterator[Defect]:
         ("placeholders", "<image> placeholders and images differ in number", found.placeholders),
         ("pictures", "an image is missing or does not open", found.pictures),
         ("golds", "the gold does not verify against itself", found.golds),
+        ("letters", "no reader reads the gold: it is compared letter by letter", found.letters),
         *([("prompts", "no prompt can be made for the model", found.tokens)] if tokens_counted else []),
     ):
-        yield Defect(check, title, "defect", len(offences), num_seen, tuple(offences))
+        severity = "look" if check == "letters" else "defect"
+        yield Defect(check, title, severity, len(offences), num_seen, tuple(offences))
 
 
 def _between_splits(splits: dict[str, list[Record]], near_limit: int) -> Iterator[Defect]:
@@ -109,7 +112,7 @@ def _histograms(records: Sequence[Record]) -> Iterator[Histogram]:
     sizes = [picture.size for record in records for picture in record.pictures]
     for name, values in (
         ("characters of a question", [record.num_chars for record in records]),
-        ("characters of a gold", [len(record.gold) for record in records]),
+        ("characters of a gold", [len(gold) for record in records for gold in record.golds]),
         ("tokens of a prompt", [record.num_tokens for record in records if record.num_tokens is not None]),
         ("pictures of a row", [len(record.pictures) for record in records]),
         ("longer side of an image, pixels", [max(size) for size in sizes]),

@@ -23,7 +23,8 @@ class Record:
         problem: the beginning of the question, to show.
         question: hash of the normalised question and choices; num_words: its length.
         num_chars: of the whole question.
-        gold, form: the gold answer and what it looks like (see `data_prep.prepare.filters.answer_form`).
+        golds: the texts that are right, each alone.
+        form: what the first gold looks like (see `data_prep.prepare.filters.answer_form`).
         images: those that open.
         num_tokens: of the prompt, if they were counted.
     """
@@ -37,10 +38,19 @@ class Record:
     question: str = ""
     num_words: int = 0
     num_chars: int = 0
-    gold: str = ""
+    golds: tuple[str, ...] = ()
     form: str = ""
     pictures: tuple[Picture, ...] = ()
     num_tokens: int | None = None
+
+    @property
+    def gold(self) -> str:
+        """Every text that is right, for people."""
+        return " or ".join(self.golds)
+
+    def agrees(self, other: "Record") -> bool:
+        """Whether some text is right for both."""
+        return not {*self.golds}.isdisjoint(other.golds)
 
 
 @dataclass(frozen=True, slots=True)

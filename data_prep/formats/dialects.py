@@ -116,10 +116,11 @@ def _from_verl(record: _Record) -> _Record:
     reward, extra = record["reward_model"], record.get("extra_info") or {}
     if not isinstance(reward, Mapping) or not isinstance(extra, Mapping):
         raise RowError("is not an object with columns of its own", field="reward_model")
-    if reward.get("ground_truth") is None:
+    if reward.get("ground_truth") in (None, []):
         raise RowError("has no ground_truth", field="reward_model")
     plain = _without(record, "reward_model", "extra_info", "data_source", "solution")
-    plain |= {"answer": reward["ground_truth"], "metadata": _without(extra, "split", "index", "question", "answer")}
+    plain |= {"answer": reward["ground_truth"], "equivalent_answers": reward.get("equivalent_answers")}
+    plain |= {"metadata": _without(extra, "split", "index", "question", "answer")}
     plain = _of_chat(plain, "prompt") if is_chat(record["prompt"]) else plain | {"problem": record["prompt"]}
     plain["problem"] = _without_instruction(plain["problem"], extra.get("question"))
     source, split, index = record.get("data_source"), extra.get("split"), extra.get("index")
@@ -156,14 +157,16 @@ def _from_mmmu(record: _Record) -> _Record:
     answer = record.get("answer")
     if isinstance(answer, str) and answer.strip() in ("?", ""):
         raise RowError("is hidden, as in the test split of MMMU; use validation or dev", field="answer")
+    others: list[str] = []
     if not options and isinstance(answer, str) and answer.startswith(("['", '["')):
-        # An open question may list several spellings of its answer; a gold is one.
-        answer = python_list(answer, "answer")[0]
+        # An open question may list several spellings of its answer, each of which is right.
+        answer, *others = python_list(answer, "answer")
     plain = _without(record, "question", "options", "solution", *(f"image_{number}" for number in range(1, 8)))
     return plain | {
         "problem": IMAGE_PLACEHOLDER * (len(numbers) - len(order)) + problem,
         "images": [record[f"image_{n}"] for n in [n for n in numbers if n not in order] + order],
         "answer": answer,
+        "equivalent_answers": others,
         "choices": [_NUMBERED_TAG.sub(r"image \1", option) for option in options],
         "kind": "choice" if options else "auto",
     }

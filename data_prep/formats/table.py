@@ -10,6 +10,7 @@ from typing import Any
 
 from data_prep.formats.dialects import as_plain
 from data_prep.formats.golds import number_as_text, read_gold
+from data_prep.formats.listed import LISTS, read_equivalents, read_several
 from data_prep.images.opening import resolve_image_path
 from data_prep.images.stored import ImageSource, StoredImage
 from data_prep.schema import DataError, Row, RowError, make_row
@@ -28,11 +29,13 @@ _UNITS = ("units", "answer_unit")
 _SHOWN = ("images", "image", "img", "imgs", "picture", "pictures")
 _IMAGES = (*_SHOWN, "image_path", "image_paths", "image_file", "image_files", "img_path", "file_name")
 # What a user may say the names of.
-COLUMNS = ("problem", "answer", "images", "choices", "solution", "id", "kind", "precision", "unit", "source", "split")
-_OWN = frozenset({field.name for field in fields(Row)} - {"metadata"})
+COLUMNS = ("problem", "answer", "images", "choices", "solution", "id", "kind", "precision", "unit", "source", "split",
+           "equivalent_answers")  # fmt: skip
+# What `prepare` writes; earlier versions had no equivalent answers.
+_OWN = frozenset({field.name for field in fields(Row)} - {"metadata", "equivalent_answers"})
 _USED = frozenset({
     *_IDS, *_PROBLEMS, *_ANSWERS, *_IMAGES, *_UNITS, "problem", "answer", "solution", "Solution", "kind", "choices",
-    "options", "precision", "unit", "source", "split", "metadata", "videos", "video",
+    "options", "precision", "unit", "source", "split", "metadata", "videos", "video", "equivalent_answers",
 })  # fmt: skip
 
 
@@ -136,32 +139,38 @@ def row_from_record(
     *,
     dialect: str | None = None,
     columns: Mapping[str, str] | None = None,
+    answer_lists: str | None = None,
 ) -> Row:
     """A row from named columns, or from those of a dialect (see `formats.dialects`; None: known by its columns).
 
     Columns: `problem` (or `prompt`, `question`), `answer` (or `ground_truth`, or `solution` with one `<answer>` element
     or a box), `images` or `image` (or `image_path`), and by their own names id, kind, choices (or `options`),
-    precision, unit, source, split, solution and metadata. Columns beside these join the metadata as far as they hold
-    plain values: other people's tables nest whatever they like. A record with every column of ours was written by
+    precision, unit, source, split, solution and metadata. Other columns join the metadata as far as they hold plain
+    values: other people's tables nest whatever they like. A record with every column of ours was written by
     `prepare`; its answer and solution are taken as they stand. A letter that names one of the choices makes the kind
     "choice" where none is given. Images are paths below `image_root`, bytes, or {"bytes", "path"}; without an
     `image_root` only bytes are taken.
+
+    A list in the answer's place, or in `answers` or `solutions`, is read by `read_several`, with `answer_lists` as its
+    meaning; `equivalent_answers` lists others that are right as well.
 
     Raises:
         RowError: naming the field.
     """
     record = _renamed(record, columns) if columns else as_plain(record, dialect)
-    for name in ("videos", "video"):
-        if record.get(name):
-            raise RowError("holds videos, and rows are images and text", field=name)
-    if record.keys() >= _OWN:
+    _refuse_videos(record)
+    if is_prepared := record.keys() >= _OWN and isinstance(record["answer"], str):
         answer, solution = record["answer"], record["solution"]
     else:
         answer, solution = read_gold(_first(record, "answer", *_ANSWERS), _first(record, "solution", "Solution"))
     choices = _choices(record)
-    kind = record.get("kind")
-    if choices and not kind:
-        kind, answer = "choice", _among(choices, _first(record, "answer", *_ANSWERS), answer)
+    kind = record.get("kind") or ("choice" if choices else "auto")
+    listed = None if is_prepared else read_several(record, answer, solution, answer_lists, kind, choices)
+    if listed:
+        answer, solution = listed.gold, listed.solution
+    others = (*(listed.others if listed else ()), *read_equivalents(record.get("equivalent_answers")))
+    if choices and not record.get("kind"):
+        answer = _among(choices, _first(record, "answer", *_ANSWERS), answer)
     _refuse_unread_images(record, image_root)
     identity = next((record[name] for name in _IDS if record.get(name) is not None), None)
     return make_row(
@@ -169,16 +178,24 @@ def row_from_record(
         images=_images(record, image_root),
         problem=_problem(record),
         answer=answer,
-        kind=kind or "auto",
+        kind=kind,
         choices=choices,
         precision=whole(record.get("precision")),
         unit=_first(record, "unit", *_UNITS),
         source=file.source if record.get("source") is None else record["source"],
         split=file.split if record.get("split") is None else record["split"],
         solution=solution,
-        metadata=plain_values({name: value for name, value in record.items() if name not in _USED})
+        equivalent_answers=others,
+        metadata=plain_values(listed and listed.column)
+        | plain_values({name: value for name, value in record.items() if name not in _USED})
         | plain_values(record.get("metadata")),
     )
+
+
+def _refuse_videos(record: Mapping[str, Any]) -> None:
+    for name in ("videos", "video"):
+        if record.get(name):
+            raise RowError("holds videos, and rows are images and text", field=name)
 
 
 def _renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -190,7 +207,13 @@ def _renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str,
     for name, column in columns.items():
         if column not in record:
             raise RowError(f"is read from the column {column!r}; there is {', '.join(record) or 'none'}", field=name)
-    aliases = {"problem": _PROBLEMS, "answer": _ANSWERS, "images": _IMAGES, "id": _IDS, "choices": ("options",)}
+    aliases = {
+        "problem": _PROBLEMS,
+        "answer": (*_ANSWERS, *LISTS),
+        "images": _IMAGES,
+        "id": _IDS,
+        "choices": ("options",),
+    }
     replaced = {alias for name in columns for alias in (name, *aliases.get(name, ()))} | set(columns.values())
     rest = {name: value for name, value in record.items() if name not in replaced}
     return rest | {name: record[column] for name, column in columns.items()}

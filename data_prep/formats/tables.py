@@ -40,15 +40,17 @@ class Container:
         image_root: Path | None = None,
         dialect: str | None = None,
         columns: Mapping[str, str] | None = None,
+        answer_lists: str | None = None,
     ) -> Iterator[Row | RowError]:
         """Rows in file order; image paths are relative to `image_root`, by default the folder of the file.
 
         Args:
             dialect: of `data_prep.formats.dialects`, when all rows must be in it; one that lacks a column is an error.
             columns: names of the columns that stand for ours, where a user gives them.
+            answer_lists: what a list of answers means (see `formats.listed`).
         """
         self.check(source)
-        make = partial(row_from_record, dialect=dialect, columns=columns)
+        make = partial(row_from_record, dialect=dialect, columns=columns, answer_lists=answer_lists)
         for file in table_files(source, split, self._suffixes(source)):
             yield from rows_of(self.records(file.path), file, split, image_root or file.path.parent, make)
 

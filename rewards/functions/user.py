@@ -64,7 +64,7 @@ def _call_trl(
     kwargs: Mapping[str, Any],
 ) -> Any:
     columns = {name for sample in samples for name in sample.columns}
-    golds = [sample.gold for sample in samples]
+    golds = [_gold(sample) for sample in samples]
     arguments: dict[str, Any] = dict.fromkeys(_GOLD_NAMES, golds)
     # A worked solution where the row has one.
     arguments |= {name: [_column(sample, name) for sample in samples] for name in sorted(columns)}
@@ -88,7 +88,17 @@ def _call_trl(
 
 def _column(sample: Sample, name: str) -> Any:
     """A row's own column; a row without a worked solution has its gold in that place."""
-    return sample.columns.get(name, sample.gold if name in _GOLD_NAMES else None)
+    return sample.columns.get(name, _gold(sample) if name in _GOLD_NAMES else None)
+
+
+def _gold(sample: Sample) -> Any:
+    """The gold as its column has it: the list where that is one, also as text; else the first text that is right."""
+    column = sample.columns.get("answer")
+    if isinstance(column, list | tuple):
+        return list(column)
+    if isinstance(column, str) and column.lstrip().startswith(("['", '["')):
+        return column
+    return sample.gold if isinstance(sample.gold, str) else sample.gold[0]
 
 
 def _spoken(role: str, text: str, as_message: bool) -> Any:
@@ -131,7 +141,7 @@ def _call_easyr1(function: Callable[..., Any], label: str, samples: Sequence[Sam
 
 
 def _easyr1_sample(sample: Sample) -> dict[str, Any]:
-    known = {"response": sample.completion, "response_length": sample.num_tokens, "ground_truth": sample.gold}
+    known = {"response": sample.completion, "response_length": sample.num_tokens, "ground_truth": _gold(sample)}
     return {"reward_input": known}
 
 
@@ -139,7 +149,7 @@ def _verl_sample(sample: Sample) -> dict[str, Any]:
     return {
         "data_source": sample.columns.get("data_source", sample.columns.get("source", "unknown")),
         "solution_str": sample.completion,
-        "ground_truth": sample.gold,
+        "ground_truth": _gold(sample),
         "extra_info": sample.columns.get("extra_info", dict(sample.columns)),
     }
 

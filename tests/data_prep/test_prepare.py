@@ -71,7 +71,7 @@ def verifier(monkeypatch):
         calls.append((completion, gold, options))
         return SimpleNamespace(correct="?" not in gold, reason="cannot be read")
 
-    monkeypatch.setitem(sys.modules, "rewards", SimpleNamespace(verify=verify))
+    monkeypatch.setitem(sys.modules, "rewards", SimpleNamespace(verify=verify, how_compared=lambda gold, **_: "value"))
     return calls
 
 

@@ -233,7 +233,12 @@ LAYOUTS = {
     ),
     "MMMU, open": (
         {"question": "<image 1> How much?", "options": "[]", "image_1": "a.png", "answer": "['24.3', '24.32']"},
-        {"problem": "<image> How much?", "answer": "24.3", "images": ("a.png",)},
+        {
+            "problem": "<image> How much?",
+            "answer": "24.3",
+            "equivalent_answers": ("24.32",),
+            "images": ("a.png",),
+        },
     ),
     "Geometry3K with four choices": (
         {"images": ["a.png"], "problem": "<image>Find x.", "choices": ["3", "4", "5", "6"], "ground_truth": "C"},

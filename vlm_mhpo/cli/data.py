@@ -15,6 +15,10 @@ Source = Annotated[
 ImageRoot = Annotated[
     Path | None, typer.Option(help="Folder that image paths are relative to; default: the table's own.")
 ]
+AnswerLists = Annotated[
+    str | None,
+    typer.Option(help="What a list of answers means: any is right, or all must be given; default: told by the list."),
+]
 Processor = Annotated[str | None, typer.Option(help="Model whose processor counts the tokens of prompts.")]
 
 
@@ -24,6 +28,7 @@ def prepare(
     format: Annotated[str, typer.Option(help="Reader; auto = recognise.")] = "auto",
     split: Annotated[str | None, typer.Option(help="Only this split.")] = None,
     image_root: ImageRoot = None,
+    answer_lists: AnswerLists = None,
     min_side: Annotated[int | None, typer.Option(min=1, help="Least shorter side of an image, pixels.")] = None,
     max_side: Annotated[int | None, typer.Option(min=1, help="Largest longer side of an image, pixels.")] = None,
     min_pixels: Annotated[int | None, typer.Option(min=1, help="Least width x height of an image.")] = None,
@@ -67,7 +72,7 @@ def prepare(
     rating = (
         Rating(load(config, None), pass_rate, pass_samples, pass_bounds) if None not in (pass_rate, config) else None
     )
-    rows = scan_rows(source, format=format, split=split, image_root=image_root)
+    rows = scan_rows(source, format=format, split=split, image_root=image_root, answer_lists=answer_lists)
     typer.echo(prepare_rows(rows, out, filters, rating, heldout=heldout, max_bad_share=max_bad_share))
 
 
@@ -80,6 +85,7 @@ def audit(
     format: Annotated[str, typer.Option(help="Reader of SOURCE; auto = recognise.")] = "auto",
     split: Annotated[str | None, typer.Option(help="Only this split of SOURCE.")] = None,
     image_root: ImageRoot = None,
+    answer_lists: AnswerLists = None,
     model: Processor = None,
     near_limit: Annotated[
         int | None, typer.Option(min=0, max=255, help="Bits, of 256, up to which images are nearly the same.")
@@ -98,17 +104,16 @@ def audit(
         from vlm_mhpo.prompts.token_counts import token_counter
 
         count_tokens = token_counter(model)
+    reading = {"format": format, "split": split, "image_root": image_root, "answer_lists": answer_lists}
     found = examine_rows(
         source,
         against=against or [],
         open_benchmark=open_rows,
-        format=format,
-        split=split,
-        image_root=image_root,
+        **reading,
         count_tokens=count_tokens,
         near_limit=NEAR_LIMIT if near_limit is None else near_limit,
     )
-    page = write_audit(found, out, format=format, split=split, image_root=image_root, open_benchmark=open_rows)
+    page = write_audit(found, out, **reading, open_benchmark=open_rows)
     typer.echo(as_text(found))
     typer.echo(f"\n{page}")
     if strict and found.num_defects:

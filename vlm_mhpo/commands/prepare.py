@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data_prep import Row, RowError
 from data_prep.prepare.filters import Filter, answer_form_filter, kind_filter, prompt_token_filter
-from data_prep.prepare.prepare import prepare
+from data_prep.prepare.prepare import LETTERS_FILE, prepare
 from vlm_mhpo.config import Config
 
 
@@ -70,5 +70,11 @@ def prepare_rows(
     text += "".join(f", {number} dropped by {name}" for name, number in report.num_dropped.items())
     if report.num_resumed:
         text += f" ({report.num_resumed} rows of an interrupted run)"
+    if report.letters:
+        row_id, gold = report.letters[0]
+        text += (
+            f"\n{len(report.letters)} golds can only be compared letter by letter, such as {gold[:40]!r} of row "
+            f"{row_id}: a right answer in other words is refused; all are in {report.out_dir / LETTERS_FILE}"
+        )
     splits = report.counts["split"].items() if heldout else ()
     return "\n".join([text, *(f"{name}: {number} rows" for name, number in splits)])

@@ -31,6 +31,12 @@ class DataConfig(Section):
         "those that are not recognised.",
         json_schema_extra=PLACE,
     )
+    answer_lists: Literal["any", "all"] | None = Field(
+        None,
+        description="What a list in the place of an answer means: any of its answers is right, or a response must give "
+        "all; null = any where they are the same value, else such a row is refused.",
+        json_schema_extra=PLACE,
+    )
     on_bad_row: Literal["error", "skip"] = Field(
         "error",
         description="A training row that cannot be read stops the program, or is left out, counted and named.",

@@ -74,6 +74,7 @@ def _to_eval_item(item: Item, num_images: int, images: Sequence[str]) -> EvalIte
         id=item.id,
         problem=item.question,
         gold=item.gold,
+        equivalent_answers=item.equivalent_answers,
         num_images=num_images,
         images=tuple(images),
         source=item.categories["source"],

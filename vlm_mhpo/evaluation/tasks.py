@@ -197,7 +197,7 @@ def verify_groups(
             [
                 Asked(
                     c.text,
-                    row.answer,
+                    row.gold,
                     template,
                     row.kind,
                     asked_choices(row),
@@ -245,6 +245,7 @@ def _to_item(benchmark: Benchmark, row: Row, completions: Sequence[ItemCompletio
         question=row.problem,
         choices=row.choices,
         gold=row.answer,
+        equivalent_answers=row.equivalent_answers,
         kind=row.kind,
         images=(),
         categories=dict(benchmark.categories(row)),

@@ -97,7 +97,7 @@ def _row(index: int, row: Item, before: Item | None, limit: int) -> dict[str, An
         "outcome": outcome,
         "question": row.question,
         "choices": row.choices or [],
-        "gold": row.gold,
+        "gold": row.shown_gold,
         "kind": row.kind,
         "categories": row.categories,
         "images": list(dict.fromkeys(row.images)),

@@ -20,7 +20,7 @@ def digest_of_rows(rows: Sequence[Row]) -> str:
     """
     seen = hashlib.sha256()
     for row in rows:
-        texts = (row.id, row.problem, row.answer, row.kind, row.choices, row.precision, row.unit, row.solution)
+        texts = (row.id, row.problem, row.gold, row.kind, row.choices, row.precision, row.unit, row.solution)
         parts = (*texts, sorted(row.metadata.items()), [_digest_of_image(image) for image in row.images])
         seen.update(repr(parts).encode("utf-8", "backslashreplace") + b"\n")
     return f"{len(rows)} rows, {seen.hexdigest()[:16]}"

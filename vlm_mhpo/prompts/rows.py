@@ -32,6 +32,7 @@ def read_rows(
     bad: list[RowError] = []
     root = Path(config.image_root) if config.image_root else None
     options = {"format": config.format, "split": split, "image_root": root, "columns": config.columns or None}
+    options |= {"answer_lists": config.answer_lists}
     for row in scan_rows(source, **options):
         if isinstance(row, Row):
             rows.append(row)

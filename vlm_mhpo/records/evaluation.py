@@ -186,7 +186,16 @@ class ItemCompletion(Record):
     truncated: bool
 
 
-class Item(Record):
+class Golds(BaseModel):
+    """What holds a reference answer (gold), and others that are right as well."""
+
+    @property
+    def shown_gold(self) -> str:
+        """Every text that is right, for people."""
+        return " or ".join((self.gold, *self.equivalent_answers))
+
+
+class Item(Record, Golds):
     """One row with its judged completions: a line of results/NAME.jsonl."""
 
     id: str
@@ -194,6 +203,7 @@ class Item(Record):
     question: str
     choices: tuple[str, ...] | None
     gold: str
+    equivalent_answers: tuple[str, ...] = Field((), description="Other texts that are right as well, each alone.")
     kind: str
     images: tuple[str, ...] = Field(description="Relative to the report's folder; only the first rows have any.")
     categories: dict[str, str]
@@ -226,12 +236,13 @@ class EvalCompletion(Record):
     truncated: bool
 
 
-class EvalItem(Record):
+class EvalItem(Record, Golds):
     """One held-out row with its judged completions."""
 
     id: str
     problem: str
     gold: str
+    equivalent_answers: tuple[str, ...] = ()
     num_images: int | None = Field(
         description="Images of the row, kept or not; a record without it does not tell a row without images from one "
         "whose images were not kept."

@@ -11,11 +11,21 @@ from vlm_mhpo.scoring.scorer import start_verifier
 
 
 def gold_scores(rows: Iterable[Row], config: RewardsConfig) -> Iterator[Score]:
-    """The verdict on each row's gold as its own answer, in order."""
+    """The verdict on each row's gold as its own answer, in order; of several golds on the first that is refused."""
     with start_verifier(config) as verifier:
         for row in rows:
-            response, extras = (
-                f"<think>gold</think><answer>{row.answer}</answer>",
-                (row.choices, row.precision, row.unit),
-            )
-            yield verifier.score_one(Item(response, row.answer, "think_answer", row.kind, *extras))
+            scores = [
+                verifier.score_one(
+                    Item(
+                        f"<think>gold</think><answer>{gold}</answer>",
+                        gold,
+                        "think_answer",
+                        row.kind,
+                        row.choices,
+                        row.precision,
+                        row.unit,
+                    )
+                )
+                for gold in row.golds
+            ]
+            yield next((score for score in scores if not score.correct), scores[0])

@@ -46,10 +46,11 @@ def to_sample(
     own = {"id": row.id, "source": row.source, "split": row.split}
     own |= {"images": OpenedImages(row.images) if images is None else images}
     own |= {"solution": row.solution} if row.solution else {}
+    own |= {"equivalent_answers": list(row.equivalent_answers)} if row.equivalent_answers else {}
     return Sample(
         prompt=row.problem,
         completion=completion.text,
-        gold=row.answer,
+        gold=row.gold,
         template=template,
         kind=row.kind,
         choices=asked_choices(row),

@@ -41,10 +41,16 @@ def official(row: Row, response: str) -> Official:
     """The last "So the final answer is", else the whole response, judged with the row's allowed error."""
     answer = final_answer(response, _ANNOUNCED_IN_CHINESE if is_chinese(row) else _ANNOUNCED)
     try:
-        correct = judge(row.answer, answer, _precisions(row))
+        correct = judge(_first_gold(row), answer, _precisions(row))
     except RecursionError:
         correct = False
     return verdict(correct, _contents(answer))
+
+
+def _first_gold(row: Row) -> str:
+    """The first of the authors' answers, which is all that their grader reads."""
+    answers = row.metadata.get("final_answer")
+    return str(answers[0]) if isinstance(answers, tuple) and answers else row.answer
 
 
 def final_answer(response: str, announcement: str = _ANNOUNCED) -> str:
