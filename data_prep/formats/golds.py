@@ -5,6 +5,7 @@ import re
 from decimal import Decimal
 from typing import Any
 
+from data_prep.formats.coarse import sure_digits
 from data_prep.schema import RowError
 
 _MAX_INTEGRAL = 10**15  # above it a float no longer holds every whole number
@@ -35,19 +36,20 @@ def read_gold(answer: Any, solution: Any, *, bare: bool = False) -> tuple[Any, A
 
 
 def number_as_text(value: Any) -> Any:
-    """A number as its text (27.0 as 27, NaN as None, a truth value as True or False), anything else as it is.
+    """A number as its text, anything else as it is: 27 for 27.0, True or False, None where it is not finite.
 
-    numpy's and decimal's numbers are numbers; those of few bits get the digits that tell them apart, not more.
+    numpy's and decimal's numbers are numbers; those of few bits get the digits that they are sure to hold.
     """
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
-        value = float(str(value)) if value.dtype.kind == "f" else value.item()
+        name = value.dtype.name
+        value = sure_digits(value, name) if name in ("float16", "float32") else value.item()
     if isinstance(value, Decimal):
         return f"{value.normalize():f}" if value.is_finite() else None
     if isinstance(value, bool):
         return str(value)
     if not isinstance(value, int | float):
         return value
-    if isinstance(value, float) and math.isnan(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     is_whole = isinstance(value, float) and value.is_integer() and abs(value) < _MAX_INTEGRAL
     return str(int(value) if is_whole else value)

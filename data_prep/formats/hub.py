@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.formats import dynamath, mathverse, mathvision, mathvista, mmk12, olympiadbench, we_math
+from data_prep.formats.coarse import mends
 from data_prep.formats.layout import make_from
-from data_prep.formats.parquet import COARSE, shortest
 from data_prep.formats.table import TableFile, row_from_record, rows_of
 from data_prep.images.stored import Keys, with_handles
 from data_prep.schema import DataError, Row, RowError
@@ -81,11 +81,10 @@ def rows_of_table(
     how = {"dialect": dialect, "columns": columns, "answer_lists": answer_lists}
     make = partial(make_from, layout) if layout else partial(row_from_record, **how)
     source = HubTable(name, table)
-    kinds = {key: getattr(kind, "dtype", "") for key, kind in table.features.items()}
-    coarse = {key: kind for key, kind in kinds.items() if kind in COARSE}
+    coarse = mends(table.features.arrow_schema)
 
     def made(index: int, record: dict[str, Any]) -> tuple[int, Any]:
-        fine = record | {key: shortest(record[key], kind) for key, kind in coarse.items()}
+        fine = record | {key: mend(record[key]) for key, mend in coarse.items()}
         return index + 1, with_handles(fine, source, index)
 
     records = (made(index, record) for index, record in enumerate(table))
