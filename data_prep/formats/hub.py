@@ -1,7 +1,7 @@
 """Reader for a data set on the Hugging Face hub, by `name` or `name:configuration`: a benchmark or a table."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -40,46 +40,32 @@ def matches(source: Path) -> bool:
     return False
 
 
-def read(
-    name: str,
-    split: str | None,
-    *,
-    image_root: Path | None = None,
-    dialect: str | None = None,
-    columns: Mapping[str, str] | None = None,
-) -> Iterator[Row | RowError]:
+def read(name: str, split: str | None, *, image_root: Path | None = None, **options: Any) -> Iterator[Row | RowError]:
     """Rows of `name`'s split, in order.
 
     Args:
         name: `org/name` or `org/name:configuration`.
         image_root: a local folder for rows that name their images; None: a row that names a path or URL is refused.
-        dialect: of `data_prep.formats.dialects`, when all rows must be in it.
-        columns: names of the columns that stand for ours, where a user gives them.
+        options: of `data_prep.formats.table.row_from_record`.
     Raises:
         DataError: the data set cannot be had (offline, no such name, split or configuration), or a split must be
             chosen.
     """
     table = _load(name, split)
     label = re.match(r"[A-Za-z0-9_.-]*", split or str(table.split or ""))[0]  # "train[:10%]" -> "train"
-    return rows_of_table(name, table, label, image_root=image_root, dialect=dialect, columns=columns)
+    return rows_of_table(name, table, label, image_root=image_root, **options)
 
 
 def rows_of_table(
-    name: str,
-    table: Any,
-    label: str,
-    *,
-    image_root: Path | None,
-    dialect: str | None = None,
-    columns: Mapping[str, str] | None = None,
+    name: str, table: Any, label: str, *, image_root: Path | None, **options: Any
 ) -> Iterator[Row | RowError]:
     """Rows of a `datasets.Dataset`: of a benchmark that is known by its columns, or of a plain table."""
     table = _without_decoding(table)
     own = dict.fromkeys(table.column_names)
-    is_known = dialect is None and not columns
+    is_known = options.get("dialect") is None and not options.get("columns")
     layout = next((layout for layout in _BENCHMARKS if layout.has(own)), None) if is_known else None
     file = TableFile(Path(name), source=layout.name if layout else name, split=label)
-    make = partial(make_from, layout) if layout else partial(row_from_record, dialect=dialect, columns=columns)
+    make = partial(make_from, layout) if layout else partial(row_from_record, **options)
     source = HubTable(name, table)
     kinds = {key: getattr(kind, "dtype", "") for key, kind in table.features.items()}
     coarse = {key: kind for key, kind in kinds.items() if kind in COARSE}

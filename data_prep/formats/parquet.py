@@ -9,7 +9,7 @@ from data_prep.images.stored import ParquetTable, release_memory, with_handles
 from data_prep.schema import DataError, RowError
 
 SCHEMA_KEY = b"vlm_mhpo.schema_version"
-SCHEMA_VERSION = 2  # 1 had no column `metadata`
+SCHEMA_VERSION = 3  # 1 had no column `metadata`, 2 no `earlier_turns`
 _ROWS_AT_ONCE = 16
 # Floats of few bits, by their names in pyarrow and `datasets`, and numpy's.
 COARSE = {"float": "float32", "float32": "float32", "halffloat": "float16", "float16": "float16"}

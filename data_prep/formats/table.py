@@ -3,16 +3,18 @@
 import base64
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from data_prep.formats.chat import read_turns
 from data_prep.formats.dialects import as_plain
 from data_prep.formats.golds import number_as_text, read_gold
+from data_prep.formats.marks import place_images
 from data_prep.images.opening import resolve_image_path
 from data_prep.images.stored import ImageSource, StoredImage
-from data_prep.schema import DataError, Row, RowError, make_row
+from data_prep.schema import DataError, Row, RowError, Turn, make_row
 
 _SHARD = re.compile(r"-\d+(-of-\d+(-[0-9a-f]{16})?)?$")  # the hub once ended its shards in a checksum
 # A path is shorter, or has a dot or another character that base64 lacks.
@@ -29,10 +31,11 @@ _SHOWN = ("images", "image", "img", "imgs", "picture", "pictures")
 _IMAGES = (*_SHOWN, "image_path", "image_paths", "image_file", "image_files", "img_path", "file_name")
 # What a user may say the names of.
 COLUMNS = ("problem", "answer", "images", "choices", "solution", "id", "kind", "precision", "unit", "source", "split")
-_OWN = frozenset({field.name for field in fields(Row)} - {"metadata"})
+# What `prepare` writes; earlier versions had no earlier turns.
+_OWN = frozenset({field.name for field in fields(Row)} - {"metadata", "earlier_turns"})
 _USED = frozenset({
     *_IDS, *_PROBLEMS, *_ANSWERS, *_IMAGES, *_UNITS, "problem", "answer", "solution", "Solution", "kind", "choices",
-    "options", "precision", "unit", "source", "split", "metadata", "videos", "video",
+    "options", "precision", "unit", "source", "split", "metadata", "videos", "video", "earlier_turns",
 })  # fmt: skip
 
 
@@ -136,6 +139,8 @@ def row_from_record(
     *,
     dialect: str | None = None,
     columns: Mapping[str, str] | None = None,
+    ignore_columns: Collection[str] = (),
+    seen: set[str] | None = None,
 ) -> Row:
     """A row from named columns, or from those of a dialect (see `formats.dialects`; None: known by its columns).
 
@@ -147,9 +152,16 @@ def row_from_record(
     "choice" where none is given. Images are paths below `image_root`, bytes, or {"bytes", "path"}; without an
     `image_root` only bytes are taken.
 
+    Args:
+        columns: names of the columns that stand for ours, where a user gives them.
+        ignore_columns: those that are left out before anything else is looked at.
+        seen: is given the names of all other columns.
     Raises:
         RowError: naming the field.
     """
+    record = {name: value for name, value in record.items() if name not in ignore_columns}
+    if seen is not None:
+        seen.update(record)
     record = _renamed(record, columns) if columns else as_plain(record, dialect)
     for name in ("videos", "video"):
         if record.get(name):
@@ -163,11 +175,13 @@ def row_from_record(
     if choices and not kind:
         kind, answer = "choice", _among(choices, _first(record, "answer", *_ANSWERS), answer)
     _refuse_unread_images(record, image_root)
+    turns = read_turns(record.get("earlier_turns"), "earlier_turns")
+    turns, problem, choices, images = _placed(turns, _problem(record), choices, _images(record, image_root))
     identity = next((record[name] for name in _IDS if record.get(name) is not None), None)
     return make_row(
         id=number_as_text(identity) or f"{file.source}/{file.split or file.path.stem}/{number}",
-        images=_images(record, image_root),
-        problem=_problem(record),
+        images=images,
+        problem=problem,
         answer=answer,
         kind=kind or "auto",
         choices=choices,
@@ -176,6 +190,7 @@ def row_from_record(
         source=file.source if record.get("source") is None else record["source"],
         split=file.split if record.get("split") is None else record["split"],
         solution=solution,
+        earlier_turns=turns,
         metadata=plain_values({name: value for name, value in record.items() if name not in _USED})
         | plain_values(record.get("metadata")),
     )
@@ -235,8 +250,9 @@ def _refuse_unread_images(record: Mapping[str, Any], image_root: Path | None) ->
     for name, value in record.items():
         if name not in _USED and any(_is_image(each, image_root) for each in _listed(value)):
             raise RowError(
-                f"holds an image, and no column of that name is read: say data.columns={{images: {name}}}, call it "
-                "images, or remove it",
+                f"holds an image, and no column of that name is read: say data.columns={{images: {name}}} if the "
+                f"question shows it, or data.ignore_columns=[{name}] if not (prepare and audit: --columns "
+                f"images={name}, --ignore-columns {name})",
                 field=name,
             )
 
@@ -294,6 +310,19 @@ def _problem(record: Mapping[str, Any]) -> str:
     if isinstance(problem, list):
         raise RowError("is a list of chat messages; give the question as one text", field="problem")
     return problem
+
+
+def _placed(
+    turns: tuple[Turn, ...], problem: Any, choices: list[Any] | None, images: list[ImageSource]
+) -> tuple[tuple[Turn, ...], Any, list[Any] | None, list[ImageSource]]:
+    """Turns, problem and choices with `<image>` where their marks say so, and the images in that order."""
+    asked = [turn.text for turn in turns if turn.role == "user"] + [problem]
+    if not all(isinstance(text, str) for text in (*asked, *(choices or ()))):
+        return turns, problem, choices, images  # for `make_row` to refuse
+    texts, named, order = place_images(asked, choices or (), len(images))
+    questions = iter(texts)
+    turns = tuple(Turn(turn.role, next(questions)) if turn.role == "user" else turn for turn in turns)
+    return turns, texts[-1], choices and named, [images[index] for index in order]
 
 
 def _images(record: Mapping[str, Any], image_root: Path | None) -> list[ImageSource]:
