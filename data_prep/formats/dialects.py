@@ -88,8 +88,8 @@ def _without(record: _Record, *names: str) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in names}
 
 
-def _of_chat(record: _Record, column: str) -> dict[str, Any]:
-    """The record with its messages replaced by the problem, their images and the gold."""
+def of_chat(record: _Record, column: str) -> dict[str, Any]:
+    """The record with the messages of a column replaced by the problem, the turns before it, images and the gold."""
     chat = read_chat(record[column], column)
     plain = _without(record, column, "problem", "question", "query", "system")
     plain |= {"problem": chat.problem, "earlier_turns": _with_system(chat.earlier_turns, record.get("system"))}
@@ -124,12 +124,12 @@ def _from_history(record: _Record) -> _Record:
     turns = [Turn(role, text) for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]
     turns.append(Turn("user", record["query"]))
     turns += [Turn("assistant", record["response"])] if record.get("response") else []
-    return _of_chat(_without(record, "history", "response") | {"messages": turns}, "messages")
+    return of_chat(_without(record, "history", "response") | {"messages": turns}, "messages")
 
 
 def _from_trl(record: _Record) -> _Record:
     if is_chat(record["prompt"]):
-        return _of_chat(record, "prompt")
+        return of_chat(record, "prompt")
     answer, solution = read_gold(_answer(record), record.get("solution"), bare=True)
     return dict(record) | {"answer": answer, "solution": solution}
 
@@ -142,7 +142,7 @@ def _from_verl(record: _Record) -> _Record:
         raise RowError("has no ground_truth", field="reward_model")
     plain = _without(record, "reward_model", "extra_info", "data_source", "solution")
     plain |= {"answer": reward["ground_truth"], "metadata": _without(extra, "split", "index", "question", "answer")}
-    plain = _of_chat(plain, "prompt") if is_chat(record["prompt"]) else plain | {"problem": record["prompt"]}
+    plain = of_chat(plain, "prompt") if is_chat(record["prompt"]) else plain | {"problem": record["prompt"]}
     plain["problem"] = _without_instruction(plain["problem"], extra.get("question"))
     source, split, index = record.get("data_source"), extra.get("split"), extra.get("index")
     plain.setdefault("source", source)
@@ -223,9 +223,9 @@ DIALECTS: dict[str, Dialect] = {
     "clevr_math": Dialect(frozenset({"template", "question", "image", "label"}), _from_clevr_math),
     "mmmu": Dialect(frozenset({"question", "options", "image_1"}), _from_mmmu),
     "verl": Dialect(frozenset({"prompt", "reward_model"}), _from_verl),
-    "mm_eureka": Dialect(frozenset({"message", "answer"}), lambda record: _of_chat(record, "message"), _PLAIN),
-    "vlm_r1": Dialect(frozenset({"conversations"}), lambda record: _of_chat(record, "conversations"), _PLAIN),
-    "ms_swift": Dialect(frozenset({"messages"}), lambda record: _of_chat(record, "messages"), _PLAIN),
+    "mm_eureka": Dialect(frozenset({"message", "answer"}), lambda record: of_chat(record, "message"), _PLAIN),
+    "vlm_r1": Dialect(frozenset({"conversations"}), lambda record: of_chat(record, "conversations"), _PLAIN),
+    "ms_swift": Dialect(frozenset({"messages"}), lambda record: of_chat(record, "messages"), _PLAIN),
     "query_history": Dialect(frozenset({"query", "history"}), _from_history, _PLAIN),
     "trl": Dialect(frozenset({"prompt"}), _from_trl, _PLAIN),
 }

@@ -1,7 +1,7 @@
 """Where the images of a question stand, when it is not `<image>` that says so.
 
 Data sets number their marks (`<image 1>`, `<image_1>`, `<image1>`, `[IMAGE_1]`), or write those of a model
-(`<|vision_start|><|image_pad|><|vision_end|>`) or of another program (`<img>`).
+(Qwen's image tokens between its tokens of vision) or of another program (`<img>`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _NUMBERED = re.compile(r"<\|?(?:[Ii]mage|IMAGE|[Ii]mg|IMG)[ _-]?(\d{1,3})\|?>|\[
 _UNNUMBERED = tuple(
     re.compile(pattern)
     for pattern in (
-        r"(?:<\|vision_start\|>)?(?:<\|image_pad\|>)+(?:<\|vision_end\|>)?",
+        r"(?:<\|vision_start\|>)?(?:<\|image_[a-z]+\|>)+(?:<\|vision_end\|>)?",
         r"<\|image\|>",
         r"<img ?/?>",
         r"<image ?/>",

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from data_prep.formats.chat import read_turns
-from data_prep.formats.dialects import as_plain
+from data_prep.formats.chat import is_chat, read_turns
+from data_prep.formats.dialects import as_plain, of_chat
 from data_prep.formats.golds import number_as_text, read_gold
 from data_prep.formats.marks import place_images
 from data_prep.images.opening import resolve_image_path
@@ -163,17 +163,10 @@ def row_from_record(
     if seen is not None:
         seen.update(record)
     record = _renamed(record, columns) if columns else as_plain(record, dialect)
+    answer, solution, kind, choices = _answered(record)
     for name in ("videos", "video"):
         if record.get(name):
             raise RowError("holds videos, and rows are images and text", field=name)
-    if record.keys() >= _OWN:
-        answer, solution = record["answer"], record["solution"]
-    else:
-        answer, solution = read_gold(_first(record, "answer", *_ANSWERS), _first(record, "solution", "Solution"))
-    choices = _choices(record)
-    kind = record.get("kind")
-    if choices and not kind:
-        kind, answer = "choice", _among(choices, _first(record, "answer", *_ANSWERS), answer)
     _refuse_unread_images(record, image_root)
     turns = read_turns(record.get("earlier_turns"), "earlier_turns")
     turns, problem, choices, images = _placed(turns, _problem(record), choices, _images(record, image_root))
@@ -183,7 +176,7 @@ def row_from_record(
         images=images,
         problem=problem,
         answer=answer,
-        kind=kind or "auto",
+        kind=kind,
         choices=choices,
         precision=whole(record.get("precision")),
         unit=_first(record, "unit", *_UNITS),
@@ -196,8 +189,20 @@ def row_from_record(
     )
 
 
+def _answered(record: Mapping[str, Any]) -> tuple[Any, Any, str, list[Any] | None]:
+    """(gold, worked solution, kind, choices) of a record in plain columns."""
+    if record.keys() >= _OWN:
+        answer, solution = record["answer"], record["solution"]
+    else:
+        answer, solution = read_gold(_first(record, "answer", *_ANSWERS), _first(record, "solution", "Solution"))
+    choices, kind = _choices(record), record.get("kind")
+    if choices and not kind:
+        kind, answer = "choice", _among(choices, _first(record, "answer", *_ANSWERS), answer)
+    return answer, solution, kind or "auto", choices
+
+
 def _renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The record with the columns that a user names in the place of ours, and of their other names.
+    """The record with the columns that a user names in the place of ours, and of their other names; a chat is read.
 
     Raises:
         RowError: there is no such column.
@@ -208,7 +213,8 @@ def _renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str,
     aliases = {"problem": _PROBLEMS, "answer": _ANSWERS, "images": _IMAGES, "id": _IDS, "choices": ("options",)}
     replaced = {alias for name in columns for alias in (name, *aliases.get(name, ()))} | set(columns.values())
     rest = {name: value for name, value in record.items() if name not in replaced}
-    return rest | {name: record[column] for name, column in columns.items()}
+    named = rest | {name: record[column] for name, column in columns.items()}
+    return of_chat(named, "problem") if is_chat(named.get("problem")) else named
 
 
 def _choices(record: Mapping[str, Any]) -> list[Any] | None:

@@ -56,6 +56,12 @@ def test_images_inside_messages_count_through_all_turns(folder):
     assert row.problem == "And <image><image>?"
 
 
+def test_a_column_that_a_user_names_may_hold_a_chat(folder):
+    source = table(folder, {"ask": CHAT, "final": "7", "pics": ["a.png", "b.png"]})
+    (row,) = load_rows(source, columns={"problem": "ask", "answer": "final", "images": "pics"})
+    assert (row.earlier_turns[0], row.problem, row.answer) == (Turn("system", "Be brief."), "And <image>?", "7")
+
+
 @pytest.mark.parametrize(
     ("messages", "words"),
     [

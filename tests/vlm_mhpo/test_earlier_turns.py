@@ -134,7 +134,7 @@ def test_the_warm_start_teaches_the_last_answer_alone(tiny):
 
 def test_a_reward_gets_the_whole_conversation_as_trl_gives_it(tiny):
     prompt = tiny("qwen2_5_vl").builder()(problem_row("r", "And 2 + 2 ?", earlier_turns=TURNS))
-    sample = to_sample(prompt, Completion((1,), "4", False, torch.zeros(1)), "bare")
+    sample = to_sample(prompt, Completion((1,), torch.zeros(1), "4", False), "bare")
     seen = []
 
     def conversational(prompts, completions, **columns):
