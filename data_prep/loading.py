@@ -2,7 +2,7 @@
 
 import glob
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import chain
@@ -36,6 +36,7 @@ def load_rows(
     image_root: Path | None = None,
     columns: Mapping[str, str] | None = None,
     answer_lists: str | None = None,
+    ignore_columns: Collection[str] = (),
 ) -> Iterator[Row]:
     """Rows of one or several sources, in order, read as they are asked for; images stay encoded.
 
@@ -53,6 +54,7 @@ def load_rows(
         columns: names of a table's columns that stand for ours, as {"problem": "query", "answer": "final"}.
         answer_lists: what a list of answers in a table means: "any" of them is right, or a response must give "all";
             None: told by the list where it can be (see `data_prep.formats.listed`). Benchmarks have their own rules.
+        ignore_columns: names of a table's columns that are left out, such as one of images that no question shows.
     Returns:
         rows with distinct ids: the second row called `a` becomes `a#2`.
     Raises:
@@ -60,7 +62,13 @@ def load_rows(
         RowError: while reading, at the first unusable row.
     """
     rows = scan_rows(
-        source, format=format, split=split, image_root=image_root, columns=columns, answer_lists=answer_lists
+        source,
+        format=format,
+        split=split,
+        image_root=image_root,
+        columns=columns,
+        ignore_columns=ignore_columns,
+        answer_lists=answer_lists,
     )
     return _raise_errors(rows)
 
@@ -73,8 +81,14 @@ def scan_rows(
     image_root: Path | None = None,
     columns: Mapping[str, str] | None = None,
     answer_lists: str | None = None,
+    ignore_columns: Collection[str] = (),
+    seen: set[str] | None = None,
 ) -> Iterator[Row | RowError]:
-    """As `load_rows`, but an unusable row is yielded as its `RowError` and reading goes on; for `prepare`."""
+    """As `load_rows`, but an unusable row is yielded as its `RowError` and reading goes on; for `prepare`.
+
+    Args:
+        seen: is given the names of the columns of tables, as they are read.
+    """
     sources = [source] if isinstance(source, str | Path) else list(source)
     if not sources:
         raise DataError("no data source is named; give a path, org/name@split or synthetic:shapes")
@@ -84,8 +98,8 @@ def scan_rows(
         raise DataError(f"columns: {unknown[0]!r} is no column of a row; those are {', '.join(COLUMNS)}")
     if answer_lists not in (None, *ANSWER_LISTS):
         raise DataError(f"answer_lists {answer_lists!r} is unknown; use {' or '.join(ANSWER_LISTS)}")
-    options = {"image_root": image_root} | ({"columns": columns} if columns else {})
-    options |= {"answer_lists": answer_lists} if answer_lists else {}
+    of_tables = {"columns": columns, "ignore_columns": ignore_columns, "answer_lists": answer_lists}
+    options = {"image_root": image_root, "seen": seen} | {name: value for name, value in of_tables.items() if value}
     named = [_weighed(item) for item in sources]
     readings = [_reading(item, format, split, options) for item, _ in named]
     weights = [weight for _, weight in named if weight is not None]
@@ -99,6 +113,12 @@ def scan_rows(
     return _with_distinct_ids(
         mixed([(str(item), weight, reading()) for (item, weight), reading in zip(named, readings, strict=True)])
     )
+
+
+def none_has_an_image(num_rows: int, seen: Collection[str]) -> str:
+    """What is said of a set that shows nothing: its images may lie in a column that nobody reads."""
+    columns = f"; its columns are {', '.join(sorted(seen))}" if seen else ""
+    return f"none of the {num_rows} rows has an image{columns}"
 
 
 def _raise_errors(rows: Iterator[Row | RowError]) -> Iterator[Row]:
@@ -145,12 +165,13 @@ def _reading(source: _Source, format: str, split: str | None, options: Mapping[s
         path = unpack(path)
     name = _recognise(path) if format == "auto" else format
     reader = READERS[name]
-    if "columns" in options and name not in TABLES:
-        raise DataError(f"{path} has the layout of {name!r}, whose columns are known: leave data.columns out")
+    if name not in TABLES:
+        if given := {"columns", "ignore_columns"} & options.keys():
+            raise DataError(f"{path} has the layout of {name!r}, whose columns are known: leave data.{min(given)} out")
+        options = {"image_root": options["image_root"]}
     if not reader.matches(path):
         raise DataError(f"{path} has not the layout of {format!r}; with format auto it would be {_recognise(path)!r}")
-    known = options if name in TABLES else {"image_root": options["image_root"]}
-    return lambda: reader.read(path, split, **known)
+    return lambda: reader.read(path, split, **options)
 
 
 def _glob_reading(pattern: str, format: str, split: str | None, options: Mapping[str, Any]) -> _Reading:

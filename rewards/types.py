@@ -85,7 +85,10 @@ class RewardSpec:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sampled completion with what any reward may need; `columns` holds further row columns, `opened` as Item."""
+    """One sampled completion with what any reward may need.
+
+    `columns` holds further row columns, `opened` is as Item's, `earlier_turns` (role, text) what came before `prompt`.
+    """
 
     prompt: str
     completion: str
@@ -100,6 +103,7 @@ class Sample:
     completion_ids: tuple[int, ...] = ()
     columns: Mapping[str, Any] = field(default_factory=dict)
     opened: str = ""
+    earlier_turns: tuple[tuple[str, str], ...] = ()
 
     @property
     def response(self) -> str:

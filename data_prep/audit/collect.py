@@ -80,7 +80,7 @@ def collect(
 
 def normalised(row: Row) -> str:
     """The words and signs of a row's question and choices, without spelling of spaces, dollars and case."""
-    text = " ".join([row.problem.replace(IMAGE_PLACEHOLDER, " "), *(row.choices or ())])
+    text = " ".join([row.conversation.replace(IMAGE_PLACEHOLDER, " "), *(row.choices or ())])
     return " ".join(_NOT_MEANING.sub(" ", unicodedata.normalize("NFKC", text).casefold()).split())
 
 
@@ -109,10 +109,10 @@ def _record(row: Row, place: tuple[int, int]) -> tuple[Record, str | None]:
         split=row.split,
         source=row.source,
         kind=row.kind,
-        problem=row.problem[:_MAX_SHOWN],
+        problem=row.conversation[:_MAX_SHOWN],
         question=hashlib.sha256(question.encode()).hexdigest(),
         num_words=len(question.split()),
-        num_chars=len(row.problem),
+        num_chars=len(row.conversation),
         golds=tuple(gold.strip() for gold in row.golds),
         form=answer_form(row),
         pictures=tuple(pictures),

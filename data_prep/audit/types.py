@@ -106,7 +106,7 @@ class Audit:
         defects: every check, also those that found nothing.
         tallies: {"split" | "kind" | "answer form" | "source": {value: rows}} of the audited source.
         histograms: of the audited source.
-        unchecked: what could not be looked at, one sentence each.
+        unchecked: what could not be looked at, or is not there to be looked at, one sentence each.
     """
 
     sources: tuple[str, ...]

@@ -11,7 +11,7 @@ from typing import Any
 
 from data_prep.formats.chat import is_chat, read_chat
 from data_prep.formats.golds import read_gold
-from data_prep.schema import IMAGE_PLACEHOLDER, RowError
+from data_prep.schema import IMAGE_PLACEHOLDER, RowError, Turn
 
 _Record = Mapping[str, Any]
 
@@ -88,10 +88,11 @@ def _without(record: _Record, *names: str) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in names}
 
 
-def _of_chat(record: _Record, column: str) -> dict[str, Any]:
-    """The record with its messages replaced by the problem, their images and the gold."""
+def of_chat(record: _Record, column: str) -> dict[str, Any]:
+    """The record with the messages of a column replaced by the problem, the turns before it, images and the gold."""
     chat = read_chat(record[column], column)
-    plain = _without(record, column, "problem", "question", "query") | {"problem": chat.problem}
+    plain = _without(record, column, "problem", "question", "query", "system")
+    plain |= {"problem": chat.problem, "earlier_turns": _with_system(chat.earlier_turns, record.get("system"))}
     if chat.images:
         if any(record.get(name) not in (None, [], "") for name in ("images", "image")):
             raise RowError("holds images, and so do the messages; keep one of them", field="images")
@@ -101,13 +102,34 @@ def _of_chat(record: _Record, column: str) -> dict[str, Any]:
     return plain
 
 
+def _with_system(turns: tuple[Turn, ...], system: Any) -> tuple[Turn, ...]:
+    """The turns behind the system message that a column of its own holds, as ms-swift and LLaMA-Factory have it."""
+    if not system:
+        return turns
+    if not isinstance(system, str) or (turns and turns[0].role == "system" and turns[0].text != system):
+        raise RowError("is no text, or another than the system message of the chat; keep one of them", field="system")
+    return turns if turns and turns[0].role == "system" else (Turn("system", system), *turns)
+
+
 def _answer(record: _Record) -> Any:
     return next((record[name] for name in ("answer", "ground_truth") if record.get(name) is not None), None)
 
 
+def _from_history(record: _Record) -> _Record:
+    """ms-swift's and LLaMA-Factory's older form: `history` holds [question, answer] pairs before `query`."""
+    history = record["history"]
+    pairs = history if isinstance(history, list | tuple) else [None]
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        raise RowError("is no list of [question, answer] pairs", field="history")
+    turns = [Turn(role, text) for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]
+    turns.append(Turn("user", record["query"]))
+    turns += [Turn("assistant", record["response"])] if record.get("response") else []
+    return of_chat(_without(record, "history", "response") | {"messages": turns}, "messages")
+
+
 def _from_trl(record: _Record) -> _Record:
     if is_chat(record["prompt"]):
-        return _of_chat(record, "prompt")
+        return of_chat(record, "prompt")
     answer, solution = read_gold(_answer(record), record.get("solution"), bare=True)
     return dict(record) | {"answer": answer, "solution": solution}
 
@@ -121,7 +143,7 @@ def _from_verl(record: _Record) -> _Record:
     plain = _without(record, "reward_model", "extra_info", "data_source", "solution")
     plain |= {"answer": reward["ground_truth"], "equivalent_answers": reward.get("equivalent_answers")}
     plain |= {"metadata": _without(extra, "split", "index", "question", "answer")}
-    plain = _of_chat(plain, "prompt") if is_chat(record["prompt"]) else plain | {"problem": record["prompt"]}
+    plain = of_chat(plain, "prompt") if is_chat(record["prompt"]) else plain | {"problem": record["prompt"]}
     plain["problem"] = _without_instruction(plain["problem"], extra.get("question"))
     source, split, index = record.get("data_source"), extra.get("split"), extra.get("index")
     plain.setdefault("source", source)
@@ -136,8 +158,10 @@ def _without_instruction(prompt: Any, question: Any) -> Any:
     if not isinstance(prompt, str) or not isinstance(question, str):
         return prompt
     asked, words = (text.replace(IMAGE_PLACEHOLDER, "").strip() for text in (prompt, question))
-    same_pictures = question.count(IMAGE_PLACEHOLDER) in (0, prompt.count(IMAGE_PLACEHOLDER))
-    return question if words and asked.startswith(words) and same_pictures else prompt
+    num_shown = prompt.count(IMAGE_PLACEHOLDER)
+    if not words or not asked.startswith(words) or question.count(IMAGE_PLACEHOLDER) not in (0, num_shown):
+        return prompt
+    return question if IMAGE_PLACEHOLDER in question else IMAGE_PLACEHOLDER * num_shown + question
 
 
 def _from_clevr_math(record: _Record) -> _Record:
@@ -202,8 +226,9 @@ DIALECTS: dict[str, Dialect] = {
     "clevr_math": Dialect(frozenset({"template", "question", "image", "label"}), _from_clevr_math),
     "mmmu": Dialect(frozenset({"question", "options", "image_1"}), _from_mmmu),
     "verl": Dialect(frozenset({"prompt", "reward_model"}), _from_verl),
-    "mm_eureka": Dialect(frozenset({"message", "answer"}), lambda record: _of_chat(record, "message"), _PLAIN),
-    "vlm_r1": Dialect(frozenset({"conversations"}), lambda record: _of_chat(record, "conversations"), _PLAIN),
-    "ms_swift": Dialect(frozenset({"messages"}), lambda record: _of_chat(record, "messages"), _PLAIN),
+    "mm_eureka": Dialect(frozenset({"message", "answer"}), lambda record: of_chat(record, "message"), _PLAIN),
+    "vlm_r1": Dialect(frozenset({"conversations"}), lambda record: of_chat(record, "conversations"), _PLAIN),
+    "ms_swift": Dialect(frozenset({"messages"}), lambda record: of_chat(record, "messages"), _PLAIN),
+    "query_history": Dialect(frozenset({"query", "history"}), _from_history, _PLAIN),
     "trl": Dialect(frozenset({"prompt"}), _from_trl, _PLAIN),
 }

@@ -1,7 +1,7 @@
 """Reader for a data set on the Hugging Face hub, by `name` or `name:configuration`: a benchmark or a table."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -46,7 +46,7 @@ def read(name: str, split: str | None, *, image_root: Path | None = None, **opti
     Args:
         name: `org/name` or `org/name:configuration`.
         image_root: a local folder for rows that name their images; None: a row that names a path or URL is refused.
-        options: of `rows_of_table`.
+        options: of `data_prep.formats.table.row_from_record`.
     Raises:
         DataError: the data set cannot be had (offline, no such name, split or configuration), or a split must be
             chosen.
@@ -57,29 +57,19 @@ def read(name: str, split: str | None, *, image_root: Path | None = None, **opti
 
 
 def rows_of_table(
-    name: str,
-    table: Any,
-    label: str,
-    *,
-    image_root: Path | None,
-    dialect: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    answer_lists: str | None = None,
+    name: str, table: Any, label: str, *, image_root: Path | None, **options: Any
 ) -> Iterator[Row | RowError]:
     """Rows of a `datasets.Dataset`: of a benchmark that is known by its columns, or of a plain table.
 
     Args:
-        dialect: of `data_prep.formats.dialects`, when all rows must be in it.
-        columns: names of the columns that stand for ours, where a user gives them.
-        answer_lists: what a list of answers means (see `formats.listed`).
+        options: of `data_prep.formats.table.row_from_record`.
     """
     table = _without_decoding(table)
     own = dict.fromkeys(table.column_names)
-    is_known = dialect is None and not columns
+    is_known = options.get("dialect") is None and not options.get("columns")
     layout = next((layout for layout in _BENCHMARKS if layout.has(own)), None) if is_known else None
     file = TableFile(Path(name), source=layout.name if layout else name, split=label)
-    how = {"dialect": dialect, "columns": columns, "answer_lists": answer_lists}
-    make = partial(make_from, layout) if layout else partial(row_from_record, **how)
+    make = partial(make_from, layout) if layout else partial(row_from_record, **options)
     source = HubTable(name, table)
     coarse = mends(table.features.arrow_schema)
 

@@ -1,23 +1,23 @@
 """What plain tables share: which files hold a split, and how one record becomes a row."""
 
-import base64
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from data_prep.formats.dialects import as_plain
+from data_prep.formats.chat import is_chat, read_turns
+from data_prep.formats.dialects import as_plain, of_chat
 from data_prep.formats.golds import number_as_text, read_gold
 from data_prep.formats.listed import LISTS, read_equivalents, read_several
+from data_prep.formats.marks import place_images
+from data_prep.images.embedded import from_base64
 from data_prep.images.opening import resolve_image_path
 from data_prep.images.stored import ImageSource, StoredImage
-from data_prep.schema import DataError, Row, RowError, make_row
+from data_prep.schema import DataError, Row, RowError, Turn, make_row
 
 _SHARD = re.compile(r"-\d+(-of-\d+(-[0-9a-f]{16})?)?$")  # the hub once ended its shards in a checksum
-# A path is shorter, or has a dot or another character that base64 lacks.
-_LEAST_BASE64, _NOT_BASE64 = 100, re.compile(r"[^A-Za-z0-9+/=\s]")
 _IMAGE_FILE = re.compile(r".+\.(?:png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -31,11 +31,12 @@ _IMAGES = (*_SHOWN, "image_path", "image_paths", "image_file", "image_files", "i
 # What a user may say the names of.
 COLUMNS = ("problem", "answer", "images", "choices", "solution", "id", "kind", "precision", "unit", "source", "split",
            "equivalent_answers")  # fmt: skip
-# What `prepare` writes; earlier versions had no equivalent answers.
-_OWN = frozenset({field.name for field in fields(Row)} - {"metadata", "equivalent_answers"})
+# What `prepare` writes; earlier versions had neither earlier turns nor equivalent answers.
+_OWN = frozenset({field.name for field in fields(Row)} - {"metadata", "earlier_turns", "equivalent_answers"})
 _USED = frozenset({
     *_IDS, *_PROBLEMS, *_ANSWERS, *_IMAGES, *_UNITS, "problem", "answer", "solution", "Solution", "kind", "choices",
-    "options", "precision", "unit", "source", "split", "metadata", "videos", "video", "equivalent_answers",
+    "options", "precision", "unit", "source", "split", "metadata", "videos", "video", "earlier_turns",
+    "equivalent_answers",
 })  # fmt: skip
 
 
@@ -140,6 +141,8 @@ def row_from_record(
     dialect: str | None = None,
     columns: Mapping[str, str] | None = None,
     answer_lists: str | None = None,
+    ignore_columns: Collection[str] = (),
+    seen: set[str] | None = None,
 ) -> Row:
     """A row from named columns, or from those of a dialect (see `formats.dialects`; None: known by its columns).
 
@@ -151,55 +154,63 @@ def row_from_record(
     "choice" where none is given. Images are paths below `image_root`, bytes, or {"bytes", "path"}; without an
     `image_root` only bytes are taken.
 
-    A list in the answer's place, or in `answers` or `solutions`, is read by `read_several`, with `answer_lists` as its
-    meaning; `equivalent_answers` lists others that are right as well.
-
+    Args:
+        columns: names of the columns that stand for ours, where a user gives them.
+        ignore_columns: those that are left out before anything else is looked at.
+        answer_lists: what a list of answers means (see `formats.listed`).
+        seen: is given the names of all other columns.
     Raises:
         RowError: naming the field.
     """
+    record = {name: value for name, value in record.items() if name not in ignore_columns}
+    if seen is not None:
+        seen.update(record)
     record = _renamed(record, columns) if columns else as_plain(record, dialect)
-    _refuse_videos(record)
-    if is_prepared := record.keys() >= _OWN and isinstance(record["answer"], str):
-        answer, solution = record["answer"], record["solution"]
-    else:
-        answer, solution = read_gold(_first(record, "answer", *_ANSWERS), _first(record, "solution", "Solution"))
-    choices = _choices(record)
-    kind = record.get("kind") or ("choice" if choices else "auto")
-    listed = None if is_prepared else read_several(record, answer, solution, answer_lists, kind, choices)
-    if listed:
-        answer, solution = listed.gold, listed.solution
-    others = (*(listed.others if listed else ()), *read_equivalents(record.get("equivalent_answers")))
-    if choices and not record.get("kind"):
-        answer = _among(choices, _first(record, "answer", *_ANSWERS), answer)
+    answered, choices, column = _answered(record, answer_lists)
+    for name in ("videos", "video"):
+        if record.get(name):
+            raise RowError("holds videos, and rows are images and text", field=name)
     _refuse_unread_images(record, image_root)
+    turns = read_turns(record.get("earlier_turns"), "earlier_turns")
+    turns, problem, choices, images = _placed(turns, _problem(record), choices, _images(record, image_root))
     identity = next((record[name] for name in _IDS if record.get(name) is not None), None)
     return make_row(
         id=number_as_text(identity) or f"{file.source}/{file.split or file.path.stem}/{number}",
-        images=_images(record, image_root),
-        problem=_problem(record),
-        answer=answer,
-        kind=kind,
+        images=images,
+        problem=problem,
         choices=choices,
         precision=whole(record.get("precision")),
         unit=_first(record, "unit", *_UNITS),
         source=file.source if record.get("source") is None else record["source"],
         split=file.split if record.get("split") is None else record["split"],
-        solution=solution,
-        equivalent_answers=others,
-        metadata=plain_values(listed and listed.column)
+        earlier_turns=turns,
+        metadata=column
         | plain_values({name: value for name, value in record.items() if name not in _USED})
         | plain_values(record.get("metadata")),
+        **answered,
     )
 
 
-def _refuse_videos(record: Mapping[str, Any]) -> None:
-    for name in ("videos", "video"):
-        if record.get(name):
-            raise RowError("holds videos, and rows are images and text", field=name)
+def _answered(record: Mapping[str, Any], lists: str | None) -> tuple[dict[str, Any], list[Any] | None, dict[str, Any]]:
+    """What the answer gives a row, its choices, and the column of several answers as it stands."""
+    choices, given, listed = _choices(record), record.get("kind"), None
+    kind = given or ("choice" if choices else "auto")
+    if record.keys() >= _OWN and isinstance(record["answer"], str):
+        answer, solution = record["answer"], record["solution"]
+    else:
+        answer, solution = read_gold(_first(record, "answer", *_ANSWERS), _first(record, "solution", "Solution"))
+        listed = read_several(record, answer, solution, lists, kind, choices)
+    if listed:
+        answer, solution = listed.gold, listed.solution
+    if choices and not given:
+        answer = _among(choices, _first(record, "answer", *_ANSWERS), answer)
+    others = (*(listed.others if listed else ()), *read_equivalents(record.get("equivalent_answers")))
+    fields = {"answer": answer, "solution": solution, "kind": kind, "equivalent_answers": others}
+    return fields, choices, plain_values(listed and listed.column)
 
 
 def _renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The record with the columns that a user names in the place of ours, and of their other names.
+    """The record with the columns that a user names in the place of ours, and of their other names; a chat is read.
 
     Raises:
         RowError: there is no such column.
@@ -216,7 +227,8 @@ def _renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str,
     }
     replaced = {alias for name in columns for alias in (name, *aliases.get(name, ()))} | set(columns.values())
     rest = {name: value for name, value in record.items() if name not in replaced}
-    return rest | {name: record[column] for name, column in columns.items()}
+    named = rest | {name: record[column] for name, column in columns.items()}
+    return of_chat(named, "problem") if is_chat(named.get("problem")) else named
 
 
 def _choices(record: Mapping[str, Any]) -> list[Any] | None:
@@ -258,8 +270,9 @@ def _refuse_unread_images(record: Mapping[str, Any], image_root: Path | None) ->
     for name, value in record.items():
         if name not in _USED and any(_is_image(each, image_root) for each in _listed(value)):
             raise RowError(
-                f"holds an image, and no column of that name is read: say data.columns={{images: {name}}}, call it "
-                "images, or remove it",
+                f"holds an image, and no column of that name is read: say data.columns={{images: {name}}} if the "
+                f"question shows it, or data.ignore_columns=[{name}] if not (prepare and audit: --columns "
+                f"images={name}, --ignore-columns {name})",
                 field=name,
             )
 
@@ -319,6 +332,19 @@ def _problem(record: Mapping[str, Any]) -> str:
     return problem
 
 
+def _placed(
+    turns: tuple[Turn, ...], problem: Any, choices: list[Any] | None, images: list[ImageSource]
+) -> tuple[tuple[Turn, ...], Any, list[Any] | None, list[ImageSource]]:
+    """Turns, problem and choices with `<image>` where their marks say so, and the images in that order."""
+    asked = [turn.text for turn in turns if turn.role == "user"] + [problem]
+    if not all(isinstance(text, str) for text in (*asked, *(choices or ()))):
+        return turns, problem, choices, images  # for `make_row` to refuse
+    texts, named, order = place_images(asked, choices or (), len(images))
+    questions = iter(texts)
+    turns = tuple(Turn(turn.role, next(questions)) if turn.role == "user" else turn for turn in turns)
+    return turns, texts[-1], choices and named, [images[index] for index in order]
+
+
 def _images(record: Mapping[str, Any], image_root: Path | None) -> list[ImageSource]:
     names = [name for name in _IMAGES if record.get(name) not in (None, "", [], ())]
     shown = [name for name in names if name in _SHOWN]
@@ -340,7 +366,7 @@ def image_from(image: Any, image_root: Path | None) -> ImageSource:
         return image
     if not isinstance(image, str):
         raise RowError(f"holds a {type(image).__name__}, not a path or encoded bytes", field="images")
-    if (encoded := _from_base64(image)) is not None:
+    if (encoded := from_base64(image)) is not None:
         return encoded
     if image_root is None:
         raise RowError(
@@ -349,26 +375,6 @@ def image_from(image: Any, image_root: Path | None) -> ImageSource:
             field="images",
         )
     return resolve_image_path(image_root, _relative(image_root, image))
-
-
-def _from_base64(text: str) -> bytes | None:
-    """The bytes of a `data:image/...;base64,` URL or of a bare base64 text of an image; None for any other text.
-
-    Raises:
-        RowError: a data URL that is no base64 of an image.
-    """
-    header, comma, body = text.partition(",") if text.startswith("data:") else ("", "", text)
-    if not header and (len(text) < _LEAST_BASE64 or _NOT_BASE64.search(text[:_LEAST_BASE64])):
-        return None
-    try:
-        data = base64.b64decode("".join(body.split()), validate=True)
-    except ValueError as error:
-        if header:
-            raise RowError(f"is a data URL whose base64 is broken: {error}", field="images") from error
-        return None
-    if header and not (header.startswith("data:image/") and header.endswith(";base64") and comma):
-        raise RowError(f"is a data URL of {header[5:60]!r}, not of an image as base64", field="images")
-    return data
 
 
 def _relative(root: Path, reference: str) -> str:

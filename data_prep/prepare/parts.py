@@ -93,6 +93,7 @@ def record_of(row: Row) -> dict[str, Any]:
     """The columns of a row with its images as bytes."""
     columns = {name: getattr(row, name) for name in _schema().names}
     columns["images"] = [{"bytes": image, "path": None} for image in row.images]
+    columns["earlier_turns"] = [{"role": turn.role, "content": turn.text} for turn in row.earlier_turns]
     columns["metadata"] = json.dumps(dict(row.metadata), ensure_ascii=False)
     return columns
 
@@ -133,6 +134,7 @@ def _schema() -> Any:
     columns = dict.fromkeys(names, text)
     # The struct that `datasets` uses for images, so that other tools can read the file.
     columns["images"] = pa.list_(pa.struct({"bytes": pa.binary(), "path": text}))
+    columns["earlier_turns"] = pa.list_(pa.struct({"role": text, "content": text}))
     columns |= {"choices": pa.list_(text), "equivalent_answers": pa.list_(text), "precision": pa.int64()}
     return pa.schema(columns.items(), metadata={SCHEMA_KEY: str(SCHEMA_VERSION).encode()})
 

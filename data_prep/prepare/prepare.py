@@ -44,6 +44,7 @@ class PrepareReport:
     Attributes:
         out_dir: the folder, ready for `load_rows`.
         num_rows: rows written.
+        num_with_images: those of them that have an image.
         num_resumed: rows of the source that an interrupted run had checked already.
         refused: unusable rows, in order of reading.
         dropped: rows that a filter did not want, in order of reading.
@@ -56,6 +57,7 @@ class PrepareReport:
 
     out_dir: Path
     num_rows: int
+    num_with_images: int
     num_resumed: int
     refused: tuple[Refusal, ...]
     dropped: tuple[Refusal, ...]
@@ -190,7 +192,7 @@ def _checked(row: Row, filters: Sequence[Filter], check_gold: bool) -> tuple[Row
             raise_unless_gold_verifies(row)
     except DataError as error:
         return Refusal(row.id, str(error))
-    return row, names or (hashlib.sha256(row.problem.encode()).hexdigest(),)
+    return row, names or (hashlib.sha256(row.conversation.encode()).hexdigest(),)
 
 
 def _assemble(
@@ -206,12 +208,14 @@ def _assemble(
     side = iter([] if heldout is None else sides(pictures, heldout))
     counts: dict[str, Counter[str]] = {name: Counter() for name in _COUNTED}
     writers: dict[str, RowWriter] = {}
+    num_with_images = 0
     with ExitStack() as stack:
         for part in parts:
             groups = defaultdict(list)
             for record in records_of(part):
                 record["split"] = next(side) if heldout is not None else record["split"]
                 groups[record["split"]].append(record)
+                num_with_images += bool(record["images"])
                 for name in _COUNTED:
                     counts[name][record[name]] += 1
             for split, records in groups.items():
@@ -223,6 +227,7 @@ def _assemble(
     return PrepareReport(
         out_dir,
         num_rows=len(pictures),
+        num_with_images=num_with_images,
         num_resumed=num_resumed,
         refused=tuple(refusal for part in parts for refusal in part.refused),
         dropped=dropped,

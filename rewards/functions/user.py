@@ -71,7 +71,7 @@ def _call_trl(
     arguments |= {name: [getattr(sample, name) for sample in samples] for name in _ROW_FIELDS}
     arguments |= {
         "answer": golds,
-        "prompts": [_spoken("user", sample.prompt, as_messages) for sample in samples],
+        "prompts": [_asked(sample, as_messages) for sample in samples],
         "completions": [_spoken("assistant", sample.completion, as_messages) for sample in samples],
         "completion_ids": [list(sample.completion_ids) for sample in samples],
         "trainer_state": logbook.trainer_state,
@@ -104,6 +104,13 @@ def _gold(sample: Sample) -> Any:
 def _spoken(role: str, text: str, as_message: bool) -> Any:
     """A text, or as the only message of a conversation."""
     return [{"role": role, "content": text}] if as_message else text
+
+
+def _asked(sample: Sample, as_messages: bool) -> Any:
+    """The last question, or as messages all that was said up to it."""
+    earlier = [{"role": role, "content": text} for role, text in sample.earlier_turns]
+    asked = _spoken("user", sample.prompt, as_messages)
+    return [*earlier, *asked] if as_messages else asked
 
 
 def _opened_images(function: Callable[..., Any], samples: Sequence[Sample]) -> dict[str, Any]:

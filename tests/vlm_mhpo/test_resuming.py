@@ -34,7 +34,7 @@ FREE_SECTIONS = ("eval", "checkpoint", "faults", "logging")
 BY_CONTENT = {
     *("model.path", "model.revision", "data.train", "data.format", "data.train_split", "data.image_root"),
     *("data.max_rows", "data.max_prompt_length", "data.overlong_prompts"),
-    *("data.columns", "data.answer_lists", "data.on_bad_row", "data.max_bad_share"),
+    *("data.columns", "data.ignore_columns", "data.answer_lists", "data.on_bad_row", "data.max_bad_share"),
 }
 NEVER = {"model.dtype", "model.freeze_vision_tower", "model.freeze_projector"}
 VALUES = {

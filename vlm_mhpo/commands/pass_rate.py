@@ -123,7 +123,7 @@ def readable(row: Row | RowError) -> Row | None:
 def _key_of(row: Row, setting: str) -> str:
     """Names a rate: everything of the row that the model or the verifier sees, and how it was sampled."""
     seen = hashlib.sha256(setting.encode())
-    parts = (row.id, row.problem, row.gold, row.kind, row.choices, row.precision, row.unit)
+    parts = (row.id, row.problem, row.gold, row.kind, row.choices, row.precision, row.unit, *row.earlier_turns)
     seen.update(repr(parts).encode("utf-8", "backslashreplace"))
     for image in row.images:
         seen.update(hashlib.sha256(read_image(image)).digest())

@@ -57,7 +57,8 @@ def benchmark_protocol(rows: Sequence[Row], asked: Sequence[Row], *, split: str,
 def identity(row: Row) -> list[Any]:
     """What makes a row this row; images by the digest of their files."""
     pictures = [hashlib.sha256(read_image(image)).hexdigest() for image in row.images]
-    return [row.id, row.problem, row.gold, row.kind, row.choices, row.precision, row.unit, pictures]
+    texts = [row.id, row.problem, row.gold, row.kind, row.choices, row.precision, row.unit]
+    return [*texts, pictures, *row.earlier_turns]
 
 
 def digest(parts: Iterable[Any]) -> str:

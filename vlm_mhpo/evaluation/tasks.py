@@ -242,7 +242,7 @@ def _to_item(benchmark: Benchmark, row: Row, completions: Sequence[ItemCompletio
     return Item(
         id=row.id,
         problem=benchmark.problem(row),
-        question=row.problem,
+        question=row.conversation,
         choices=row.choices,
         gold=row.answer,
         equivalent_answers=row.equivalent_answers,

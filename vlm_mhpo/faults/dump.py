@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_prep import DataError, Row, read_image
+from data_prep import DataError, Row, Turn, read_image
 from vlm_mhpo.errors import ConfigError
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.runtime.secrets import without_secrets
@@ -204,6 +204,7 @@ def _read_group(values: Mapping[str, Any], tensors: Mapping[str, Tensor], index:
     """The scored group with this number."""
     images = [tensors[f"{index}/images/{number}"] for number in range(values["num_images"])]
     row = values["row"]
+    row["earlier_turns"] = tuple(Turn(*turn) for turn in row.get("earlier_turns", ()))
     row["choices"] = None if row["choices"] is None else tuple(row["choices"])
     prefix = f"{index}/media/"
     media = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

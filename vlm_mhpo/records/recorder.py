@@ -112,7 +112,7 @@ def sample_rows(run_dir: Path, step: int, scored: ScoredGroup) -> list[dict[str,
         {
             "step": step,
             "prompt_id": row.id,
-            "problem": row.problem,
+            "problem": row.conversation,
             "gold": row.answer,
             "equivalent_answers": row.equivalent_answers,
             "images": images,

@@ -62,6 +62,7 @@ def to_sample(
         # A row's own columns (data_source, level, ...) under their names; ours win.
         columns={**row.metadata, **own},
         opened=prompt.opens,
+        earlier_turns=row.earlier_turns,
     )
 
 

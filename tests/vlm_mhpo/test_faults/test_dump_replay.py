@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from data_prep import Turn
 from tests.builders import tensors_of
 from tests.vlm_mhpo.config_cases import minimal, with_values
 from tests.vlm_mhpo.update_cases import LENGTHS, PlainEngine, batch_of, settings_of
@@ -39,7 +40,9 @@ def replayed(run_dir: Path, batch, config):
 def test_a_dump_comes_back_as_it_was(model, tmp_path):
     batch = replace(batch_of(model), masked=frozenset({2}))
     # A template that opens the thought: without it a replay would score half a response.
-    opened = replace(batch.groups[0].group, prompt=replace(batch.groups[0].group.prompt, opens="<think>\n"))
+    prompt = batch.groups[0].group.prompt
+    row = replace(prompt.row, earlier_turns=(Turn("user", "1 + 1?"), Turn("assistant", "2")))
+    opened = replace(batch.groups[0].group, prompt=replace(prompt, row=row, opens="<think>\n"))
     batch = replace(batch, groups=[replace(batch.groups[0], group=opened), *batch.groups[1:]])
     config = config_of(model)
     write_dump(tmp_path, 3, batch, config.model_dump(), "because")
