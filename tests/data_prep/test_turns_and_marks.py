@@ -60,7 +60,7 @@ def test_images_inside_messages_count_through_all_turns(folder):
 def test_a_chat_beside_the_question_is_read_or_refused_but_no_turn_is_lost(folder, column):
     record = {"problem": "And <image>?", "images": ["a.png"], "answer": "7"}
     for messages in (
-        CHAT[:1] + [said("user", "And?")],
+        [CHAT[0], said("user", "And?")],
         [said("user", "1?"), said("assistant", "1"), said("user", "2?")],
     ):
         source = table(folder, record | {column: messages})
