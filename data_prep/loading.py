@@ -23,6 +23,7 @@ _WEIGHT = re.compile(r"(.+):(\d+(?:\.\d*)?|\.\d+)", re.DOTALL)
 # A mistyped path such as data/train.jsonl also looks like org/name.
 _FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt", ".gz", ".arrow", *ZIP_SUFFIXES, *TAR_SUFFIXES)
 _SYNTHETIC = "synthetic:"
+_RANGE, _MAX_SHARDS = re.compile(r"\{(\d+)\.\.(\d+)\}"), 100_000
 
 _Source = str | Path
 _Reading = Callable[[], Iterator[Row | RowError]]
@@ -42,7 +43,8 @@ def load_rows(
 
     Args:
         source: a file, a folder or an archive of one (.zip, .tar, .tar.gz; see `data_prep.images.archives`); a glob
-            (`data/*.jsonl`, `**` for any depth), whose matches are read in the order of their names; `org/name` or
+            (`data/*.jsonl`, `**` for any depth), whose matches are read in the order of their names, or numbered names
+            (`shard-{000..010}.tar`); `org/name` or
             `org/name:configuration` on the hub; a drawn set such as
             `synthetic:shapes,bars?seed=0&num_rows=100&difficulty=1`; each with `@split` behind it where wanted. Or a
             list of those: one after the other, or, where each ends in `:weight` (`a.jsonl@train:0.7`), mixed by
@@ -158,6 +160,9 @@ def _reading(source: _Source, format: str, split: str | None, options: Mapping[s
         name, _, split = str(source).rpartition("@")
         source, path = (name if isinstance(source, str) else Path(name)), Path(name)
     if not path.exists():
+        if _RANGE.search(str(source)):
+            readings = [_reading(name, format, split, options) for name in _numbered(str(source))]
+            return lambda: chain.from_iterable(reading() for reading in readings)
         if glob.has_magic(str(source)):
             return _glob_reading(str(source), format, split, options)
         return _hub_reading(source, format, split, options)
@@ -172,6 +177,17 @@ def _reading(source: _Source, format: str, split: str | None, options: Mapping[s
     if not reader.matches(path):
         raise DataError(f"{path} has not the layout of {format!r}; with format auto it would be {_recognise(path)!r}")
     return lambda: reader.read(path, split, **options)
+
+
+def _numbered(pattern: str) -> Iterator[str]:
+    """`shard-{000..010}.tar` as the names that a shell makes of it."""
+    found = _RANGE.search(pattern)
+    first, last = int(found[1]), int(found[2])
+    if not first <= last < first + _MAX_SHARDS:
+        raise DataError(f"{pattern!r}: {found[0]} counts from {first} to {last}; give up to {_MAX_SHARDS:,} in order")
+    width = len(found[1]) if found[1].startswith("0") else 0
+    for number in range(first, last + 1):
+        yield f"{pattern[: found.start()]}{number:0{width}d}{pattern[found.end() :]}"
 
 
 def _glob_reading(pattern: str, format: str, split: str | None, options: Mapping[str, Any]) -> _Reading:

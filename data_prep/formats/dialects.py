@@ -52,7 +52,23 @@ def as_plain(record: _Record, dialect: str | None = None) -> _Record:
     for known in DIALECTS.values():
         if known.marks <= present and not known.yields_to & present:
             return known.to_plain(record)
+    for column in _CHATS & present:
+        _refuse_hidden_turns(record, column)
     return record
+
+
+def _refuse_hidden_turns(record: _Record, column: str) -> None:
+    """RowError for a chat beside a question that stands for it, where it says more than the question."""
+    try:
+        chat = read_chat(record[column], column) if is_chat(record[column]) else None
+    except RowError:
+        return  # no chat that could be read
+    if chat and chat.earlier_turns:
+        raise RowError(
+            "holds a system message or earlier turns beside a column with the question, which alone would be asked: "
+            f"leave one of both out with data.ignore_columns (prepare and audit: --ignore-columns {column})",
+            field=column,
+        )
 
 
 def python_list(text: str, field: str) -> list[str]:
@@ -220,6 +236,7 @@ def _place_pictures(question: Any, options: list[str]) -> tuple[str, list[int]]:
 
 
 _PLAIN = frozenset({"problem", "question"})
+_CHATS = frozenset({"message", "conversations", "messages", "prompt"})
 
 # In the order of recognition: the dialects with the most marks first.
 DIALECTS: dict[str, Dialect] = {

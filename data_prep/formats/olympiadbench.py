@@ -10,8 +10,9 @@ of `final_answer` our verifier wants all; the authors' grader reads the first on
 import re
 from pathlib import Path
 
+from data_prep.formats.image_cells import image_from
 from data_prep.formats.layout import Fields, Layout, Record, column, kept
-from data_prep.formats.table import TableFile, image_from
+from data_prep.formats.table import TableFile
 from data_prep.images.stored import ImageSource
 from data_prep.schema import IMAGE_PLACEHOLDER, RowError
 

@@ -21,6 +21,7 @@ from data_prep.formats import (
     tables,
     tabmwp,
     we_math,
+    webdataset,
 )
 from data_prep.formats.dialects import DIALECTS
 from data_prep.schema import Row, RowError
@@ -48,6 +49,7 @@ READERS: dict[str, Reader] = {
     **{module.LAYOUT.name: Reader(module.LAYOUT.matches, module.LAYOUT.read) for module in _LAYOUTS},
     "saved": Reader(saved.matches, saved.read),
     "parquet": Reader(tables.PARQUET.matches, tables.PARQUET.read),
+    "webdataset": Reader(webdataset.matches, webdataset.read),
     "jsonl": Reader(tables.JSONL.matches, tables.JSONL.read),
     "separated": Reader(tables.SEPARATED.matches, tables.SEPARATED.read),
     "hub": Reader(hub.matches, hub.read),
@@ -56,4 +58,4 @@ READERS: dict[str, Reader] = {
 }
 
 # Readers of plain tables, whose columns a user may name.
-TABLES = frozenset({"saved", "parquet", "jsonl", "separated", "hub", *DIALECTS})
+TABLES = frozenset({"saved", "parquet", "webdataset", "jsonl", "separated", "hub", *DIALECTS})

@@ -10,32 +10,28 @@ from typing import Any
 from data_prep.formats.chat import is_chat, read_turns
 from data_prep.formats.dialects import as_plain, of_chat
 from data_prep.formats.golds import number_as_text, read_gold
+from data_prep.formats.image_cells import IMAGE_COLUMNS, images_of, refuse_unread_images
 from data_prep.formats.listed import LISTS, read_equivalents, read_several
 from data_prep.formats.marks import place_images
-from data_prep.images.embedded import from_base64
-from data_prep.images.opening import resolve_image_path
-from data_prep.images.stored import ImageSource, StoredImage
+from data_prep.formats.samples import KEY, sample_columns
+from data_prep.images.stored import ImageSource
 from data_prep.schema import DataError, Row, RowError, Turn, make_row
 
 _SHARD = re.compile(r"-\d+(-of-\d+(-[0-9a-f]{16})?)?$")  # the hub once ended its shards in a checksum
-_IMAGE_FILE = re.compile(r".+\.(?:png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 # Other names of our columns, in data sets that are plain tables otherwise; the first that is there counts for an id.
 _IDS = ("id", "qid", "unique_id", "problem_idx", "question_id", "ID")
 _PROBLEMS, _ANSWERS = ("prompt", "question", "Problem", "Question", "query"), ("ground_truth", "Answer", "gt", "target")
 _UNITS = ("units", "answer_unit")
-# Columns of images. Of several the first that is not empty counts, where the others only name files of the same images.
-_SHOWN = ("images", "image", "img", "imgs", "picture", "pictures")
-_IMAGES = (*_SHOWN, "image_path", "image_paths", "image_file", "image_files", "img_path", "file_name")
 # What a user may say the names of.
 COLUMNS = ("problem", "answer", "images", "choices", "solution", "id", "kind", "precision", "unit", "source", "split",
            "equivalent_answers")  # fmt: skip
 # What `prepare` writes; earlier versions had neither earlier turns nor equivalent answers.
 _OWN = frozenset({field.name for field in fields(Row)} - {"metadata", "earlier_turns", "equivalent_answers"})
 _USED = frozenset({
-    *_IDS, *_PROBLEMS, *_ANSWERS, *_IMAGES, *_UNITS, "problem", "answer", "solution", "Solution", "kind", "choices",
-    "options", "precision", "unit", "source", "split", "metadata", "videos", "video", "earlier_turns",
+    *_IDS, *_PROBLEMS, *_ANSWERS, *IMAGE_COLUMNS, *_UNITS, "problem", "answer", "solution", "Solution", "kind",
+    "choices", "options", "precision", "unit", "source", "split", "metadata", "videos", "video", "earlier_turns",
     "equivalent_answers",
 })  # fmt: skip
 
@@ -152,7 +148,7 @@ def row_from_record(
     values: other people's tables nest whatever they like. A record with every column of ours was written by
     `prepare`; its answer and solution are taken as they stand. A letter that names one of the choices makes the kind
     "choice" where none is given. Images are paths below `image_root`, bytes, or {"bytes", "path"}; without an
-    `image_root` only bytes are taken.
+    `image_root` only bytes are taken. A sample of a webdataset is read by its columns (see `formats.samples`).
 
     Args:
         columns: names of the columns that stand for ours, where a user gives them.
@@ -162,6 +158,8 @@ def row_from_record(
     Raises:
         RowError: naming the field.
     """
+    if KEY in record:
+        record = sample_columns({name: record[name] for name in record if name not in ignore_columns}, IMAGE_COLUMNS)
     record = {name: value for name, value in record.items() if name not in ignore_columns}
     if seen is not None:
         seen.update(record)
@@ -170,9 +168,9 @@ def row_from_record(
     for name in ("videos", "video"):
         if record.get(name):
             raise RowError("holds videos, and rows are images and text", field=name)
-    _refuse_unread_images(record, image_root)
+    refuse_unread_images(record, _USED, image_root)
     turns = read_turns(record.get("earlier_turns"), "earlier_turns")
-    turns, problem, choices, images = _placed(turns, _problem(record), choices, _images(record, image_root))
+    turns, problem, choices, images = _placed(turns, _problem(record), choices, images_of(record, image_root))
     identity = next((record[name] for name in _IDS if record.get(name) is not None), None)
     return make_row(
         id=number_as_text(identity) or f"{file.source}/{file.split or file.path.stem}/{number}",
@@ -221,7 +219,7 @@ def _renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str,
     aliases = {
         "problem": _PROBLEMS,
         "answer": (*_ANSWERS, *LISTS),
-        "images": _IMAGES,
+        "images": IMAGE_COLUMNS,
         "id": _IDS,
         "choices": ("options",),
     }
@@ -263,36 +261,6 @@ def _among(choices: list[Any], cell: Any, answer: Any) -> Any:
         "from 0; or a kind (auto, number, math or text) to have the question asked without its choices",
         field="answer",
     )
-
-
-def _refuse_unread_images(record: Mapping[str, Any], image_root: Path | None) -> None:
-    """RowError for a column that holds images or names image files, and that nobody reads."""
-    for name, value in record.items():
-        if name not in _USED and any(_is_image(each, image_root) for each in _listed(value)):
-            raise RowError(
-                f"holds an image, and no column of that name is read: say data.columns={{images: {name}}} if the "
-                f"question shows it, or data.ignore_columns=[{name}] if not (prepare and audit: --columns "
-                f"images={name}, --ignore-columns {name})",
-                field=name,
-            )
-
-
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, list | tuple) else (value,)
-
-
-def _is_image(value: Any, image_root: Path | None) -> bool:
-    """Whether a cell holds an encoded image, or names a file of one that is there."""
-    if isinstance(value, Mapping):
-        return any(_is_image(value.get(name), image_root) for name in ("bytes", "path"))
-    if isinstance(value, StoredImage):
-        return True
-    if not isinstance(value, str) or image_root is None or not _IMAGE_FILE.fullmatch(value):
-        return False
-    try:
-        return resolve_image_path(image_root, _relative(image_root, value)).is_file()
-    except RowError:
-        return False
 
 
 def plain_values(values: Any) -> dict[str, Any]:
@@ -343,44 +311,3 @@ def _placed(
     questions = iter(texts)
     turns = tuple(Turn(turn.role, next(questions)) if turn.role == "user" else turn for turn in turns)
     return turns, texts[-1], choices and named, [images[index] for index in order]
-
-
-def _images(record: Mapping[str, Any], image_root: Path | None) -> list[ImageSource]:
-    names = [name for name in _IMAGES if record.get(name) not in (None, "", [], ())]
-    shown = [name for name in names if name in _SHOWN]
-    if len(shown) > 1:
-        raise RowError(f"is there beside {shown[1]!r}; keep one of them", field=shown[0])
-    return [image_from(image, image_root) for image in _listed(record[names[0]])] if names else []
-
-
-def image_from(image: Any, image_root: Path | None) -> ImageSource:
-    """The image a cell holds or names: bytes, {"bytes", "path"}, or a path below `image_root` (None: refused).
-
-    Raises:
-        RowError: for the field "images".
-    """
-    if isinstance(image, Mapping):
-        # {"image": ...} is what verl hands to qwen-vl-utils.
-        image = next((image[name] for name in ("bytes", "path", "image") if image.get(name) is not None), None)
-    if isinstance(image, StoredImage):
-        return image
-    if not isinstance(image, str):
-        raise RowError(f"holds a {type(image).__name__}, not a path or encoded bytes", field="images")
-    if (encoded := from_base64(image)) is not None:
-        return encoded
-    if image_root is None:
-        raise RowError(
-            f"names {image[:200]!r} instead of holding image bytes, and nothing is fetched; "
-            "download the images and give their folder as image root",
-            field="images",
-        )
-    return resolve_image_path(image_root, _relative(image_root, image))
-
-
-def _relative(root: Path, reference: str) -> str:
-    """A `reference` relative to `root` where it is an absolute path or file:// URL below it; else as it is."""
-    absolute = Path(reference.removeprefix("file://"))
-    for base in (root.absolute(), root.resolve()):
-        if absolute.is_absolute() and absolute.is_relative_to(base):
-            return str(absolute.relative_to(base))
-    return reference

@@ -56,6 +56,25 @@ def test_images_inside_messages_count_through_all_turns(folder):
     assert row.problem == "And <image><image>?"
 
 
+@pytest.mark.parametrize("column", ["prompt", "messages", "conversations"])
+def test_a_chat_beside_the_question_is_read_or_refused_but_no_turn_is_lost(folder, column):
+    record = {"problem": "And <image>?", "images": ["a.png"], "answer": "7"}
+    for messages in (
+        [CHAT[0], said("user", "And?")],
+        [said("user", "1?"), said("assistant", "1"), said("user", "2?")],
+    ):
+        source = table(folder, record | {column: messages})
+        with pytest.raises(RowError, match=rf"'{column}'.*data\.ignore_columns"):
+            list(load_rows(source))
+        (row,) = load_rows(source, ignore_columns=["problem"])
+        assert len(row.earlier_turns) == len(messages) - 1
+        (row,) = load_rows(source, ignore_columns=[column])
+        assert (row.earlier_turns, row.problem) == ((), "And <image>?")
+    # A chat of the question alone says nothing more.
+    (row,) = load_rows(table(folder, record | {column: [said("user", "And <image>?")]}))
+    assert row.problem == "And <image>?"
+
+
 def test_a_column_that_a_user_names_may_hold_a_chat(folder):
     source = table(folder, {"ask": CHAT, "final": "7", "pics": ["a.png", "b.png"]})
     (row,) = load_rows(source, columns={"problem": "ask", "answer": "final", "images": "pics"})
