@@ -14,19 +14,10 @@ from rewards.answers.grammar import NotAnExpression, without_thousands_commas
 from rewards.answers.matrix import read_matrix
 from rewards.answers.number import Quantity, parse_quantity
 from rewards.answers.region import REALS, Interval, Region, intersection, without_points
+from rewards.answers.wording import look_through
 from rewards.workers.limits import TooLarge
 
 MAX_ITEMS = 40
-_LEAD_IN = re.compile(
-    r"^(?:so|thus|hence|therefore|then|ans(?:wer)?|final answer|solution|result|we get|approximately|about|roughly"
-    r"|approx\.?|\\therefore|\\approx|=|:|,)(?![A-Za-z(])\s*[,:]?\s*",
-    re.IGNORECASE,
-)
-_STATEMENT = re.compile(r"^[A-Za-z][A-Za-z' ,\\]{0,120}?\s(?:is|are|equals|equal to|be)\b\s*:?\s*", re.IGNORECASE)
-_HEDGE = re.compile(
-    r"n't\b|\b(?:not|never|either|neither|or|less|more|least|most|than|between|might|may|could|maybe|perhaps|cannot)\b",
-    re.IGNORECASE,
-)
 _RELATION = re.compile(r"\\(?:le|ge|ne|approx|in|to|rightarrow)(?![A-Za-z])|<=|>=|!=|[=<>]")
 _SEPARATOR = re.compile(r"[,;]|\b(?:and|or)\b|&(?!\s*\w+;)")
 # Each blank belongs to exactly one part, so that a text that is no name fails in linear time.
@@ -88,19 +79,6 @@ class Chain:
 
     value: Value
     links: tuple[tuple[Quantity, Quantity, str], ...]
-
-
-def look_through(text: str) -> str:
-    """Take off words that only introduce an answer ("So", "The area is"), never ones that qualify it."""
-    for _ in range(4):
-        shorter = _LEAD_IN.sub("", text, count=1).strip()
-        statement = _STATEMENT.match(shorter)
-        if statement and not _HEDGE.search(statement.group()):
-            shorter = shorter[statement.end() :].strip()
-        if shorter == text or not shorter:
-            break
-        text = shorter
-    return text
 
 
 def parse_value(text: str, depth: int = 0) -> Value | Chain:
