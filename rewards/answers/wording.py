@@ -15,7 +15,7 @@ _DENIAL = re.compile(
     r"|suppos\w+|assum\w+|maybe|perhaps|probabl[ey]|possibl[ey]|might|may|could|unlikely|uncertain|unsure|doubt\w*"
     r"|guess\w*|almost|nearly|barely|hardly|wrong\w*|incorrect\w*|false\w*|untrue|mistak\w+|erroneous\w*|invalid"
     r"|impossible|contradict\w*|rejected|eliminat\w+|exclu\w+|discard\w*|deny|denie[sd]|fails?|failed|disagree\w*"
-    r"|twice|thrice|doubled?|tripled?|halve[ds]?|half\s+(?:of|the|a|as|my|our)|plus|minus|squared|cubed|mod|modulo"
+    r"|trap|wish\w*|hope|hoping|pretend\w*|claim\w*|tempt\w*|naive\w*|distractors?|extraneous|twice|thrice|doubled?|tripled?|halve[ds]?|half\s+(?:of|the|a|as|my|our)|plus|minus|squared|cubed|mod|modulo"
     r"|multiplied|divided|(?:added|equal)\s+to\s+or|subtracted|(?:increased|decreased|reduced)\s+by"
     r"|(?:more|less|fewer|greater|bigger|smaller|larger|higher|lower|other|rather|instead)\s+(?:than|of)"
     r"|at\s+(?:least|most)|opposite|exclude|instead|rul(?:e[sd]?|ing)\s+out|ruled\s+out"
@@ -23,7 +23,7 @@ _DENIAL = re.compile(
     r"|nicht|keine?[nmrs]?|niemals|nie|falsch\w*|weder|ohne|außer|wenn|falls|vielleicht|doppelt?\w*|hälfte"
     r"|mehr|weniger|mindestens|höchstens|unmöglich)\b|(?<!of )\btimes\b|\bn['’](?=[aeiouyéêh])"
     r"|[不非没沒无無未错錯误誤否除]|可能|也许|或许|如果|假设|假如|若|两倍|倍|一半|大于|小于|多于|少于|至少|至多|最多有"
-    r"|超过|加|减|的平方|的立方|相反数|倒数|绝对值|ない|ません|なし|でな|違|違い|間違|かも|たぶん|おそらく|もし|以外|半分|二乗"
+    r"|超过|哪|什么|多少|吗|谁|怎|加|减|的平方|的立方|相反数|倒数|绝对值|ない|ません|なし|でな|違|違い|間違|かも|たぶん|おそらく|もし|以外|半分|二乗"
     r"|以上で|以下で|未満|より大|より小",
     re.IGNORECASE,
 )
@@ -41,14 +41,17 @@ _HARMLESS = re.compile(
 _CHANGED = re.compile(
     r"\b(?:square|cube|roots?|reciprocal|inverse|negative|negation|log\w*|third|quarter|fifth|double|triple|multiple"
     r"|factor|ratio|sum|difference|product|quotient|power|percent\w*|fraction|part|value|factorial|complement"
-    r"|supplement)\s+(?:of|between|to)\s+(?:the\s+|my\s+|our\s+)?(?:(?:final|correct|right)\s+)?"
-    r"(?:answer|result|solution|\$?[a-z]\$?(?![\w']|\s+and\b))",
+    r"|supplement)\s+(?:of|between|to)\s+(?:the\s+value\b|\$?[a-z]\$?(?![\w']|\s+and\b))"
+    r"|\b\w+\s+(?:of|between|to)\s+(?:the|my|our)\s+(?:(?:final|correct|right)\s+)?(?:answer|result|solution)\b"
+    r"|\b(?:answer|result|solution)['’]s\b|^\W*(?:let|try|check|say|consider|plug)\b",
     re.IGNORECASE,
 )
-_PLAIN_VALUE = re.compile(r"(?<!absolute )\bvalues?\s+of\b", re.IGNORECASE)
+_PLAIN_VALUE = re.compile(r"(?<!absolute )\b(?:values?|number)\s+of\b", re.IGNORECASE)
+# Before an equals sign these open a condition or a trial.
+_TRIAL = re.compile(r"^\W*(?:let|try|check|say|take|given|for|when|with|at|set|consider|using|plug\w*)\b", re.IGNORECASE)
 
 _CONNECTIVE = re.compile(
-    r"^(?:(?:so|thus|hence|therefore|then|now|finally|consequently|accordingly|clearly|obviously|overall|indeed|also"
+    r"^(?:(?:(?:it|that)['’]s(?=\s)|so|thus|hence|therefore|then|now|finally|consequently|accordingly|clearly|obviously|overall|indeed|also"
     r"|in\s+(?:conclusion|summary|total|the\s+end|short)|to\s+conclude|as\s+a\s+result|but|and|that\s+is|which\s+means"
     r"|approximately|about|roughly|around|exactly|approx\.?|precisely|simply|just|equal\s+to|given\s+by"
     r"|(?:we|i|you|one)\s+(?:\w+ly\s+)?(?:can\s+)?(?:then\s+)?(?:get|have|find|obtain|see|conclude|know|deduce|think"
@@ -70,14 +73,14 @@ _LABEL = re.compile(
     r"(?:ans(?:wer)?|result|solution|réponse|résultat|antwort|lösung|ergebnis)s?"
     r"(?:\s+(?:finale|correcte|exacte))?(?:\s+(?:to|of|for)\s+(?:the|this)\s+(?:question|problem|exercise))?"
     r"(?:\s+(?:is|are|was|will\s+be|would\s+be|should\s+be|must\s+be|est|sont|ist|sind|lautet))?"
-    r"(?![\w(])\s*[:：=,]*\s*"
+    r"(?![\w('’])\s*[:：=,]*\s*"
     r"|^(?:本题|该题|此题)?(?:的)?(?:正确|最终|最后|标准)?的?(?:答案|结果|答え|解答|正解|答|解)"
     r"(?:是|为|就是|应为|应是|应该是|は)?(?![不非没未无の])\s*[:：,，]*\s*",
     re.IGNORECASE,
 )
 _LETTER_AHEAD = r"(?=[(\[（]?\s*(?:\$|\\text)?[A-Za-z](?:[^\w]|(?-i:[A-Z])|$|[一-鿿]))"
 _CHOICE_LABEL = re.compile(
-    r"^(?:(?:i|we|i['’]ll|i\s+would)\s+)?(?:choose|pick|select|go\s+with)\s+"
+    r"^(?:(?:i|we)(?:['’](?:ll|d)|\s+would)?\s+)?(?:choose|pick|select|go\s+with)\s+"
     + _LETTER_AHEAD
     + r"|^(?:the\s+|la\s+|die\s+|l['’])?(?:(?:correct|right|final|best|bonne|richtige)\s+)?"
     r"(?:options?|choices?|letters?|réponse|lettre|buchstabe)\s*:?\s+"
@@ -99,7 +102,7 @@ _OTHERS_OUT = re.compile(
 )
 _VERB = (
     r"(?:(?:is|are|was|were|be|becomes?|comes?\s+(?:out\s+)?to|amounts?\s+to|totals?|measures?|gives?(?:\s+us)?|yields?"
-    r"|gets?|works?\s+out\s+to|evaluates?\s+to|simplifies\s+to)(?:\s+equal\s+to)?|equals?|equal\s+to|has|have|had|takes?|took"
+    r"|gets?|makes?|works?\s+out\s+to|evaluates?\s+to|simplifies\s+to)(?:\s+equal\s+to)?|equals?|equal\s+to|has|have|had|takes?|took"
     r"|needs?|costs?|weighs?|reads?|says|est(?:\s+égale?s?)?(?:\s+(?:à|de))?|sont|vaut|valent|mesure|donne"
     r"|ist(?:\s+gleich)?|sind|lautet|lauten|beträgt|betragen|ergibt|misst)"
 )
@@ -114,15 +117,21 @@ _CJK_STATEMENT = re.compile(
     r"\s*[:：]?\s*(?=\S)"
 )
 _CLAUSE = re.compile(r"^(?:当|由|根据|因为|由于|在)[^?？。;；\n]{1,60}?[,，]\s*(?=\S)")
+# What comes before a comma and gives a reason, a place or a means.
+_REASON_FIRST = re.compile(r"^(?:since|because|as)\s[^,;?]{1,120},\s*(?=\S)", re.IGNORECASE)
+_PHRASE_FIRST = re.compile(r"^(?:in|on|by|from|after|using|with)\s[^,;?=]{1,80},\s*(?=\S)", re.IGNORECASE)
 _SYMBOL_WORD = re.compile(r"[a-zà-ÿ]{3,}|[A-Z][a-z]{2,}|\b(?i:it|he|we|i|il|es|on)\b|[一-鿿ぁ-ん]")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 # A figure's name has one value, whatever symbol it is written with.
 _FIGURE = re.compile(r"^(?:m\s*)?(?:∠|△|⌒|\\(?:measured)?angle|\\triangle)\s*(?:[A-Z]{1,3}|\d)$")
 _MATH_START = re.compile(r"[\d$+.\\√π∞(\[{|-]|[A-Za-z](?![A-Za-z])")
+_DOING = """arrived scored scores walked walks travelled travels started earned earns bought buy buys sold sells paid pay
+pays spent spends won wins lost ate eats ran runs made make makes got gets kept keeps gave gives drove drives used use uses
+saved saves collected receives received owes owed left finished worked works saw counted found needs need took takes
+contains contain holds hold shows cost costs read visited planted baked jumped played drew cut cuts""".split()
 _COUNTED = re.compile(
-    r"^(?P<subject>(?:[^\W\d_][\w'’-]*\s+){1,12}(?:[^\W\d_]+(?:ed|[^s\W\d]s)|paid|left|bought|sold|spent|won|lost|ate|ran"
-    r"|made|got|kept|gave|went|met|saw|put|get|earn|walk|buy|make|use|pay|see)\s+(?:(?:about|exactly|only|just|approximately)\s+)?)"
-    r"(?=[$¤£€]?\s?\d[\d.,/]*\$?(?:\s+[^\W\d_]+){0,12}$)",
+    r"^(?:[^\W\d_][\w'’-]*\s+){1,12}(?:" + "|".join(_DOING) + r")\s+(?:(?:about|exactly|only|just|approximately)\s+)?"
+    r"(?=[$¤£€]?\s?\d[\d.,/]*\$?(?:\s+[^\W\d_]+){1,12}$)",
     re.IGNORECASE,
 )
 _CLOSING = re.compile(
@@ -149,6 +158,9 @@ _BECAUSE = re.compile(
     r"(?:[,;]?\s+(?:because|since|parce\s+que|weil)|[,;]\s+(?:as|for|car|da|denn)|[,;，；]\s*因为)(?:\s|(?<=因为)).*$",
     re.DOTALL | re.IGNORECASE,
 )
+_LEAD_INS = (_OTHERS_OUT, _REASON_FIRST, _CONNECTIVE, _CHOICE_LABEL, _LABEL, _CLAUSE, _PHRASE_FIRST)
+# These may deny, as they speak of something else.
+_ABOUT_OTHERS = (_OTHERS_OUT, _REASON_FIRST)
 # Runs of blanks would make a search for what may follow a blank quadratic.
 _SPACES = re.compile(r"\s+")
 _MAX_STEPS = 8
@@ -177,9 +189,9 @@ def look_through(text: str) -> str:
 
 def _shorter(text: str) -> str:
     """One lead-in or closing less."""
-    for pattern in (_OTHERS_OUT, _CONNECTIVE, _CHOICE_LABEL, _LABEL, _CLAUSE):
+    for pattern in _LEAD_INS:
         found = pattern.match(text)
-        if found and found.end() and (pattern is _OTHERS_OUT or not spoils(found.group())):
+        if found and found.end() and (pattern in _ABOUT_OTHERS or not spoils(found.group())):
             return text[found.end() :]
     closing = _CLOSING.search(text)
     if closing and closing.start():
@@ -213,7 +225,7 @@ def _stated(subject: str, rest: str) -> str:
 def head_denies(text: str) -> bool:
     """Whether the words before the last relation sign of an answer deny it ("never = 5")."""
     head = text[: max(map(text.rfind, "=<>"))] if any(sign in text for sign in "=<>") else ""
-    return bool(head) and denies(head)
+    return bool(head) and (denies(head) or bool(_TRIAL.match(head)))
 
 
 def without_reason(text: str) -> str:

@@ -28,8 +28,8 @@ _PLEASANTRY = re.compile(
     re.IGNORECASE,
 )
 _RETRACTION = re.compile(
-    r"\b(?:wait|actually|correction|instead|alternatively|mistake|or)\b|^\W*no\b|等等|不对|错了|更正|应该是|其实|实际上"
-    r"|\b(?:that|this|it|which)(?:['’]s|\s+is|\s+was|\s+must\s+be|\s+can)\s*(?:wrong|incorrect|false"
+    r"\b(?:wait|actually|correction|instead|alternatively|mistake|error|sorry|oops|hmm|i\s+meant|or)\b|^\W*no\b|等等|不对|错了|更正|应该是|其实|实际上"
+    r"|\b(?:that|this|it|which)(?:['’]s|\s+is|\s+was|\s+must\s+be|\s+can['’]?t\s+be|\s+cannot\s+be)\s*(?:wrong|right|correct|incorrect|false"
     r"|not\s+(?:right|correct|true|it|the\s+answer))\b",
     re.IGNORECASE,
 )
@@ -149,7 +149,7 @@ def _stated(sentence: str) -> str:
     said = look_through(without_markup(sentence))
     if "=" in said and not denies(said):
         return _short_chain(_PROSE.sub("", said, count=1))
-    if said != sentence or denies(said):
+    if said != sentence or spoils(said):
         return said
     found = list(_VERB.finditer(sentence))
     tail = sentence[found[-1].end() :].strip() if found else ""
