@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from rewards.answers.markup import without_markup
+
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
 _FRACTIONS = ("½12", "⅓13", "⅔23", "¼14", "¾34", "⅕15", "⅖25", "⅗35", "⅘45", "⅙16", "⅚56", "⅛18", "⅜38", "⅝58", "⅞78")
 _CHARS = {
@@ -64,7 +66,7 @@ def clean(text: str) -> str:
         text = text.replace("\\$", "¤")
         if text.count("$") == 1:
             text = _PRICE.sub(" ¤", text)
-    text = _unwrap_markdown(text.strip())
+    text = without_markup(text.strip())
     if "\\" in text or "$" in text or "{" in text or "~" in text:
         text = _clean_latex(text)
     text = _SPACE.sub(" ", text).strip()
@@ -87,14 +89,3 @@ def _clean_latex(text: str) -> str:
     text = _DEGREE.sub("°", text)
     text = _PRIMES.sub(r"\1", text)
     return _DELIMITERS.sub(" ", text)
-
-
-def _unwrap_markdown(text: str) -> str:
-    """Take off emphasis or code marks that wrap the whole text."""
-    for mark in ("**", "__", "`", "*"):
-        core = text.rstrip(".")
-        if len(core) > 2 * len(mark) and core.startswith(mark) and core.endswith(mark):
-            inner = core[len(mark) : -len(mark)]
-            if mark not in inner:
-                text = inner.strip()
-    return text

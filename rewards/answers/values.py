@@ -14,21 +14,15 @@ from rewards.answers.grammar import NotAnExpression, without_thousands_commas
 from rewards.answers.matrix import read_matrix
 from rewards.answers.number import Quantity, parse_quantity
 from rewards.answers.region import REALS, Interval, Region, intersection, without_points
+from rewards.answers.wording import head_denies, look_through, without_reason
 from rewards.workers.limits import TooLarge
 
 MAX_ITEMS = 40
-_LEAD_IN = re.compile(
-    r"^(?:so|thus|hence|therefore|then|ans(?:wer)?|final answer|solution|result|we get|approximately|about|roughly"
-    r"|approx\.?|\\therefore|\\approx|=|:|,)(?![A-Za-z(])\s*[,:]?\s*",
-    re.IGNORECASE,
-)
-_STATEMENT = re.compile(r"^[A-Za-z][A-Za-z' ,\\]{0,120}?\s(?:is|are|equals|equal to|be)\b\s*:?\s*", re.IGNORECASE)
-_HEDGE = re.compile(
-    r"n't\b|\b(?:not|never|either|neither|or|less|more|least|most|than|between|might|may|could|maybe|perhaps|cannot)\b",
-    re.IGNORECASE,
-)
 _RELATION = re.compile(r"\\(?:le|ge|ne|approx|in|to|rightarrow)(?![A-Za-z])|<=|>=|!=|[=<>]")
-_SEPARATOR = re.compile(r"[,;]|\b(?:and|or)\b|&(?!\s*\w+;)")
+_SEPARATOR = re.compile(r"[,;]|\b(?:and|or|und|oder|et|ou)\b|&(?!\s*\w+;)|并且|[且和與与及]|或者?|还是")
+_JOINS = dict.fromkeys(("或", "或者", "还是", "oder", "ou"), "or") | dict.fromkeys(
+    ("且", "并且", "和", "與", "与", "及", "und", "et"), "and"
+)
 # Each blank belongs to exactly one part, so that a text that is no name fails in linear time.
 _NAME = re.compile(
     r"^(?:\\(?:Delta|angle|triangle|overline|odot)\s*|m\s*(?=\\)|(?:the|area|length|of|angle|arc|segment|perimeter)\s+)*"
@@ -90,19 +84,6 @@ class Chain:
     links: tuple[tuple[Quantity, Quantity, str], ...]
 
 
-def look_through(text: str) -> str:
-    """Take off words that only introduce an answer ("So", "The area is"), never ones that qualify it."""
-    for _ in range(4):
-        shorter = _LEAD_IN.sub("", text, count=1).strip()
-        statement = _STATEMENT.match(shorter)
-        if statement and not _HEDGE.search(statement.group()):
-            shorter = shorter[statement.end() :].strip()
-        if shorter == text or not shorter:
-            break
-        text = shorter
-    return text
-
-
 def parse_value(text: str, depth: int = 0) -> Value | Chain:
     """Read a cleaned answer as a typed value.
 
@@ -112,7 +93,11 @@ def parse_value(text: str, depth: int = 0) -> Value | Chain:
     """
     if depth > 6:
         raise TooLarge("lists are nested more than 6 deep")
-    text = look_through(text.strip()) if depth == 0 else text.strip()
+    text = text.strip()
+    if depth == 0:
+        text = look_through(without_reason(text))
+        if head_denies(text):
+            raise NotAnExpression("words deny what follows them")
     text = _POINT.sub("", text)
     text = without_brackets(text, _SEPARATOR)
     if "\\begin" in text or text.startswith(("[", "\\det")):
@@ -123,7 +108,7 @@ def parse_value(text: str, depth: int = 0) -> Value | Chain:
         text = _CHEVRONS.sub(r"(\1)", _ungroup(text))
     pieces, separators = split_top(text, _SEPARATOR)
     if len(pieces) > 1:
-        return _listed(pieces, separators, depth)
+        return _listed(pieces, [_JOINS.get(separator, separator) for separator in separators], depth)
     pieces, ops = split_top(text, _RELATION)
     if len(pieces) > 1:
         return _related(pieces, ops, depth)
@@ -360,7 +345,10 @@ def _equalities(pieces: list[str], signs: list[str], depth: int) -> Value | Chai
             raise NotAnExpression("a chain inside an equation")
         return Named(name, value, _relation(pieces[0], "=", rest[0]) if signs[0] == "=" else None)
     if name is None and len(pieces) == 2 and signs == ["="]:
-        return Relation(parse_quantity(pieces[0]), "=", parse_quantity(pieces[1]))
+        left, right = map(parse_quantity, pieces)
+        # 3 + 4 = 7 says a value, 2x = 10 a condition.
+        is_value = not symbols(left.node) and not symbols(right.node)
+        return Chain(right, ((left, right, "="),)) if is_value else Relation(left, "=", right)
     if "\\in" in signs:
         raise NotAnExpression("membership in a chain")
     quantities = [parse_quantity(piece) for piece in rest]
