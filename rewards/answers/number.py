@@ -11,7 +11,7 @@ from rewards.answers.equality import Undecided, same_value, symbols, to_number, 
 from rewards.answers.grammar import Node, NotAnExpression, parse_expression
 from rewards.answers.units import Unit, split_unit
 
-_PERCENT = re.compile(r"\s*(?:%|\bpercent|\bper cent|\bpercentage)$", re.IGNORECASE)
+_PERCENT = re.compile(r"\s*(?:%|\bpercent|\bper cent|\bpercentage|\bpct\.?)$", re.IGNORECASE)
 _LITERAL = re.compile(
     r"^[+-]?(?P<mantissa>\d[\d,]*\.\d+|\d[\d,]*|\.\d+)"
     r"(?:[eE](?P<exp>[+-]?\d{1,3})|\s*\*\s*10\s*\^\s*\{?\s*(?P<power>[+-]?\d{1,3})\s*\}?)?$"

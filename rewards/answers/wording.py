@@ -48,7 +48,9 @@ _CHANGED = re.compile(
 )
 _PLAIN_VALUE = re.compile(r"(?<!absolute )\b(?:values?|number)\s+of\b", re.IGNORECASE)
 # Before an equals sign these open a condition or a trial.
-_TRIAL = re.compile(r"^\W*(?:let|try|check|say|take|given|for|when|with|at|set|consider|using|plug\w*)\b", re.IGNORECASE)
+_TRIAL = re.compile(
+    r"^\W*(?:let|try|check|say|take|given|for|when|with|at|set|consider|using|plug\w*)\b", re.IGNORECASE
+)
 
 _CONNECTIVE = re.compile(
     r"^(?:(?:(?:it|that)['’]s(?=\s)|so|thus|hence|therefore|then|now|finally|consequently|accordingly|clearly|obviously|overall|indeed|also"
