@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 
+from rewards.answers.grammar import GREEK, KNOWN_WORDS
+
 # Numbers, fractions, signs, comparisons, denials, doubts, directions: with one of them the number is another or none.
 _ENGLISH = """half halves third thirds quarter quarters fourth fourths fifth fifths sixth sixths seventh sevenths
 eighth eighths ninth ninths tenth tenths hundredth hundredths thousandth thousandths millionth
 millionths one two three four five six seven eight nine ten eleven twelve tens hundred hundreds thousand
 thousands million millions billion billions trillion trillions dozen dozens score gross pair pairs
-couple couples double doubles triple triples twice thrice percent percents percentage percentages pct
+couple couples double doubles triple triples twice thrice percent percents basis percentage percentages pct
 per mille cent squared cubed factorial inverse minus plus less more fewer over under above below beyond
 negative positive except without excluding including remainder remaining left right mod base north south
 east west up down back short too many much few several not no never none nothing wrong false incorrect
@@ -23,6 +25,11 @@ _FRENCH = """douzaine douzaines centaine centaines millier milliers milliard mil
 demis demies tiers quart quarts paire paires cents pourcent pas non jamais sans moins faux ou et environ
 gauche droite sud est ouest"""
 _CHANGING = frozenset(f"{_ENGLISH} {_GERMAN} {_FRENCH}".split())
+# Words that end like a plural and are none.
+_NO_PLURALS = """always sometimes besides towards upwards downwards forwards backwards afterwards across unless whereas
+thus yes does has its this ours yours hers theirs fails lacks misses les des ses mes nos vos ces dans sous vers très
+après toujours alors"""
+_NO_NOUNS = frozenset(_NO_PLURALS.split()) | KNOWN_WORDS | GREEK
 _PLURALS = "people children men women mice geese teeth feet sheep fish deer dice data oxen vertices heures élèves fois"
 _IRREGULAR = frozenset(_PLURALS.split())
 _ORDINAL = re.compile(r"(?:teen|tie|elf|even)ths?$")
@@ -35,7 +42,7 @@ _EACH = re.compile(
 )
 _COUNTERS = """个 個 人 只 隻 条 條 张 張 本 名 位 件 支 枝 颗 粒 头 頭 匹 辆 台 座 棵 朵 把 根 杯 瓶 盒 箱 袋 包 次 种
 種 份 间 层 道 题 页 组 排 列 行 班 步 面 边 家 项 圈 场 句 岁 歳 套 幅 枚 盏 架 艘 节 篇 段 串 筐 桶 碗
-盘 片 束 所 门 倍 队 户 股 株 滴 根 顶 期 级 部 冊 册 回 つ 番 通り 羽 皿 箇所 か所 ページ 点"""
+盘 片 束 所 门 倍 队 户 股 株 块 滴 根 顶 期 级 部 冊 册 回 つ 番 通り 羽 皿 箇所 か所 ページ 点"""
 _HAN = "\u3040-\u30ff\u3400-\u9fff々ー"
 _COUNTED = re.compile(
     rf"^(?P<value>.*[\d)}}万亿億萬千百])\s*(?:{'|'.join(_COUNTERS.split())})(?P<noun>[{_HAN}]{{0,8}})$", re.DOTALL
@@ -88,6 +95,8 @@ def _is_plural(word: str) -> bool:
     if len(word) < 3 or (word.isupper() and len(word) < 5):
         return False
     low = word.casefold()
+    if low in _NO_NOUNS:
+        return False
     german = word[0].isupper() and word[1:].islower()
     return low in _IRREGULAR or german or (low.endswith(("s", "ux")) and not _SINGULAR_S.search(low))
 

@@ -7,13 +7,17 @@ from fractions import Fraction
 
 _MACRON = "[\u0304\u0305\u0307]"
 # 0.1\overline{6}, 0.\dot{1}\dot{8}, 0.\dot{1}4285\dot{7}, 0.1(6): whole part, decimals before the period, the period.
-_OVERLINED = re.compile(r"(\d+)\.(\d*)\s*\\(?:overline|bar|overbar)\s*(?:\{\s*(\d{1,40})\s*\}|(\d))")
+_OVERLINED = re.compile(r"(?<!\d)(\d+)\.(\d*)\s*\\(?:overline|bar|overbar)\s*(?:\{\s*(\d{1,40})\s*\}|(\d))")
 _DOTTED = re.compile(r"(\d+)\.(\d*)\s*\\dot\s*(?:\{\s*(\d)\s*\}|(\d))(?:(\d{0,38})\s*\\dot\s*(?:\{\s*(\d)\s*\}|(\d)))?")
-_BRACKETED = re.compile(r"(?<![\w.])(\d+)\.(\d*)\((\d{1,40})\)(?![\w(^!])")
-_MARKED = re.compile(rf"(\d+)\.(\d*?)(\d){_MACRON}(?:(\d{{0,38}})(\d){_MACRON})?")
-_SPACED = re.compile(r"(?<![\w.,])(?<!\d )[1-9]\d{0,2}(?: \d{3})+(?!\d| \d|\s*/)")
+# 0.5(20) inside a calculation is a product, and so it is read there.
+_BRACKETED = re.compile(
+    r"(?<![\w.])(\d+)\.()\((\d{1,40})\)|(?<=^-)(\d+)\.(\d+)\((\d{1,40})\)(?=$|\s?%$)|^(\d+)\.(\d+)\((\d{1,40})\)(?=$|\s?%$)"
+)
+_MARKED = re.compile(rf"(?<!\d)(\d+)\.(\d*?)(\d){_MACRON}(?:(\d{{0,38}})(\d){_MACRON})?")
+_SPACED = re.compile(r"(?<![\w.,^])(?<!\d )[1-9]\d{0,2}(?: \d{3})+(?!\d| \d|\s*/)")
 _DOTS = re.compile(r"(?<![\w.,])[1-9]\d{0,2}(?:\.\d{3}){2,}(?![\d.])")
 _APOSTROPHES = re.compile(r"(?<![\w.,])[1-9]\d{0,2}(?:'\d{3})+(?!['\d])")
+_CHINESE_FRACTION = re.compile(r"(?<![\d.])(\d{1,9})\s*分之\s*(\d{1,9})(?![\d.])")
 _TIMES_TEN = re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*(?:\^|\*\*))")
 MULTIPLIERS = {
     word: Fraction(factor)
@@ -25,7 +29,7 @@ MULTIPLIERS = {
         10**6: "million Million Millionen millions",
         10**8: "亿 億",
         10**9: "billion Milliarde Milliarden milliard milliards",
-        10**12: "trillion Billion Billionen 万亿",
+        10**12: "trillion 万亿",
     }.items()
     for word in words.split()
 }
@@ -41,6 +45,8 @@ def plain_numerals(text: str) -> str:
         text = _SPACED.sub(lambda match: match.group().replace(" ", ""), text)
     if "'" in text:
         text = _APOSTROPHES.sub(lambda match: match.group().replace("'", ""), text)
+    if "分之" in text:
+        text = _CHINESE_FRACTION.sub(r"\\frac{\2}{\1}", text)
     return _TIMES_TEN.sub(" * ", text) if "x" in text or "X" in text else text
 
 
@@ -50,7 +56,7 @@ def without_periods(text: str) -> str:
         text = _OVERLINED.sub(lambda m: _fraction(m[1], m[2], m[3] or m[4]), text)
         text = _DOTTED.sub(lambda m: _fraction(m[1], m[2], (m[3] or m[4]) + (m[5] or "") + (m[6] or m[7] or "")), text)
     if "(" in text:
-        text = _BRACKETED.sub(lambda m: _fraction(m[1], m[2], m[3]), text)
+        text = _BRACKETED.sub(lambda m: _fraction(*(part for part in m.groups() if part is not None)), text)
     if not text.isascii():
         text = _MARKED.sub(_combining, text)
     return text

@@ -88,6 +88,9 @@ _ONE_UNIT = rf"{_BEFORE}?{_NAME}{_POWER}{_BEHIND}?"
 _EXPRESSION = rf"{_ONE_UNIT}(?:\s*(?:{_PER}|\*|\s)\s*{_ONE_UNIT})*"
 _TAIL = re.compile(rf"(?<![A-Za-z\\_^])(?:-(?=[a-z]{{2}}))?({_EXPRESSION})$")
 _RATE = re.compile(rf"\s*((?:{_PER})\s*{_ONE_UNIT})$")
+# 每小时60千米 is 60 km/h.
+_RATE_FRONT = re.compile(rf"^(每{_ONE_UNIT})\s*(?=-?\d)")
+_MEASURED = re.compile(rf"\s*\(\s*({_EXPRESSION})\s*\)$")
 _PART = re.compile(
     rf"(?P<op>{_PER}|\*)?\s*(?P<pre>{_BEFORE})?(?P<name>{_NAME})(?P<pow>{_POWER})(?P<post>{_BEHIND})?\s*"
 )
@@ -111,6 +114,11 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
         unit, text = UNITS[front.group(1)], text[front.end() :]
         rate = _RATE.search(text) if _ends_with_name(text) else None
         return (text[: rate.start()], combine(unit, _read(rate[1]) or _ONE, 1)) if rate else (text, unit)
+    if text.startswith("每") and (each := _RATE_FRONT.match(text)):
+        text = text[each.end() :] + each[1]
+    if text.endswith(")") and (abbreviated := _MEASURED.search(text)):
+        value, unit = split_unit(text[: abbreviated.start()])
+        return (value, unit) if unit is not None and unit == _read(abbreviated[1]) else (text, None)
     scale = _SCALE.search(text)
     if scale:
         text = text[: scale.start()] + ("°C" if scale[1] else "°F" if scale[2] else "K")
