@@ -41,7 +41,7 @@ _WRAPPED = re.compile(
 _SIZED = re.compile(
     r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|rm|bf|it|phantom)(?![A-Za-z])"
 )
-_DIGIT_GAP = re.compile(r"(?<=\d)(?:\\[,!;: ]|\{,\}|~)(?=\d{3}(?!\d))")
+_DIGIT_GAP = re.compile(r"(?<=\d)(?:,\\!\s*|\\[,!;: ]|\{,\}|~)(?=\d{3}(?!\d))")
 _SPACE = re.compile(r"(?<!\\)\\[,;:> \n]|\\q?quad(?![A-Za-z])|~|&nbsp;|\s+")
 _COMMANDS = {
     "dfrac": "\\frac", "tfrac": "\\frac", "cfrac": "\\frac", "cdot": "*", "times": "*", "ast": "*", "div": "/",
@@ -57,7 +57,7 @@ _COMMAND = re.compile(r"\\(" + "|".join(sorted(_COMMANDS, key=len, reverse=True)
 _DEGREE = re.compile(r"\^\s*(?:\{\s*°\s*\}|°)|\{\s*°\s*\}")
 _PRIMES = re.compile(r"\^\s*\{?((?:\s*')+)\s*\}?")
 _DELIMITERS = re.compile(r"\$\$|\$|\\\(|\\\)|\\\[|\\\]")
-_PRICE = re.compile(r"(?:^|\s)\$\s?(?=\d)")
+_PRICE = re.compile(r"(?:^|\s)\$\s?(?=\d)|(?<=\d)\s?\$$")
 _BUILDER = re.compile(r"^\{\s*[A-Za-z]\s*(?:\\in\b[^{}|:]{0,20}(?:\{R\})?\s*)?[|:][^{}]*\}$")
 _ONE_BRACE = re.compile(r"^\{([^{}]*)\}$")
 

@@ -98,7 +98,9 @@ _CURRENCY_FRONT = re.compile(r"^(?:US|HK)?\s*([¤£€¥₹])\s*(?=[-\d.])")
 # The last name of a text, without its power: a quick look before the expression above is tried.
 _LAST_NAME = re.compile(rf"(°?[^\W\d_.]+\.?|[°¢¤£€¥₹'\"])\s*(?:\^\s*\{{?\s*-?[1-4]\s*\}}?|[23])?{_BEHIND}?$")
 # What only says what a measure is the measure of.
-_DIRECTION = re.compile(r"\s+(?:long|tall|high|wide|deep|thick|old|of age|in (?:length|height|width|total|all))$")
+_DIRECTION = re.compile(
+    r"\s+(?:long|tall|high|wide|deep|thick|old|of age|in (?:length|height|width|total|all))$|[长宽高深厚]$"
+)
 
 
 def parse_unit(text: str) -> Unit | None:
@@ -118,11 +120,12 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
         text = text[each.end() :] + each[1]
     if text.endswith(")") and (abbreviated := _MEASURED.search(text)):
         value, unit = split_unit(text[: abbreviated.start()])
-        return (value, unit) if unit is not None and unit == _read(abbreviated[1]) else (text, None)
+        again = _read(abbreviated[1])
+        return (value, again) if value[-1:].isdigit() and unit in (None, again) else (text, None)
     scale = _SCALE.search(text)
     if scale:
         text = text[: scale.start()] + ("°C" if scale[1] else "°F" if scale[2] else "K")
-    measured = _DIRECTION.sub("", text) if text[-1:].islower() else text
+    measured = _DIRECTION.sub("", text) if text[-1:].islower() or text[-1:] in "长宽高深厚" else text
     found = _TAIL.search(measured) if _ends_with_name(measured) else None
     if not found or not measured[: found.start()].strip():
         return text, None
