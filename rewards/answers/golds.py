@@ -47,7 +47,8 @@ def gold_readings(gold: str) -> tuple[str, ...]:
     if in_order and in_order[0] in "(\\" and not _NUMBERS.fullmatch(core.strip()):
         return (in_order,)
     if read(clean(core)) is not None:
-        return (core, in_order) if in_order else (core,)
+        # 169 555 671 may be three numbers; no number of a list begins with a zero as 000 does.
+        return (core, in_order) if in_order and " 0" not in core else (core,)
     return (_concluded(core) or in_order or core,)
 
 

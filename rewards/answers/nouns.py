@@ -11,13 +11,16 @@ _ENGLISH = """half halves third thirds quarter quarters fourth fourths fifth fif
 eighth eighths ninth ninths tenth tenths hundredth hundredths thousandth thousandths millionth
 millionths one two three four five six seven eight nine ten eleven twelve tens hundred hundreds thousand
 thousands million millions billion billions trillion trillions dozen dozens score gross pair pairs
-couple couples double doubles triple triples twice thrice percent percents basis percentage percentages pct
-per mille cent squared cubed factorial inverse minus plus less more fewer over under above below beyond
-negative positive except without excluding including remainder remaining left right mod base north south
-east west up down back short too many much few several not no never none nothing wrong false incorrect
-isn't cannot impossible maybe perhaps about around approximately nearly almost roughly least most or and
-nor to from between than versus out into as if is are was were be equals equal by larger smaller bigger
-greater lower higher older younger longer shorter faster slower heavier lighter ago later"""
+couple couples double doubles triple triples twice thrice percent percents basis percentage percentages
+pct per mille cent squared cubed factorial inverse minus plus less more fewer over under above below
+beyond negative positive except without excluding including remainder remaining left right mod base
+north south east west up down back short too many much few several not no never none nothing wrong false
+incorrect isn't cannot impossible maybe perhaps about around approximately nearly almost roughly least
+most or and nor to from between than versus out into as if is are was were be equals equal by larger
+smaller bigger greater lower higher older younger longer shorter faster slower heavier lighter ago later
+undefined infinite unknown unsure unclear guess assume suppose but however although though therefore
+wait actually sorry oops otherwise because since then when where which while else before after neither
+either whatever"""
 _GERMAN = """dutzend hundert tausend millionen milliarde milliarden billionen halb halbe hälfte drittel viertel
 fünftel zehntel paar paare prozent kein keine nicht ohne mehr weniger mal falsch oder und bis etwa circa
 doppelt nord süd ost links rechts hoch"""
@@ -33,6 +36,7 @@ _NO_NOUNS = frozenset(_NO_PLURALS.split()) | KNOWN_WORDS | GREEK
 _PLURALS = "people children men women mice geese teeth feet sheep fish deer dice data oxen vertices heures élèves fois"
 _IRREGULAR = frozenset(_PLURALS.split())
 _ORDINAL = re.compile(r"(?:teen|tie|elf|even)ths?$")
+_GERMAN_PLURAL = re.compile(r"(?:[ens]|er)$|[äöü]")
 # A word that ends in -s without being a plural.
 _SINGULAR_S = re.compile(r"(?:ss|us|is|'s)$")
 _WORDS = re.compile(r"^(?P<value>.*[\d)}])\s*(?P<words>[^\W\d_][^\W\d_ '-]*(?:[ '-]+[^\W\d_]+){0,7})$", re.DOTALL)
@@ -95,9 +99,9 @@ def _is_plural(word: str) -> bool:
     if len(word) < 3 or (word.isupper() and len(word) < 5):
         return False
     low = word.casefold()
-    if low in _NO_NOUNS:
+    if not _NO_NOUNS.isdisjoint((low, low.removesuffix("s"))) or low.startswith("prozent"):
         return False
-    german = word[0].isupper() and word[1:].islower()
+    german = word[0].isupper() and word[1:].islower() and bool(_GERMAN_PLURAL.search(low))
     return low in _IRREGULAR or german or (low.endswith(("s", "ux")) and not _SINGULAR_S.search(low))
 
 
