@@ -8,6 +8,7 @@ from functools import reduce
 from itertools import pairwise
 
 from rewards.answers.brackets import bracketed, split_top, without_brackets
+from rewards.answers.denials import head_denies
 from rewards.answers.environments import as_text, is_one_value, lines_of, pieces_of
 from rewards.answers.equality import Undecided
 from rewards.answers.equations import INFINITY, excluded, related
@@ -17,7 +18,7 @@ from rewards.answers.names import are_roots, is_name
 from rewards.answers.number import Quantity, compound_quantity, parse_quantity
 from rewards.answers.region import REALS, Interval, Region, intersection
 from rewards.answers.structures import Chain, Many, Named, Value, as_region
-from rewards.answers.wording import head_denies, look_through, without_reason
+from rewards.answers.wording import look_through, without_reason
 from rewards.workers.limits import TooLarge
 
 MAX_ITEMS = 40
