@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.system.ranks import run_commands, run_ranks
+from tests.vlm_mhpo.test_evaluation.judge_server import SERVED, judge_server, says
 from tests.vlm_mhpo.test_evaluation.planted import NUM_ROWS, plant_mathverse, plant_mathvista
 from vlm_mhpo.records.evaluation import read_results
 
@@ -34,10 +37,12 @@ def request(planted: dict[str, Path], out: Path, **change: Any) -> dict[str, Any
             "probes": ["blank", "shuffled"]} | change  # fmt: skip
 
 
-def drive(folder: Path, asked: dict[str, Any], num_ranks: int, expected: int = 0) -> list[int]:
-    """Run a request on so many ranks; returns the rows that each judged."""
+def drive(
+    folder: Path, asked: dict[str, Any], num_ranks: int, expected: int = 0, before: Sequence[dict[str, Any]] = ()
+) -> list[int]:
+    """Run a request on so many ranks, `before` it others; returns the rows that each rank judged for it."""
     folder.mkdir(exist_ok=True)
-    (folder / "requests.json").write_text(json.dumps([asked]))
+    (folder / "requests.json").write_text(json.dumps([*before, asked]))
     arguments = ("-m", "tests.system.drive_evaluation", folder / "requests.json")
     ended = run_ranks(arguments, folder, num_ranks=num_ranks, timeout_s=580)
     assert {one.code for one in ended} == {expected}, "\n".join(one.stderr[-3000:] for one in ended)
@@ -73,6 +78,35 @@ def test_ranks_and_kills_change_no_byte_of_the_report(planted, tmp_path):
     assert all((alone / name).is_file() for line in lines for name in line["images"])
 
 
+def verdict_of(prompt: str) -> str:
+    """What the judge says: some answer of every kind, always the same to one prompt."""
+    return ("A", "97", "none", "I cannot tell", "1")[zlib.crc32(prompt.encode()) % 5]
+
+
+def test_a_judge_is_asked_once_per_question_and_ranks_change_no_byte(planted, tmp_path):
+    asked, questions = {"mathvista": planted["mathvista"]}, []
+    alone, pair = tmp_path / "alone", tmp_path / "pair"
+    for out, num_ranks in ((alone, 1), (pair, 2)):
+        with judge_server(says(verdict_of)) as played:
+            judge = [f"eval.judge.url={played.url}", "eval.judge.model=judge", f"eval.judge.cache_dir={out}.answers"]
+            judged = request(asked, out, overrides=SAMPLED + judge, probes=[])
+            # Rules alone first, or both at once.
+            before = [request(asked, out, probes=[])] if out == alone else []
+            rows = drive(tmp_path / str(num_ranks), judged, num_ranks, before=before)
+            # What the rules have judged is not sampled again.
+            assert rows == ([0] if before else [6, 4])
+            questions.append(sorted(played.prompts))
+    assert questions[0] == questions[1] and len(set(questions[0])) == len(questions[0]) > 0
+    assert files_of(pair) == files_of(alone)
+    found = read_results(alone)
+    assert found.protocol.benchmarks["mathvista"].judge.served == SERVED
+    score = found.benchmarks[0].judge
+    lines = [json.loads(line) for line in (alone / "results" / "mathvista.jsonl").read_text().splitlines()]
+    said = [c["judge"]["verdict"] for line in lines for c in line["completions"]]
+    assert (len(said), said.count("unreadable")) == (2 * NUM_ROWS, score.unreadable)
+    assert score.accuracy == pytest.approx(said.count("right") / len(said))
+
+
 def test_the_command_from_evaluation_to_comparison(planted, tmp_path):
     out, other, more = (tmp_path / name for name in ("one", "other", "more"))
     common = ["evaluate", "--model", "tiny:qwen2_5_vl", "--config", BASE, "data.max_prompt_length=512"]
@@ -93,11 +127,23 @@ def test_the_command_from_evaluation_to_comparison(planted, tmp_path):
             [*common, *vista, "--out", tmp_path / "none", "--probes", "upside-down"],
             [*common, *vista, "--out", tmp_path / "none", "--train", "/nowhere/train.jsonl"],
             ["evaluate", BASE, f"output_dir={tmp_path / 'run'}"],
+            [
+                *common,
+                *vista,
+                "--out",
+                tmp_path / "none",
+                "eval.judge.url=http://127.0.0.1:9",
+                "eval.judge.model=m",
+                "eval.judge.max_tries=1",
+                f"eval.judge.cache_dir={tmp_path / 'answers'}",
+            ],
         ],
         tmp_path,
         timeout_s=580,
     )
-    assert [run["code"] for run in runs] == [0, 0, 2, 0, 2, 2, 0, 2, 2, 2, 2, 0], [run["stderr"][-500:] for run in runs]
+    assert [run["code"] for run in runs] == [0, 0, 2, 0, 2, 2, 0, 2, 2, 2, 2, 0, 7], [
+        run["stderr"][-500:] for run in runs
+    ]
     found = {result.name: result for result in read_results(out).benchmarks}
     assert found["mathvista"].overlap.same_picture == NUM_ROWS
     assert found["mathverse"].num_problems < found["mathverse"].num_rows
@@ -115,6 +161,9 @@ def test_the_command_from_evaluation_to_comparison(planted, tmp_path):
     assert "/nowhere/train.jsonl" in runs[10]["stderr"]
     assert not (tmp_path / "none").exists()
     assert "6 rows" in runs[11]["stdout"]
+    # A judge who is not there is known before anything is sampled.
+    assert "http://127.0.0.1:9/chat/completions cannot be reached" in runs[12]["stderr"]
+    assert "Traceback" not in runs[12]["stderr"]
 
 
 def test_benchmarks_while_training_and_an_early_stop(planted, tmp_path):

@@ -97,8 +97,8 @@ def vista(row, response: str, *answers: str):
 def vista_row(options, answer: str, answer_type: str = "text", **more):
     """A row of MathVista as its reader makes it."""
     letter = "ABCDEF"[options.index(answer)] if options else answer
-    row = made(letter, options or None, question_type="multi_choice" if options else "free_form", answer_type=answer_type,
-               problem="Which is it?", **more)  # fmt: skip
+    kind = "multi_choice" if options else "free_form"
+    row = made(letter, options or None, question_type=kind, answer_type=answer_type, problem="Which is it?", **more)
     return replace(row, metadata={**row.metadata, "answer": answer})
 
 

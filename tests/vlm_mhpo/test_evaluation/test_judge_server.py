@@ -144,7 +144,7 @@ def no_http(handler, played, prompt):
         (lambda h, p, q: send(h, completion(1)), "no chat completion"),
         (lambda h, p, q: send(h, b"\xff\xfe"), "no chat completion"),
         (lambda h, p, q: send(h, completion("1" * (5 << 20))), "more than 4 MiB"),
-        (lambda h, p, q: send(h, gzip.compress(b" " * (64 << 20)), content_encoding="gzip"), "compressed"),
+        (lambda h, p, q: send(h, gzip.compress(b" " * (6 << 20)), content_encoding="gzip"), "compressed"),
         (lambda h, p, q: send(h, b"down", 500), "status 500"),
         (lambda h, p, q: send(h, b"", 429), "status 429"),
         (cut, "breaks off"),
