@@ -73,6 +73,8 @@ def judge_server(reply: Reply) -> Iterator[Played]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        # Headers and body are two writes; the second would wait for the first's acknowledgement.
+        disable_nagle_algorithm = True
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
