@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.system.ranks import run_commands, run_ranks
-from tests.vlm_mhpo.test_evaluation.judge_server import SERVED, judge_server, says
+from tests.vlm_mhpo.test_evaluation.judge_server import SERVED, Played, judge_server, says
 from tests.vlm_mhpo.test_evaluation.planted import NUM_ROWS, plant_mathverse, plant_mathvista
 from vlm_mhpo.records.evaluation import read_results
 
@@ -55,14 +55,48 @@ def files_of(out: Path) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in sorted(names)}
 
 
+def verdict_of(prompt: str) -> str:
+    """What the judge says: some answer of every kind, always the same to one prompt."""
+    return ("A", "97", "none", "I cannot tell", "1")[zlib.crc32(prompt.encode()) % 5]
+
+
+def judged(asked: dict[str, Any], played: Played) -> dict[str, Any]:
+    """The request with a judge that keeps its answers beside the report."""
+    judge = {"url": played.url, "model": "judge", "cache_dir": f"{asked['out']}.answers"}
+    return asked | {"overrides": [*asked["overrides"], *(f"eval.judge.{key}={value}" for key, value in judge.items())]}
+
+
+def check_judged(alone: Path, pair: Path) -> None:
+    """A judge that came to a finished report on one rank, and one there from the first on two, say the same."""
+    assert files_of(pair) == files_of(alone)
+    found = read_results(alone)
+    assert found.protocol.benchmarks["mathvista"].judge.served == SERVED
+    score = found.benchmarks[0].judge
+    lines = [json.loads(line) for line in (alone / "results" / "mathvista.jsonl").read_text().splitlines()]
+    said = [c["judge"]["verdict"] for line in lines for c in line["completions"]]
+    assert (len(said), said.count("unreadable")) == (2 * NUM_ROWS, score.unreadable)
+    assert score.accuracy == pytest.approx(said.count("right") / len(said))
+    # What rules alone had judged was not sampled again.
+    assert (alone / "judged.0").read_text() == "0"
+
+
 def test_ranks_and_kills_change_no_byte_of_the_report(planted, tmp_path):
     # MathVerse's two versions share an image, so its problem has nobody to swap with.
     asked = {"mathvista": planted["mathvista"]}
     alone, pair, killed = (tmp_path / name for name in ("alone", "pair", "killed"))
-    # Sampled, greedy, blank and shuffled, each row once.
-    assert drive(tmp_path / "a", request(asked, alone), 1) == [4 * NUM_ROWS]
-    # Four chunks of 3, 3, 3 and 1 rows: rank 0 gets the first and the third.
-    assert drive(tmp_path / "b", request(asked, pair), 2) == [4 * 6, 4 * 4]
+    with judge_server(says(verdict_of)) as played:
+        # Sampled, greedy, blank and shuffled, each row once.
+        rules = request(asked, tmp_path / "alone-judged", probes=[])
+        before = [rules, judged(rules, played)]
+        assert drive(tmp_path / "a", request(asked, alone), 1, before=before) == [4 * NUM_ROWS]
+        questions = sorted(played.prompts)
+        # Four chunks of 3, 3, 3 and 1 rows: rank 0 gets the first and the third.
+        before = [judged(rules | {"out": str(tmp_path / "pair-judged")}, played)]
+        assert drive(tmp_path / "b", request(asked, pair), 2, before=before) == [4 * 6, 4 * 4]
+    check_judged(tmp_path / "alone-judged", tmp_path / "pair-judged")
+    # Each question was put once to one of the ranks, and all of them by either evaluation.
+    assert len(set(questions)) == len(questions) > 0
+    assert sorted(played.prompts) == sorted(questions * 2)
     drive(tmp_path / "c", request(asked, killed, dies_in_chunk=6), 1, expected=-signal.SIGKILL)
     assert not (killed / "results.json").exists()
     # One condition and a chunk of the next were finished, with 10 and 3 rows.
@@ -76,35 +110,6 @@ def test_ranks_and_kills_change_no_byte_of_the_report(planted, tmp_path):
     lines = [json.loads(line) for line in (alone / "results" / "mathvista.jsonl").read_text().splitlines()]
     assert [len(line["images"]) for line in lines] == [1] * 4 + [0] * (NUM_ROWS - 4)
     assert all((alone / name).is_file() for line in lines for name in line["images"])
-
-
-def verdict_of(prompt: str) -> str:
-    """What the judge says: some answer of every kind, always the same to one prompt."""
-    return ("A", "97", "none", "I cannot tell", "1")[zlib.crc32(prompt.encode()) % 5]
-
-
-def test_a_judge_is_asked_once_per_question_and_ranks_change_no_byte(planted, tmp_path):
-    asked, questions = {"mathvista": planted["mathvista"]}, []
-    alone, pair = tmp_path / "alone", tmp_path / "pair"
-    for out, num_ranks in ((alone, 1), (pair, 2)):
-        with judge_server(says(verdict_of)) as played:
-            judge = [f"eval.judge.url={played.url}", "eval.judge.model=judge", f"eval.judge.cache_dir={out}.answers"]
-            judged = request(asked, out, overrides=SAMPLED + judge, probes=[])
-            # Rules alone first, or both at once.
-            before = [request(asked, out, probes=[])] if out == alone else []
-            rows = drive(tmp_path / str(num_ranks), judged, num_ranks, before=before)
-            # What the rules have judged is not sampled again.
-            assert rows == ([0] if before else [6, 4])
-            questions.append(sorted(played.prompts))
-    assert questions[0] == questions[1] and len(set(questions[0])) == len(questions[0]) > 0
-    assert files_of(pair) == files_of(alone)
-    found = read_results(alone)
-    assert found.protocol.benchmarks["mathvista"].judge.served == SERVED
-    score = found.benchmarks[0].judge
-    lines = [json.loads(line) for line in (alone / "results" / "mathvista.jsonl").read_text().splitlines()]
-    said = [c["judge"]["verdict"] for line in lines for c in line["completions"]]
-    assert (len(said), said.count("unreadable")) == (2 * NUM_ROWS, score.unreadable)
-    assert score.accuracy == pytest.approx(said.count("right") / len(said))
 
 
 def test_the_command_from_evaluation_to_comparison(planted, tmp_path):

@@ -163,6 +163,25 @@ def test_a_response_that_is_its_answer_needs_no_judge():
     assert vista(vista_row((), "14", "integer"), "15") == ([], False)
 
 
+# ---- LogicVista
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "correct"),
+    [
+        ("B", "B", True), ("B", "(b).", True), ("B", "Letters: B", True), ("B", "A", False), ("A, C", "C, A", True),
+        ("A, C", "A", False), ("A", "A, C", False), ("4", "4", True), ("B", "none", False), ("B", "", None),
+        ("B", "B because", None), ("B", "The letter is B", None), ("B", "<b>", None), ("A, C", "A and C", None),
+    ],
+)  # fmt: skip
+def test_logicvista_asks_for_the_letters(gold, answer, correct):
+    row = made(gold, question="Which one?\nA) x\nB) y", kind="text")
+    (asked,), found = talk(find("logicvista").judge, row, "I would take the second.", answer)
+    assert "Question: Which one?\nA) x\nB) y\n\nResponse: I would take the second.\n" in asked
+    assert (found and found.correct) is correct
+    assert talk(find("logicvista").judge, row, " b ") == ([], Official(gold == "B", "B"))
+
+
 # ---- CharXiv
 
 

@@ -70,6 +70,22 @@ def test_a_damaged_answer_on_disk_is_asked_again(tmp_path):
         assert list((tmp_path / "answers").glob("*/*.tmp")) == []
 
 
+def test_what_was_answered_before_an_error_is_not_asked_again(tmp_path):
+    prompts, broken = [str(i) for i in range(6)], {"4", "5"}
+
+    def reply(handler, played, prompt):
+        send(handler, *((b"", 503) if prompt in broken else (completion("1"),)))
+
+    with judge_server(reply) as played:
+        judge = model(played, tmp_path, concurrency=1, max_tries=2)
+        with pytest.raises(JudgeError, match="status 503"):
+            judge.ask(prompts, "t")
+        assert played.prompts == ["0", "1", "2", "3", "4", "4"]
+        broken.clear()
+        assert texts(judge.ask(prompts, "t")) == dict.fromkeys(prompts, "1")
+        assert played.prompts[6:] == ["4", "5"]
+
+
 def test_no_more_questions_are_open_than_allowed(tmp_path):
     open_now, most = [], []
 
@@ -121,7 +137,7 @@ def test_whoever_keeps_us_waiting_is_left(tmp_path, reply):
     with judge_server(reply) as played:
         said = refused_after(played, tmp_path, timeout_s=0.3, max_tries=2)
         assert len(played.requests) == 2
-    assert "did not answer within 0.3 s (eval.judge.timeout_s), 2 times in a row" in said
+    assert "did not answer within 0.3 s (eval.judge.timeout_s) (tries: 2)" in said
 
 
 def cut(handler, played, prompt):
@@ -156,7 +172,7 @@ def test_what_is_no_answer_is_asked_again_and_then_said(tmp_path, reply, sentenc
     with judge_server(reply) as played:
         said = refused_after(played, tmp_path, max_tries=3)
         assert len(played.requests) == 3
-    assert sentence in said and "3 times in a row" in said and "start the same command again" in said
+    assert sentence in said and "(tries: 3)" in said and "start the same command again" in said
 
 
 def test_nobody_at_the_address_is_said(tmp_path):

@@ -20,7 +20,7 @@ _PLACE = re.compile(r"<\|(\w+)\|>")
 # "Judgement: 1", with markdown or not.
 _JUDGEMENT = re.compile(r"[\s*`]*(?:judge?ment[\s*:`]*)?([01])[\s*.`]*", re.IGNORECASE)
 _YES_OR_NO = re.compile(r"[\s*`\"']*(yes|no)[\s*.`\"']*", re.IGNORECASE)
-_LABEL = re.compile(r"[\s*]*(?:extracted )?answer[\s*]*:[\s*]*", re.IGNORECASE)
+_LABEL = re.compile(r"[\s*]*(?:extracted answer|answer|letters)[\s*]*:[\s*]*", re.IGNORECASE)
 _NOTHING = {"null", "none"}
 # From the outermost brace to the last: the object may stand in a fence, or behind a sentence.
 _OBJECT = re.compile(r"\{.*\}", re.DOTALL)

@@ -89,7 +89,15 @@ class Server:
         if self.token is not None:
             headers["Authorization"] = f"Bearer {self.token}"
         # The whole of a try has one limit, which slow servers cannot stretch byte by byte.
-        return httpx2.AsyncClient(headers=headers, timeout=None, follow_redirects=False, trust_env=False, verify=_tls())
+        return httpx2.AsyncClient(
+            headers=headers,
+            timeout=None,
+            # As many connections as questions are open: none waits for another's within its own limit.
+            limits=httpx2.Limits(),
+            follow_redirects=False,
+            trust_env=False,
+            verify=_tls(),
+        )
 
     async def ask(self, client: httpx2.AsyncClient, body: dict[str, Any]) -> Answer:
         """Put one question until it is answered, or refused.
@@ -108,8 +116,8 @@ class Server:
                 await asyncio.sleep(min(MAX_PAUSE_S, max(pause_s, found.pause_s or 0.0)))
                 pause_s *= 2
         raise JudgeError(
-            f"eval.judge: {self.address} {found.reason}, {self.config.max_tries} times in a row; what was answered is "
-            "kept: start the same command again once it answers"
+            f"eval.judge: {self.address} {found.reason} (tries: {self.config.max_tries}); what was answered is kept: "
+            "start the same command again once it answers"
         )
 
     async def _try(self, client: httpx2.AsyncClient, body: dict[str, Any]) -> Answer | _Failure:
