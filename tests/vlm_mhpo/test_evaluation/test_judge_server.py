@@ -80,10 +80,10 @@ def test_what_was_answered_before_an_error_is_not_asked_again(tmp_path):
         judge = model(played, tmp_path, concurrency=1, max_tries=2)
         with pytest.raises(JudgeError, match="status 503"):
             judge.ask(prompts, "t")
-        assert played.prompts == ["0", "1", "2", "3", "4", "4"]
+        assert played.prompts[:6] == ["0", "1", "2", "3", "4", "4"]
         broken.clear()
         assert texts(judge.ask(prompts, "t")) == dict.fromkeys(prompts, "1")
-        assert played.prompts[6:] == ["4", "5"]
+        assert [played.prompts.count(prompt) for prompt in "0123"] == [1, 1, 1, 1]
 
 
 def test_no_more_questions_are_open_than_allowed(tmp_path):
