@@ -36,7 +36,7 @@ def _judge_steps(row: Row, response: str) -> JudgeSteps:
     """The judge says which letters were chosen; they must be exactly the gold's."""
     text = response.strip()
     if len(text) == 1:
-        return _compared(row, [text.lower()])
+        return _compared(row, _named(row, text))
     asked = filled("logicvista", question=bare(str(row.metadata["question"])), response=text)
     chosen = extracted((yield asked)) or ""
     if chosen.lower() == "none":
