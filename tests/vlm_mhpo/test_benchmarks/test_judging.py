@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from data_prep import load_rows
+from tests.data_prep.benchmark_files import build
 from tests.vlm_mhpo.test_benchmarks.rows import made
 from vlm_mhpo.evaluation.benchmarks import find
 from vlm_mhpo.evaluation.benchmarks.judging import CHARXIV, MATHVERSE, MMK12, filled, scored, text_of
@@ -44,6 +46,16 @@ def test_a_question_that_stands_in_the_image_is_the_one_that_its_authors_publish
     row = made("3", question="", question_for_eval="Find the radius.", problem="<image>", images=1)
     asked, _ = talk(MATHVERSE, row, "3", "3", "1")
     assert "[Question]: Find the radius.\n[Standard Answer]: 3" in asked[1]
+
+
+def test_the_question_is_the_authors_own_with_its_choices_and_without_our_marks_of_images(tmp_path):
+    rows = list(load_rows(build("mathverse", tmp_path / "mathverse")))
+    asked, _ = talk(MATHVERSE, rows[0], "L is 15", "15 cm", "1")
+    assert "[Question]: A can is 13 cm high. Find L.\nChoices:\nA:14 cm\nB:15 cm\n[Standard Answer]: B\n" in asked[1]
+    row = made("4", problem="<image>Two of <image> make?", images=2, inst_category=3)
+    for rule, answer in ((MMK12, "no"), (CHARXIV, '{"score": 0}')):
+        (prompt,), _ = talk(rule, row, "5", answer)
+        assert "Two of  make?" in prompt and "<image>" not in prompt
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from data_prep import Row
-from vlm_mhpo.evaluation.benchmarks.shared import gold, question, verdict
+from vlm_mhpo.evaluation.benchmarks.shared import bare, gold, question, verdict
 from vlm_mhpo.evaluation.benchmarks.types import JudgeRule, JudgeSteps, Official
 
 _PLACE = re.compile(r"<\|(\w+)\|>")
@@ -51,14 +51,16 @@ def _mathverse(row: Row, response: str) -> JudgeSteps:
     if taken.lower() in _NOTHING:
         return Official(False, None)
     # "Vision Only" rows have no question of their own; this is what their authors published for it.
-    asked = str(row.metadata.get("question_for_eval") or question(row))
-    found = _JUDGEMENT.fullmatch((yield filled("mathverse_score", question=asked, gold=gold(row), extraction=taken)))
+    asked = str(row.metadata.get("question_for_eval") or row.metadata.get("question") or question(row))
+    found = _JUDGEMENT.fullmatch(
+        (yield filled("mathverse_score", question=bare(asked), gold=gold(row), extraction=taken))
+    )
     return verdict(found[1] == "1", taken) if found else None
 
 
 def _mmk12(row: Row, response: str) -> JudgeSteps:
     """Ask whether the response has the right result."""
-    asked = filled("mmk12", question=question(row), gold=gold(row), response=response)
+    asked = filled("mmk12", question=bare(question(row)), gold=gold(row), response=response)
     found = _YES_OR_NO.fullmatch((yield asked))
     return verdict(found[1].lower() == "yes", None) if found else None
 
@@ -66,7 +68,7 @@ def _mmk12(row: Row, response: str) -> JudgeSteps:
 def _charxiv(row: Row, response: str) -> JudgeSteps:
     """Extract and score in one object; the rules depend on the category of the question's answer."""
     category = min(int(str(row.metadata["inst_category"])), 3)
-    asked = filled(f"charxiv_{category}", question=question(row), gold=gold(row), response=response)
+    asked = filled(f"charxiv_{category}", question=bare(question(row)), gold=gold(row), response=response)
     return scored((yield asked))
 
 
