@@ -2,7 +2,7 @@
 
 from vlm_mhpo.config.base import Section
 from vlm_mhpo.config.data import DataConfig
-from vlm_mhpo.config.evaluation import EvalConfig
+from vlm_mhpo.config.evaluation import EvalConfig, JudgeConfig
 from vlm_mhpo.config.model import ModelConfig
 from vlm_mhpo.config.objectives import OBJECTIVES, BaseObjective, GrpoConfig, MhpoConfig, ObjectiveConfig
 from vlm_mhpo.config.reading import describe, known_keys, load_config, parse_config
@@ -28,6 +28,7 @@ __all__ = [
     "EvalConfig",
     "FaultsConfig",
     "GrpoConfig",
+    "JudgeConfig",
     "LoggingConfig",
     "MhpoConfig",
     "ModelConfig",

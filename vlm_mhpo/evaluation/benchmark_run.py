@@ -9,14 +9,17 @@ from pathlib import Path
 from vlm_mhpo import __version__
 from vlm_mhpo.config import DataConfig, EvalConfig
 from vlm_mhpo.errors import EvaluationError
+from vlm_mhpo.evaluation import shards
 from vlm_mhpo.evaluation.chosen import BenchmarkRows, benchmark_builder
 from vlm_mhpo.evaluation.compare import compare_results
+from vlm_mhpo.evaluation.judge.asking import JudgeModel
+from vlm_mhpo.evaluation.judge.verdicts import judge_items, judge_protocol
 from vlm_mhpo.evaluation.output import write_outputs
 from vlm_mhpo.evaluation.overlap import Shared, read_training, shared_rows
 from vlm_mhpo.evaluation.probes import PROBES
 from vlm_mhpo.evaluation.protocol import check_model, check_same, grader_version, protocol_hash, weights_digest
 from vlm_mhpo.evaluation.results import benchmark_result, probe_score
-from vlm_mhpo.evaluation.tasks import CHUNK_SIZE, Judge, Task, Together, at_once, run_task
+from vlm_mhpo.evaluation.tasks import CHUNK_SIZE, Judge, Task, Together, at_once, on_main, run_task
 from vlm_mhpo.models.families.base import Family
 from vlm_mhpo.models.loading import Codec
 from vlm_mhpo.records.evaluation import Item, Protocol, Results, State, read_record, read_results
@@ -74,9 +77,14 @@ def start_report(protocol: Protocol, model: str, path: str, options: Options) ->
 
 
 def protocol_of(
-    evaluation: EvalConfig, data: DataConfig, params: SamplingParams, chosen: Sequence[BenchmarkRows], codec: Codec
+    evaluation: EvalConfig,
+    data: DataConfig,
+    params: SamplingParams,
+    chosen: Sequence[BenchmarkRows],
+    codec: Codec,
+    asked: JudgeModel | None,
 ) -> Protocol:
-    """What pins this evaluation."""
+    """What pins this evaluation; `asked` is the language model that judges too."""
     sizes = dict(codec.processor.image_processor.size) if hasattr(codec.processor, "image_processor") else {}
     return Protocol(
         prompt=evaluation.prompt,
@@ -90,7 +98,12 @@ def protocol_of(
         max_tokens=params.max_tokens,
         seed=evaluation.seed,
         grader=grader_version(),
-        benchmarks={one.name: one.protocol for one in chosen},
+        benchmarks={
+            one.name: one.protocol.model_copy(
+                update={"judge": judge_protocol(one.benchmark.judge, asked) if asked and one.benchmark.judge else None}
+            )
+            for one in chosen
+        },
     )
 
 
@@ -104,7 +117,9 @@ def keep_state(out: Path, state: State) -> None:
     if file.is_file():
         old = read_record(file, State)
         what = f"{out} and this command"
-        check_same(old.protocol, state.protocol, what=what, allowed=False, advice="choose another --out")
+        # Rows that rules alone have judged may get a judge: what the model said stays as it is.
+        before = _with_judges(old.protocol, state.protocol)
+        check_same(before, state.protocol, what=what, allowed=False, advice="choose another --out")
         check_model(old, state, out)
         benchmarks = old.protocol.benchmarks | state.protocol.benchmarks
         state = state.model_copy(update={"protocol": state.protocol.model_copy(update={"benchmarks": benchmarks})})
@@ -114,6 +129,17 @@ def keep_state(out: Path, state: State) -> None:
     replacement = file.with_suffix(".tmp")
     replacement.write_text(state.model_dump_json(indent=1) + "\n")
     replacement.replace(file)
+
+
+def _with_judges(old: Protocol, new: Protocol) -> Protocol:
+    """The old protocol with the judges of the new one where it has none."""
+    benchmarks = {
+        name: one if one.judge or name not in new.benchmarks else one.model_copy(
+            update={"judge": new.benchmarks[name].judge}
+        )
+        for name, one in old.benchmarks.items()
+    }  # fmt: skip
+    return old.model_copy(update={"benchmarks": benchmarks})
 
 
 def benchmark_judge(
@@ -152,6 +178,19 @@ def judge_benchmark(
         name: run_task(task, judge, options.out, gallery=0 if name else gallery, chunk_size=options.chunk_size)
         for name, task in tasks.items()
     }
+
+
+def ask_judge(one: BenchmarkRows, items: list[Item], asked: JudgeModel | None, out: Path) -> list[Item]:
+    """The items of a benchmark with a language model's verdicts, kept with them, where its authors ask one.
+
+    All ranks call it with the same; what was asked before is not asked again.
+    """
+    rule = one.benchmark.judge
+    if rule is None or asked is None or all(c.judge for item in items for c in item.completions):
+        return items
+    judged = judge_items(rule, one.rows, items, asked, name=one.name)
+    on_main(lambda: shards.write_items(out / "results" / f"{one.name}.jsonl", judged))
+    return judged
 
 
 def finish(

@@ -80,7 +80,7 @@ def _to_eval_item(item: Item, num_images: int, images: Sequence[str]) -> EvalIte
         source=item.categories["source"],
         kind=item.kind,
         choices=item.choices,
-        completions=tuple(EvalCompletion(**one.model_dump(exclude={"official"})) for one in item.completions),
+        completions=tuple(EvalCompletion(**one.model_dump(exclude={"official", "judge"})) for one in item.completions),
     )
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from data_prep import Row
 from rewards.response import extract
+from vlm_mhpo.evaluation.benchmarks.judging import extracted, filled, text_of
 from vlm_mhpo.evaluation.benchmarks.shared import LETTERS, bare, choices, gold, pictured
-from vlm_mhpo.evaluation.benchmarks.types import Benchmark, Official
+from vlm_mhpo.evaluation.benchmarks.types import Benchmark, JudgeRule, JudgeSteps, Official
 
 _BRACKETED = re.compile(r"\(([A-Z])\)")
 _LETTER = re.compile(r"(?<![A-Za-z'])([A-Z])(?![A-Za-z'])")
+_CHOSEN = re.compile(r"\(?([A-Za-z]|\d+)\)?\.?(,\s*\(?([A-Za-z]|\d+)\)?)*\.?")
 _NUMBER = re.compile(r"(?<![\d.])(\d+)(?![\d.]*\d)")
 
 
@@ -21,9 +24,26 @@ def prompt(row: Row) -> str:
 
 def official(row: Row, response: str) -> Official:
     """The letters (or the number) of the answer are exactly those of the gold, in any order and case."""
+    return _compared(row, _named(row, response))
+
+
+def _compared(row: Row, named: Sequence[str]) -> Official:
     right = sorted(part.strip().lower() for part in gold(row).split(","))
-    named = _named(row, response)
     return Official(sorted(named) == right, ", ".join(named).upper() or None)
+
+
+def _judge_steps(row: Row, response: str) -> JudgeSteps:
+    """The judge says which letters were chosen; they must be exactly the gold's."""
+    text = response.strip()
+    if len(text) == 1:
+        return _compared(row, _named(row, text))
+    asked = filled("logicvista", question=bare(str(row.metadata["question"])), response=text)
+    chosen = extracted((yield asked)) or ""
+    if chosen.lower() == "none":
+        return Official(False, None)
+    if not _CHOSEN.fullmatch(chosen):
+        return None
+    return _compared(row, list(dict.fromkeys(re.findall(r"\w+", chosen.lower()))))
 
 
 def _named(row: Row, response: str) -> list[str]:
@@ -56,5 +76,6 @@ BENCHMARK = Benchmark(
     official=official,
     instruction="\nPlease reason step by step, and put the letters of the right choices within \\boxed{}.",
     deviation="GPT-4 extracts the letters there; rules read them here",
+    judge=JudgeRule(_judge_steps, (text_of("logicvista"),), "our own prompt for the authors' task, extraction"),
     categories=_categories,
 )

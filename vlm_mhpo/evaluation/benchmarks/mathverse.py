@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from data_prep import Row
+from vlm_mhpo.evaluation.benchmarks import judging
 from vlm_mhpo.evaluation.benchmarks.shared import JUDGE_REPLACED, axes, by_verifier, pictured
 from vlm_mhpo.evaluation.benchmarks.types import Benchmark
 
@@ -38,6 +39,7 @@ BENCHMARK = Benchmark(
     prompt=prompt,
     official=by_verifier,
     deviation=JUDGE_REPLACED,
+    judge=judging.MATHVERSE,
     categories=axes("subject", "subfield", "question_type", version="problem_version"),
     problem=lambda row: str(row.metadata["problem_index"]),
 )
