@@ -1,7 +1,7 @@
 """MathVerse: testmini.json and testmini_text_only.json with images_version_*/, or the hub's table.
 
-Choices that the question lists become the row's; where they stand in the image only the letter is known. The question
-as the benchmark writes it stays in the metadata.
+Choices that the question lists become the row's; where they stand in the image only the letter is known, and those of
+`question_for_eval` are kept as `choices_in_image`. The question as the benchmark writes it stays in the metadata.
 """
 
 from collections.abc import Mapping
@@ -30,6 +30,8 @@ def _make(record: Record, file: TableFile, key: int | str, image_root: Path | No
     if column(record, "question_type") != "multi-choice":
         return fields | {"problem": question.strip() or _IN_THE_PICTURE}
     asked = lettered(question)
+    if "choices" not in asked and (shown := lettered(record.get("question_for_eval")).get("choices")):
+        fields["metadata"]["choices_in_image"] = tuple(shown)
     return fields | asked | {"problem": asked["problem"].strip() or _IN_THE_PICTURE}
 
 
