@@ -25,6 +25,10 @@ COMMITS = {
     "olympiadbench": ("OpenBMB/OlympiadBench", "ba5b26a"),
     "logicvista": ("Yijia-Xiao/LogicVista", "e5795f1"),
     "mathverse": ("ZrrSkywalker/MathVerse", "937b090"),
+    "mmmu": ("MMMU-Benchmark/MMMU", "bb0b95a"),
+    "mmmu_pro": ("MMMU-Benchmark/MMMU", "bb0b95a"),
+    "m3cot": ("LightChen233/M3CoT", "ee50d5a"),
+    "mm_math": ("kge-sun/MM-Math", "a8072fc"),
 }
 CASES = [json.loads(line) for line in Path(__file__).with_name("authors_verdicts.jsonl").read_text().splitlines()]
 DOCUMENT = Path(__file__).parents[3] / "docs" / "benchmarks.md"
@@ -53,7 +57,7 @@ def rows_of(benchmark: str, folder: Path) -> list[Row]:
         ]  # fmt: skip
         put(folder / "testmini.json", records)
         return list(load_rows(folder))
-    columns = ("answer_type", "error")
+    columns = ("answer_type", "error", "answers")
     return [made(c["gold"], c.get("options"), **{name: c[name] for name in columns if c.get(name)}) for c in cases]
 
 

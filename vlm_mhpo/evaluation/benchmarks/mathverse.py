@@ -39,7 +39,7 @@ BENCHMARK = Benchmark(
     name="mathverse",
     title="MathVerse",
     citation="arXiv:2403.14624",
-    splits=("testmini", "testmini_text_only"),
+    splits=("testmini", "testmini_text_only", "vision_only"),
     sources=("AI4Math/MathVerse:testmini@testmini",),
     download="download the data set AI4Math/MathVerse (testmini.json, testmini_text_only.json and the unpacked "
     "images_version_* folders) to {folder}",
@@ -48,4 +48,5 @@ BENCHMARK = Benchmark(
     deviation=JUDGE_REPLACED,
     categories=axes("subject", "subfield", "question_type", version="problem_version"),
     problem=lambda row: str(row.metadata["problem_index"]),
+    subsets={"vision_only": ("testmini", lambda row: row.metadata["problem_version"] == "Vision Only")},
 )

@@ -49,7 +49,7 @@ def official(row: Row, response: str) -> Official:
         correct = judge(answer, row.answer, _precisions(row))
     except RecursionError:
         correct = False
-    return verdict(correct, _contents(answer))
+    return verdict(correct, contents_of(answer))
 
 
 def final_answer(response: str, announcement: str = _ANNOUNCED) -> str:
@@ -67,9 +67,12 @@ def judge(first: str, second: str, precision: Sequence[float] = (_PRECISION,)) -
     left, right = _prepared(first), _prepared(second)
     if left is None or right is None:
         return False
-    if left == right:
-        return True
-    lefts, rights = _parts(_CHINESE.sub("", left)), _parts(_CHINESE.sub("", right))
+    return left == right or same_parts(_CHINESE.sub("", left), _CHINESE.sub("", right), precision)
+
+
+def same_parts(left: str, right: str, precision: Sequence[float]) -> bool:
+    """As `judge`, of texts without anything around their mathematics."""
+    lefts, rights = _parts(left), _parts(right)
     errors = list(precision) if len(precision) > 1 else [*precision] * len(lefts)
     # With too few errors their script stops.
     return len(lefts) == len(rights) <= len(errors) and _pair_up(lefts, rights, errors)
@@ -91,7 +94,7 @@ def _pair_up(lefts: list[str], rights: list[str], errors: list[float]) -> bool:
 
 def _prepared(text: str) -> str | None:
     """Boxes (or the dollars of the last line) in plain notation; None if a box is left open or all is too long."""
-    contents = _contents(text)
+    contents = contents_of(text)
     if contents is None or len(contents) > _MAX_CHARS:
         return None
     if "\\in " in contents:
@@ -101,7 +104,8 @@ def _prepared(text: str) -> str | None:
     return _FONT.sub(r"\1", contents.strip(_STRIPPED))
 
 
-def _contents(text: str) -> str | None:
+def contents_of(text: str) -> str | None:
+    """Boxes, or the dollars of the last line, each with a comma behind it; else the text. None: a box is open."""
     boxes, is_open = find_boxes(text)
     if is_open:
         return None

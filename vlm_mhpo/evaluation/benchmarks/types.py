@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from data_prep import Row
 
@@ -69,6 +69,7 @@ class Benchmark:
         categories: row to values by axis, such as {"task": "geometry problem solving"}.
         problem: row to the id that variants of one problem share.
         aggregate: scores beside accuracy, by name; shares between 0 and 1.
+        subsets: splits that are a part of another one: name to (that one, whether a row belongs to the part).
         select: the rows of a source that the official protocol asks, in order.
     """
 
@@ -85,4 +86,5 @@ class Benchmark:
     categories: Callable[[Row], Mapping[str, str]] = _no_categories
     problem: Callable[[Row], str] = own_problem
     aggregate: Callable[[Sequence[Judged]], Mapping[str, float]] = _no_scores
+    subsets: Mapping[str, tuple[str, Callable[[Row], bool]]] = field(default_factory=dict)
     select: Callable[[list[Row]], list[Row]] = _all_rows
