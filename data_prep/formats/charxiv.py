@@ -6,7 +6,7 @@ The answer is a text (categories 1 and 2) or a number (3 and 4). The hub's test 
 from pathlib import Path
 
 from data_prep.formats.layout import Fields, Layout, Record, column, kept, picture
-from data_prep.formats.table import TableFile
+from data_prep.formats.table import TableFile, split_of
 
 _FILE_MARKS = {"figure_id", "query", "answer", "inst_category"}
 _HUB_MARKS = {"reasoning_q", "reasoning_a", "reasoning_a_type", "image"}
@@ -20,7 +20,7 @@ def _make(record: Record, file: TableFile, key: int | str, image_root: Path | No
     category = column(record, "reasoning_a_type" if is_hub else "inst_category")
     named = {} if is_hub else {"image": f"images/{column(record, 'figure_id')}.jpg"}
     return {
-        "id": record.get("figure_path") or key if is_hub else str(record["figure_id"]),
+        "id": Path(str(record.get("figure_path", key) if is_hub else record["figure_id"])).stem,
         "images": picture({**record, **named}, image_root, "image"),
         "problem": question,
         "answer": column(record, "reasoning_a" if is_hub else "answer"),
@@ -34,6 +34,6 @@ LAYOUT = Layout(
     "charxiv",
     holds=lambda record: record.keys() >= _FILE_MARKS or record.keys() >= _HUB_MARKS,
     make=_make,
-    columns={"problem": "reasoning_q", "answer": "reasoning_a"},
-    split=lambda path, record: _SPLITS.get(path.stem, path.stem),
+    columns={},
+    split=lambda path, record: _SPLITS.get(split_of(path), split_of(path)),
 )

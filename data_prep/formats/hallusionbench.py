@@ -39,5 +39,4 @@ LAYOUT = Layout(
     make=_make,
     columns={"problem": "question", "answer": "gt_answer"},
     pictures="V[DS]",
-    split=lambda path, record: "all",
 )

@@ -231,7 +231,8 @@ def _mmk12(root: Path, first: dict) -> Path:
 
 def _charxiv(root: Path, first: dict) -> Path:
     put(root / "images" / "7.jpg", RED)
-    number = {"query": "What is the step of the axis?", "answer": "0.25", "inst_category": 4}
+    put(root / "images" / "8.jpg", RED)
+    number = {"figure_id": 8, "query": "What is the step of the axis?", "answer": "0.25", "inst_category": 4}
     put(root / "data" / "reasoning_val.json", {"7": first, "8": CHARXIV | number})
     return root
 
@@ -284,7 +285,7 @@ def hub_record(name: str) -> tuple[dict, str]:
                      "reasoning_q_source": 3, "descriptive_q1": 1, "descriptive_a1": "x"}, "validation"),
         "hallusionbench": (HALLUSION | {"image": image}, "image"),
         "m3cot": ({name: value for name, value in M3COT.items() if name != "image_path"} | {"image": image}, "test"),
-        "chartqa": ({"image": image, "query": CHARTQA["query"], "label": ["14"], "human_or_machine": 0}, "test"),
+        "chartqa": ({"image": image, "query": CHARTQA["query"], "label": ["Yes"], "human_or_machine": 1}, "test"),
         "mmmu": (MMMU, "validation"),
         "mmmu_pro": (MMMU_PRO, "test"),
         "mmmu_pro_vision": (MMMU_PRO_VISION, "test"),

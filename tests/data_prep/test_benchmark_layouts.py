@@ -261,6 +261,14 @@ def test_another_image_root_is_used_where_it_is_given(tmp_path):
         ("olympiadbench", {"question": "<image_1> x"}, "OE_MM_maths_en_COMP.json", 1, "question"),
         ("mmk12", {"answer": " "}, "k12.json", 1, "answer"),
         ("mmk12", {"image_path": "images/none.png"}, "k12.json", 1, "image_path"),
+        ("charxiv", {"answer": None}, "reasoning_val.json", "7", "answer"),
+        ("charxiv", {"figure_id": 9}, "reasoning_val.json", "7", "image"),
+        ("hallusionbench", {"gt_answer": "2"}, "HallusionBench.json", 1, "gt_answer"),
+        ("hallusionbench", {"filename": "../../a.png"}, "HallusionBench.json", 1, "filename"),
+        ("mm_math", {"solution": "It is 5."}, "MM_Math.jsonl", 1, "solution"),
+        ("m3cot", {"answer": "C"}, "test.jsonl", 1, "answer"),
+        ("chartqa", {"label": None}, "test_human.json", 1, "label"),
+        ("chartqa", {"imgname": "18.png"}, "test_human.json", 1, "image"),
     ],
 )
 def test_a_bad_row_names_file_key_and_column_and_the_rest_is_still_read(tmp_path, name, change, file, key, field):

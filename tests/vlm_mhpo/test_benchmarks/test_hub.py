@@ -29,7 +29,7 @@ RIGHT = {
     "geometry3k_choice": "\\boxed{C}", "mathvista": "(A)", "mathverse": "\\boxed{B}", "mathvision": "\\boxed{B}",
     "dynamath": '{"short answer": "2.094"}', "we_math": "Answer: A", "mmk12": "\\boxed{2\\sin(2x)}",
     "olympiadbench": "So the final answer is \\boxed{0.5}.", "charxiv": "joint-cnn", "hallusionbench": "No, it is not.",
-    "m3cot": "The answer is (B).", "chartqa": "14.5", "mmmu": "B", "mmmu_pro": "Answer: E",
+    "m3cot": "The answer is (B).", "chartqa": "yes", "mmmu": "B", "mmmu_pro": "Answer: E",
     "mmmu_pro_vision": "Answer: E",
 }  # fmt: skip
 
