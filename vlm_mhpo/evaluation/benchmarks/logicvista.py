@@ -13,11 +13,11 @@ _BRACKETED = re.compile(r"\(([A-Z])\)")
 _LETTER = re.compile(r"(?<![A-Za-z'])(?!I [a-z])([A-Z])(?![A-Za-z'])")
 _TOGETHER = re.compile(r"[A-I]{2,9}")
 _SEVERAL = re.compile(r"\banswers?\b[^.\n]{0,20}?\b([A-I](?:(?:,| and|, and|&) ?[A-I])+)\b")
-_NUMBER = re.compile(r"(?<![\d.])(\d+)(?![\d.]*\d)")
 # Of a response that declares no answer: "answer : d", "option D", "D) some of them".
 _ANNOUNCED = re.compile(r"\b(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*\(?\s*([A-Ia-i])\b(?!')")
 _LABELLED = re.compile(r"\W*([A-I])\s*[).:]\s*(?=\S)")
 _EXTRACTED = "abcde"  # a lone letter beyond these counts as no answer there
+_NUMBER = re.compile(r"(?<![\d.])(\d+)(?![\d.]*\d)")
 
 
 def prompt(row: Row) -> str:

@@ -26,7 +26,7 @@ def benchmark_rows(
     split = benchmark.splits[0] if split is None else split
     if split not in benchmark.splits:
         raise ConfigError(f"{benchmark.name} has no split {split!r}; use {' or '.join(benchmark.splits)}")
-    whole, belongs = benchmark.subsets.get(split, (split, None))
+    whole, belongs = (benchmark.subsets or {}).get(split, (split, None))
     rows = _rows_of_split(benchmark, whole, source, folder)
     return [row for row in rows if belongs(row)] if belongs else rows
 

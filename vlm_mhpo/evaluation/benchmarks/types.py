@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from data_prep import Row
 
@@ -86,5 +86,5 @@ class Benchmark:
     categories: Callable[[Row], Mapping[str, str]] = _no_categories
     problem: Callable[[Row], str] = own_problem
     aggregate: Callable[[Sequence[Judged]], Mapping[str, float]] = _no_scores
-    subsets: Mapping[str, tuple[str, Callable[[Row], bool]]] = field(default_factory=dict)
+    subsets: Mapping[str, tuple[str, Callable[[Row], bool]]] | None = None
     select: Callable[[list[Row]], list[Row]] = _all_rows
