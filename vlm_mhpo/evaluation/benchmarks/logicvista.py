@@ -10,14 +10,15 @@ from vlm_mhpo.evaluation.benchmarks.shared import LETTERS, bare, choices, gold, 
 from vlm_mhpo.evaluation.benchmarks.types import Benchmark, Official
 
 _BRACKETED = re.compile(r"\(([A-Z])\)")
-_LETTER = re.compile(r"(?<![A-Za-z'])(?!I [a-z])([A-Z])(?![A-Za-z'])")
+_LETTER = re.compile(r"(?<![A-Za-z'])([A-Z])(?![A-Za-z'])")
+_NUMBER = re.compile(r"(?<![\d.])(\d+)(?![\d.]*\d)")
+_SPEAKER = re.compile(r"\bI (?=[a-z])")
 _TOGETHER = re.compile(r"[A-I]{2,9}")
 _SEVERAL = re.compile(r"\banswers?\b[^.\n]{0,20}?\b([A-I](?:(?:,| and|, and|&) ?[A-I])+)\b")
 # Of a response that declares no answer: "answer : d", "option D", "D) some of them".
 _ANNOUNCED = re.compile(r"\b(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*\(?\s*([A-Ia-i])\b(?!')")
 _LABELLED = re.compile(r"\W*([A-I])\s*[).:]\s*(?=\S)")
 _EXTRACTED = "abcde"  # a lone letter beyond these counts as no answer there
-_NUMBER = re.compile(r"(?<![\d.])(\d+)(?![\d.]*\d)")
 
 
 def prompt(row: Row) -> str:
@@ -41,7 +42,12 @@ def _named(row: Row, response: str) -> list[str]:
         return _NUMBER.findall(answer)[-1:]
     if _TOGETHER.fullmatch(answer):
         return sorted(set(answer.lower()))
-    letters = _BRACKETED.findall(answer) or _LETTER.findall(answer) or _choice_in(row, answer) or _undeclared(row, text)
+    letters = (
+        _BRACKETED.findall(answer)
+        or _LETTER.findall(_SPEAKER.sub("", answer))
+        or _choice_in(row, answer)
+        or _undeclared(row, text)
+    )
     return list(dict.fromkeys(letter.lower() for letter in letters))
 
 
