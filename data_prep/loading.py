@@ -18,7 +18,7 @@ from data_prep.images.archives import TAR_SUFFIXES, ZIP_SUFFIXES, is_archive, un
 from data_prep.mixture import mixed
 from data_prep.schema import DataError, Row, RowError
 
-_HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[\w-][\w.-]*)(:[\w.+-]+)?")
+_HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[\w-][\w.-]*)(:[\w.+-]+(?: \([\w ]+\))?)?")
 _WEIGHT = re.compile(r"(.+):(\d+(?:\.\d*)?|\.\d+)", re.DOTALL)
 # A mistyped path such as data/train.jsonl also looks like org/name.
 _FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt", ".gz", ".arrow", *ZIP_SUFFIXES, *TAR_SUFFIXES)

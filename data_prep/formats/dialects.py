@@ -212,6 +212,15 @@ def _from_mmmu(record: _Record) -> _Record:
     }
 
 
+def _from_mmmu_pro_vision(record: _Record) -> _Record:
+    """MMMU-Pro, vision: the image shows the question and the options, which are listed as in MMMU."""
+    options = record["options"]
+    return dict(record) | {
+        "problem": "",
+        "options": python_list(options, "options") if isinstance(options, str) else options,
+    }
+
+
 def _place_pictures(question: Any, options: list[str]) -> tuple[str, list[int]]:
     """The question with one placeholder where an image is first named, and the order of the images so named.
 
@@ -242,6 +251,7 @@ _CHATS = frozenset({"message", "conversations", "messages", "prompt"})
 DIALECTS: dict[str, Dialect] = {
     "clevr_math": Dialect(frozenset({"template", "question", "image", "label"}), _from_clevr_math),
     "mmmu": Dialect(frozenset({"question", "options", "image_1"}), _from_mmmu),
+    "mmmu_pro_vision": Dialect(frozenset({"image", "options", "subject"}), _from_mmmu_pro_vision, _PLAIN),
     "verl": Dialect(frozenset({"prompt", "reward_model"}), _from_verl),
     "mm_eureka": Dialect(frozenset({"message", "answer"}), lambda record: of_chat(record, "message"), _PLAIN),
     "vlm_r1": Dialect(frozenset({"conversations"}), lambda record: of_chat(record, "conversations"), _PLAIN),

@@ -7,14 +7,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_prep.formats import dynamath, mathverse, mathvision, mathvista, mmk12, olympiadbench, we_math
+from data_prep.formats import (
+    chartqa,
+    charxiv,
+    dynamath,
+    hallusionbench,
+    m3cot,
+    mathverse,
+    mathvision,
+    mathvista,
+    mm_math,
+    mmk12,
+    olympiadbench,
+    we_math,
+)
 from data_prep.formats.coarse import mends
 from data_prep.formats.layout import make_from
 from data_prep.formats.table import TableFile, row_from_record, rows_of
 from data_prep.images.stored import Keys, with_handles
 from data_prep.schema import DataError, Row, RowError
 
-_BENCHMARKS = tuple(m.LAYOUT for m in (mathvista, mathverse, mathvision, dynamath, we_math, olympiadbench, mmk12))
+_MODULES = (mathvista, mathverse, mathvision, dynamath, we_math, olympiadbench, mmk12, charxiv, hallusionbench, mm_math,
+            m3cot, chartqa)  # fmt: skip
+_BENCHMARKS = tuple(module.LAYOUT for module in _MODULES)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,14 +6,19 @@ from functools import partial
 from pathlib import Path
 
 from data_prep.formats import (
+    chartqa,
+    charxiv,
     dynamath,
     formalgeo7k,
     geometry3k,
+    hallusionbench,
     hub,
     logicvista,
+    m3cot,
     mathverse,
     mathvision,
     mathvista,
+    mm_math,
     mmk12,
     olympiadbench,
     puzzlevqa,
@@ -40,7 +45,8 @@ class Reader:
     read: Callable[..., Iterator[Row | RowError]]
 
 
-_LAYOUTS = (mathvista, mathverse, mathvision, dynamath, puzzlevqa, we_math, tabmwp, logicvista, olympiadbench, mmk12)
+_LAYOUTS = (mathvista, mathverse, mathvision, dynamath, puzzlevqa, we_math, tabmwp, logicvista, olympiadbench, mmk12,
+            charxiv, hallusionbench, mm_math, m3cot, chartqa)  # fmt: skip
 
 # In the order of recognition: the layouts with the most marks first.
 READERS: dict[str, Reader] = {

@@ -89,6 +89,7 @@ class Benchmark:
         categories: row to values by axis, such as {"task": "geometry problem solving"}.
         problem: row to the id that variants of one problem share.
         aggregate: scores beside accuracy, by name; shares between 0 and 1.
+        subsets: splits that are a part of another one: name to (that one, whether a row belongs to the part).
         select: the rows of a source that the official protocol asks, in order.
         judge: how a language model judges, if `eval.judge` names one; None where the authors need none.
     """
@@ -106,5 +107,6 @@ class Benchmark:
     categories: Callable[[Row], Mapping[str, str]] = _no_categories
     problem: Callable[[Row], str] = own_problem
     aggregate: Callable[[Sequence[Judged]], Mapping[str, float]] = _no_scores
+    subsets: Mapping[str, tuple[str, Callable[[Row], bool]]] | None = None
     select: Callable[[list[Row]], list[Row]] = _all_rows
     judge: JudgeRule | None = None
