@@ -231,6 +231,7 @@ def test_every_prompt_of_a_rule_is_in_its_digest_and_has_its_places():
     for rule, places in ((MATHVERSE, 4), (MMK12, 3), (VISTA, 2), (CHARXIV, 9)):
         assert sum(prompt.count("<|") for prompt in rule.prompts) == places
         assert rule.source
-    assert [find(name).judge is None for name in ("mathvista", "mathverse", "mmk12", "mathvision")] == [False] * 3 + [
-        True
+    assert [find(name).judge is None for name in ("mathvista", "mathverse", "mmk12", "charxiv", "mathvision")] == [
+        *[False] * 4,
+        True,
     ]
