@@ -7,11 +7,12 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from rewards.answers.choice import Choices, decide_choice, read_choices
 from rewards.answers.equality import Undecided, is_defined
+from rewards.answers.golds import gold_readings, ordered_parts
 from rewards.answers.math import Comparison, read, suits_the_engine, worth_a_worker
 from rewards.answers.notation import clean
 from rewards.answers.number import Quantity
@@ -33,13 +34,18 @@ _LETTER_GOLD = re.compile(r"^\(?[A-H]\)?\.?$")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gold:
-    """A gold that was read once: its route and what that route compares with."""
+    """A gold that was read once: its route and what that route compares with.
+
+    `in_parts`: the gold lists values in a fixed order, and an answer may write them as it does. `others` are right too.
+    """
 
     text: str
     kind: str
     value: Value | Chain | None = None
     choices: Choices | None = None
     comparison: Comparison | None = None
+    in_parts: bool = False
+    others: tuple[Gold, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +79,20 @@ def read_gold(
             return read_in if isinstance(read_in, str) else Gold(text, "choice", choices=read_in)
         if kind == "text":
             return Gold(text, "text") if normal_text(text) else "the gold is empty"
-        return _read_math_gold(text, kind, Comparison(precision, parse_unit(clean(unit)) if unit else None))
+        comparison = Comparison(precision, parse_unit(clean(unit)) if unit else None)
+        return _read_math_readings(_unboxed(gold), kind, comparison)
     except (TooLarge, RecursionError) as error:
         return f"the gold is too large: {error}"
+
+
+def _read_math_readings(gold: str, kind: str, comparison: Comparison) -> Gold | str:
+    """Each of the readings of a gold; the first one decides how it is compared."""
+    texts = gold_readings(gold)
+    first, *others = (_read_math_gold(clean(text), kind, comparison) for text in texts)
+    if isinstance(first, str):
+        return first
+    in_parts = texts[-1] != gold and texts[-1] == ordered_parts(gold)
+    return replace(first, in_parts=in_parts, others=tuple(other for other in others if isinstance(other, Gold)))
 
 
 def _read_math_gold(text: str, kind: str, comparison: Comparison) -> Gold | str:
@@ -101,6 +118,11 @@ def _judge(gold: Gold, answer: str) -> Score | Pending:
         if gold.kind == "choice" and gold.choices is not None:
             right, reason = decide_choice(gold.choices, answer)
             return _score(right, answer, reason)
+        if gold.in_parts:
+            answer = ordered_parts(answer) or answer
+        for other in gold.others:
+            if (outcome := _judge(other, answer)) and isinstance(outcome, Score) and outcome.correct:
+                return outcome
         if gold.kind == "text":
             right = same_text(gold.text, answer)
             return _score(right, answer, "the texts are equal" if right else "the texts differ")

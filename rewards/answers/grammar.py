@@ -237,7 +237,8 @@ class _Parser:
     def word(self, text: str, depth: int, stop: str) -> Node:
         if text in KNOWN_WORDS:
             return self.command(text, depth, stop)
-        if len(text) == 1:
+        # A Chinese character is a word, never a variable.
+        if len(text) == 1 and text < "\u2e80":
             return self.symbol(text, depth)
         raise NotAnExpression(f"the word {text!r}")
 

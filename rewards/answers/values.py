@@ -9,10 +9,11 @@ from functools import reduce
 from itertools import pairwise
 
 from rewards.answers.brackets import bracketed, split_top, without_brackets
+from rewards.answers.environments import as_text, is_one_value, lines_of, pieces_of
 from rewards.answers.equality import Undecided, symbols
 from rewards.answers.grammar import NotAnExpression, without_thousands_commas
 from rewards.answers.matrix import read_matrix
-from rewards.answers.number import Quantity, parse_quantity
+from rewards.answers.number import Quantity, compound_quantity, parse_quantity
 from rewards.answers.region import REALS, Interval, Region, intersection, without_points
 from rewards.answers.wording import look_through
 from rewards.workers.limits import TooLarge
@@ -93,6 +94,14 @@ def parse_value(text: str, depth: int = 0) -> Value | Chain:
     text = look_through(text.strip()) if depth == 0 else text.strip()
     text = _POINT.sub("", text)
     text = without_brackets(text, _SEPARATOR)
+    if "\\begin" in text and (lines := lines_of(text)) and is_one_value(text):
+        pieces = pieces_of(lines)
+        if pieces:
+            return _piecewise(pieces, depth)
+        text = as_text(lines)
+    compound = compound_quantity(text)
+    if compound:
+        return compound
     if "\\begin" in text or text.startswith(("[", "\\det")):
         matrix = _matrix(text, depth)
         if matrix is not None:
@@ -126,6 +135,15 @@ def parse_value(text: str, depth: int = 0) -> Value | Chain:
     if len(ratio) > 1:
         return _many("ratio", ratio, depth)
     return parse_quantity(text.replace("infinity", "\\infty") if text in _INFINITY else text)
+
+
+def _piecewise(pieces: list[tuple[str, str]], depth: int) -> Many:
+    """A function by cases as the set of its (value, condition)."""
+    rows = []
+    for value, condition in pieces:
+        rest = Quantity(("sym", "otherwise")) if condition == "otherwise" else parse_value(condition, depth + 1)
+        rows.append(Many("tuple", (parse_value(value, depth + 1), rest), "()"))
+    return Many("set", tuple(rows))
 
 
 def _matrix(text: str, depth: int) -> Value | Chain | None:
