@@ -19,6 +19,10 @@ _BOX_TOKEN = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*|\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"[+-]?[0-9][0-9.,/]*|[A-Za-z]")
 _JOINT = re.compile(r"(?:[\s$,;]|\\[()\[\],;! ]|and\b|or\b|\\text\s*\{\s*(?:and|or)\s*\}|\\q?quad)*")
 _MAX_JOINT = 60
+_WITHDRAWN = "the last box or tag is opened and not closed, which takes back the answer before it"
+# What a cut can leave of an opening: "<answer", "\\boxed".
+_CUT_TAG = re.compile(r"<ans(?:w(?:e(?:r)?)?)?$")
+_CUT_BOX = re.compile(r"\\(?:boxed|fbox)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,7 @@ def _from_tags(text: str) -> Extraction:
         if start < 0:
             break
         if end < 0:
-            return _none("the answer tag is not closed")
+            return _none(_WITHDRAWN if answers else "the answer tag is not closed")
         inner = text[start + len(ANSWER_OPEN) : end]
         if end < start or ANSWER_OPEN in inner:
             return _none("answer tags are nested or out of order", Verdict.bad_format)
@@ -137,6 +141,8 @@ def _from_tags(text: str) -> Extraction:
         return _none("an answer tag is closed but never opened", Verdict.bad_format)
     if not answers:
         return _none("there is no answer tag")
+    if _CUT_TAG.search(text[position:].rstrip()[-len(ANSWER_OPEN) :]):
+        return _none(_WITHDRAWN)
     if len(set(answers)) > 1:
         return _none(f"{len(set(answers))} different answers in tags", Verdict.wrong)
     inner = answers[0]
@@ -191,6 +197,8 @@ def _from_boxes(text: str) -> Extraction:
     boxes, unclosed = find_boxes(text)
     if not boxes:
         return _none("the box is not closed" if unclosed else "there is no box")
+    if unclosed or _CUT_BOX.search(text.rstrip()[-len("\\boxed") :]):
+        return _none(_WITHDRAWN)
     joined = [boxes[-1]]
     for box in reversed(boxes[:-1]):
         between = text[box[1] : joined[0][0]]
