@@ -10,7 +10,7 @@ from rewards.answers.math import Comparison, read
 from rewards.answers.notation import clean
 from rewards.answers.text import normal_text
 from rewards.answers.values import Chain, Value
-from rewards.answers.wording import without_intro, without_reason
+from rewards.answers.wording import look_through, without_reason
 from rewards.workers.limits import TooLarge
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -19,11 +19,13 @@ _LETTER = re.compile(r"^[\[(]?\s*([A-Za-z])\s*[\])]?\s*[.:]?$")
 _LETTER_THEN_TEXT = re.compile(
     r"^(?:[\[(]\s*([A-Za-z])\s*[\])]\s*[.:,-]?|([A-Z])\s*[.:)=]|([A-Z])\s+-\s)\s*(\S.*)$", re.DOTALL
 )
+# Marks that label only if the text behind them is that choice's: "c) 60°", "C, 60°".
+_LOOSE_LABEL = re.compile(r"^(?:([a-z])\s*[.:)]|([A-Z])\s*,)\s*(\S.*)$", re.DOTALL)
 _LETTER_AND_BRACKET = re.compile(r"^([A-Z])\s*\((.{2,})\)$", re.DOTALL)
 _YES_NO = re.compile(r"^(yes|no)\s*,", re.IGNORECASE)
 _TEXT_THEN_LETTER = re.compile(r"^(.*\S)\s*\(\s*(?:option\s+|choice\s+)?([A-Z])\s*\)$", re.DOTALL)
 _SECOND_LETTER = re.compile(r"\b(?:or|and)\s+\(?[A-Z]\)?\b")
-_SEVERAL = re.compile(r"^\(?([A-Z])\)?(?:(?:\s*(?:,|and|&)\s*|\s?)\(?([A-Z])\)?)+$")
+_SEVERAL = re.compile(r"^\(?([A-Z])\)?(?:(?:\s*(?:,|and|&|和|与|及|et|und)\s*|\s?)\(?([A-Z])\)?)+$")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,7 +61,7 @@ def read_choices(gold: str, choices: tuple[str, ...] | None) -> Choices | str:
 def decide_choice(choices: Choices, answer: str) -> tuple[bool, str]:
     """(right, why) of one extracted answer."""
     text = clean(answer)
-    letters = without_intro(text)
+    letters = look_through(without_reason(text))
     if _SEVERAL.match(letters) and normal_text(text) not in choices.texts:
         named = {LETTERS.index(letter) for letter in re.findall("[A-Z]", letters)}
         if len(choices.right) > 1 and named == choices.right:
@@ -80,11 +82,12 @@ def _named_choice(text: str, choices: Choices) -> int | str:
     index = _by_text(text, choices)
     if index is not None:
         return index
-    bare = without_reason(without_intro(text)).strip().strip("*").strip()
+    bare = look_through(without_reason(text)).strip().strip("*").strip()
     letter = _LETTER.match(bare)
     if letter:
         return _index(letter.group(1), choices)
-    labelled = _LETTER_THEN_TEXT.match(bare) or _LETTER_AND_BRACKET.match(bare)
+    loose = _LOOSE_LABEL.match(bare) if choices.texts else None
+    labelled = _LETTER_THEN_TEXT.match(bare) or _LETTER_AND_BRACKET.match(bare) or loose
     if labelled:
         letter_found, beside = [group for group in labelled.groups() if group]
         return _agreeing(_index(letter_found, choices), beside, choices)

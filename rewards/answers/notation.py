@@ -6,6 +6,7 @@ import re
 import unicodedata
 
 from rewards.answers.macros import expand_macros
+from rewards.answers.markup import without_markup
 from rewards.answers.numerals import plain_numerals, without_periods
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
@@ -79,7 +80,7 @@ def clean(text: str) -> str:
         text = text.replace("\\$", "¤")
         if text.count("$") == 1:
             text = _PRICE.sub(" ¤", text)
-    text = _unwrap_markdown(text.strip())
+    text = without_markup(text.strip())
     if "\\" in text or "$" in text or "{" in text or "~" in text:
         text = _clean_latex(text)
     text = plain_numerals(_SPACE.sub(" ", text).strip())
@@ -105,14 +106,3 @@ def _clean_latex(text: str) -> str:
     text = _DEGREE.sub("°", text)
     text = _PRIMES.sub(r"\1", text)
     return _DELIMITERS.sub(" ", text)
-
-
-def _unwrap_markdown(text: str) -> str:
-    """Take off emphasis or code marks that wrap the whole text."""
-    for mark in ("**", "__", "`", "*"):
-        core = text.rstrip(".")
-        if len(core) > 2 * len(mark) and core.startswith(mark) and core.endswith(mark):
-            inner = core[len(mark) : -len(mark)]
-            if mark not in inner:
-                text = inner.strip()
-    return text

@@ -1,20 +1,34 @@
-"""Text answers: equal as whole strings once case, articles, spacing and a final full stop are set aside."""
+"""Text answers: equal as whole strings once notation, case, articles, spacing and a final full stop are set aside."""
 
 from __future__ import annotations
 
 import re
 
 from rewards.answers.notation import clean
+from rewards.answers.wording import look_through
 
 _ARTICLE = re.compile(r"\b(?:a|an|the)\s+(?=\S)")
 _DEGREE_SIGN = re.compile(r"\s*°\s*")
 _BEARING = re.compile(r"^(n|s|north|south)\s?(\d{1,2}(?:\.\d+)?)\s?(?:°|degrees?)?\s?(e|w|east|west)$")
 _QUOTES = "\"'`"
+# One sign for each relation and figure of geometry; "\not" and "\n..." before them are no longer theirs.
+_SIGNS = (
+    (re.compile(r"\\(?:parallel|\|)(?![A-Za-z])|//|\|\|"), "∥"), (re.compile(r"\\(?:perp|bot)(?![A-Za-z])"), "⊥"),
+    (re.compile(r"\\cong(?![A-Za-z])|≅"), "≌"), (re.compile(r"\\sim(?![A-Za-z])|∼"), "∽"),
+    (re.compile(r"\\(?:big)?triangle(?:up)?(?![A-Za-z])|\\Delta(?![A-Za-z])|Δ|∆|▵"), "△"),
+    (re.compile(r"\\(?:measured)?angle(?![A-Za-z])|∡"), "∠"),
+)  # fmt: skip
+# A blank divides two words of letters; beside signs, digits and Chinese it divides nothing.
+_IDLE_SPACE = re.compile(r"\s+(?![a-zà-ÿ])|(?<![a-zà-ÿ.!?])\s+")
+_SYMMETRIC = re.compile(r"[=∥⊥≌∽]")
 
 
 def normal_text(text: str) -> str:
     """Comparable form of a text; may be empty."""
-    text = clean(text).casefold().strip(_QUOTES).strip()
+    text = clean(text)
+    for sign, plain in _SIGNS:
+        text = sign.sub(plain, text)
+    text = text.casefold().strip(_QUOTES).strip()
     text = re.sub(r"[{}]|\\(?=[a-z])", "", text)
     text = re.sub(r"\s+", " ", _ARTICLE.sub("", text) or text).rstrip(".!").strip()
     bearing = _BEARING.match(text)
@@ -24,6 +38,15 @@ def normal_text(text: str) -> str:
 
 
 def same_text(gold: str, answer: str) -> bool:
-    """True if both texts have the same non-empty comparable form."""
-    wanted = normal_text(gold)
-    return bool(wanted) and wanted == normal_text(answer)
+    """True if both texts, or the gold and what the answer asserts, have the same non-empty comparable form."""
+    wanted = _sides(normal_text(gold))
+    return bool(wanted) and wanted in (_sides(normal_text(answer)), _sides(normal_text(look_through(clean(answer)))))
+
+
+def _sides(text: str) -> tuple[str, ...]:
+    """The text without idle blanks; the sides of one symmetric relation in alphabetical order."""
+    text = _IDLE_SPACE.sub("", text)
+    relation = _SYMMETRIC.findall(text)
+    if len(relation) != 1:
+        return (text,) if text else ()
+    return (relation[0], *sorted(text.split(relation[0])))

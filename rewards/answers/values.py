@@ -15,12 +15,15 @@ from rewards.answers.grammar import NotAnExpression, without_thousands_commas
 from rewards.answers.matrix import read_matrix
 from rewards.answers.number import Quantity, compound_quantity, parse_quantity
 from rewards.answers.region import REALS, Interval, Region, intersection, without_points
-from rewards.answers.wording import look_through
+from rewards.answers.wording import head_denies, look_through
 from rewards.workers.limits import TooLarge
 
 MAX_ITEMS = 40
 _RELATION = re.compile(r"\\(?:le|ge|ne|approx|in|to|rightarrow)(?![A-Za-z])|<=|>=|!=|[=<>]")
-_SEPARATOR = re.compile(r"[,;]|\b(?:and|or)\b|&(?!\s*\w+;)")
+_SEPARATOR = re.compile(r"[,;]|\b(?:and|or|und|oder|et|ou)\b|&(?!\s*\w+;)|并且|[且和與与及]|或者?|还是")
+_JOINS = dict.fromkeys(("或", "或者", "还是", "oder", "ou"), "or") | dict.fromkeys(
+    ("且", "并且", "和", "與", "与", "及", "und", "et"), "and"
+)
 # Each blank belongs to exactly one part, so that a text that is no name fails in linear time.
 _NAME = re.compile(
     r"^(?:\\(?:Delta|angle|triangle|overline|odot)\s*|m\s*(?=\\)|(?:the|area|length|of|angle|arc|segment|perimeter)\s+)*"
@@ -91,7 +94,11 @@ def parse_value(text: str, depth: int = 0) -> Value | Chain:
     """
     if depth > 6:
         raise TooLarge("lists are nested more than 6 deep")
-    text = look_through(text.strip()) if depth == 0 else text.strip()
+    text = text.strip()
+    if depth == 0:
+        text = look_through(text)
+        if head_denies(text):
+            raise NotAnExpression("words deny what follows them")
     text = _POINT.sub("", text)
     text = without_brackets(text, _SEPARATOR)
     if "\\begin" in text and (lines := lines_of(text)) and is_one_value(text):
@@ -110,7 +117,7 @@ def parse_value(text: str, depth: int = 0) -> Value | Chain:
         text = _CHEVRONS.sub(r"(\1)", _ungroup(text))
     pieces, separators = split_top(text, _SEPARATOR)
     if len(pieces) > 1:
-        return _listed(pieces, separators, depth)
+        return _listed(pieces, [_JOINS.get(separator, separator) for separator in separators], depth)
     pieces, ops = split_top(text, _RELATION)
     if len(pieces) > 1:
         return _related(pieces, ops, depth)
@@ -356,7 +363,10 @@ def _equalities(pieces: list[str], signs: list[str], depth: int) -> Value | Chai
             raise NotAnExpression("a chain inside an equation")
         return Named(name, value, _relation(pieces[0], "=", rest[0]) if signs[0] == "=" else None)
     if name is None and len(pieces) == 2 and signs == ["="]:
-        return Relation(parse_quantity(pieces[0]), "=", parse_quantity(pieces[1]))
+        left, right = map(parse_quantity, pieces)
+        # 3 + 4 = 7 says a value, 2x = 10 a condition.
+        is_value = not symbols(left.node) and not symbols(right.node)
+        return Chain(right, ((left, right, "="),)) if is_value else Relation(left, "=", right)
     if "\\in" in signs:
         raise NotAnExpression("membership in a chain")
     quantities = [parse_quantity(piece) for piece in rest]
