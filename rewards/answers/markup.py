@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-_FENCE = re.compile(r"^```[\w+-]*\s*\n(.*?)\n?\s*```$", re.DOTALL)
+_LANGUAGE = re.compile(r"[\w+-]{0,20}")
 # Marks touch their text and stand at its edges, so that 2**3 and a_{1} stay what they are.
 _BOLD = re.compile(r"(?<![\w*)}\]])\*\*(?=[^\s*])([^*]*)(?<=[^\s*])\*\*(?![\w*({\[])")
 _UNDERLINED = re.compile(r"(?<![\w_)}\]])__(?=[^\s_])([^_]*)(?<=[^\s_])__(?![\w_({\[])")
@@ -23,7 +23,7 @@ def without_markup(text: str) -> str:
     """The text without emphasis, headings, fences and the like; what is struck out is gone."""
     text = text.strip()
     if text.startswith("```"):
-        text = _FENCE.sub(r"\1", text).strip()
+        text = _inside_fence(text)
     if text.startswith("{") and text.endswith("}"):
         text = _answer_of_json(text)
     if "~~" in text:
@@ -32,6 +32,13 @@ def without_markup(text: str) -> str:
     if "\\begin" in text:
         text = _EQUATION.sub(r"\3", text).strip()
     return _without_emphasis(text)
+
+
+def _inside_fence(text: str) -> str:
+    """What one code block holds that is the whole text, else the text."""
+    language, newline, inside = text[3:-3].partition("\n")
+    is_block = text.endswith("```") and newline and _LANGUAGE.fullmatch(language.strip())
+    return inside.strip() if is_block else text
 
 
 def _without_emphasis(text: str) -> str:

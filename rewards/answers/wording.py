@@ -149,6 +149,8 @@ _BECAUSE = re.compile(
     r"(?:[,;]?\s+(?:because|since|parce\s+que|weil)|[,;]\s+(?:as|for|car|da|denn)|[,;，；]\s*因为)(?:\s|(?<=因为)).*$",
     re.DOTALL | re.IGNORECASE,
 )
+# Runs of blanks would make a search for what may follow a blank quadratic.
+_SPACES = re.compile(r"\s+")
 _MAX_STEPS = 8
 
 
@@ -164,6 +166,7 @@ def look_through(text: str) -> str:
     """
     if not _WORDS.search(text):
         return text
+    text = _SPACES.sub(" ", text)
     for _ in range(_MAX_STEPS):
         shorter = _shorter(text).strip()
         if shorter == text or not shorter.strip(" .,:;$"):
@@ -215,4 +218,4 @@ def head_denies(text: str) -> bool:
 
 def without_reason(text: str) -> str:
     """The text without a "because ..." at its end."""
-    return _BECAUSE.sub("", text)
+    return _BECAUSE.sub("", _SPACES.sub(" ", text))
