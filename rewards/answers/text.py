@@ -34,7 +34,7 @@ def normal_text(text: str) -> str:
     bearing = _BEARING.match(text)
     if bearing:
         return f"{bearing[1][0]} {bearing[2]}° {bearing[3][0]}"
-    return _DEGREE_SIGN.sub("° ", text).strip()
+    return _IDLE_SPACE.sub("", _DEGREE_SIGN.sub("° ", text).strip())
 
 
 def same_text(gold: str, answer: str) -> bool:
@@ -44,8 +44,7 @@ def same_text(gold: str, answer: str) -> bool:
 
 
 def _sides(text: str) -> tuple[str, ...]:
-    """The text without idle blanks; the sides of one symmetric relation in alphabetical order."""
-    text = _IDLE_SPACE.sub("", text)
+    """The text; the sides of one symmetric relation in alphabetical order."""
     relation = _SYMMETRIC.findall(text)
     if len(relation) != 1:
         return (text,) if text else ()

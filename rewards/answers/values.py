@@ -9,13 +9,14 @@ from functools import reduce
 from itertools import pairwise
 
 from rewards.answers.brackets import bracketed, split_top, without_brackets
+from rewards.answers.denials import head_denies
 from rewards.answers.environments import as_text, is_one_value, lines_of, pieces_of
 from rewards.answers.equality import Undecided, symbols
 from rewards.answers.grammar import NotAnExpression, without_thousands_commas
 from rewards.answers.matrix import read_matrix
 from rewards.answers.number import Quantity, compound_quantity, parse_quantity
 from rewards.answers.region import REALS, Interval, Region, intersection, without_points
-from rewards.answers.wording import head_denies, look_through
+from rewards.answers.wording import look_through, without_reason
 from rewards.workers.limits import TooLarge
 
 MAX_ITEMS = 40
@@ -96,7 +97,7 @@ def parse_value(text: str, depth: int = 0) -> Value | Chain:
         raise TooLarge("lists are nested more than 6 deep")
     text = text.strip()
     if depth == 0:
-        text = look_through(text)
+        text = look_through(without_reason(text))
         if head_denies(text):
             raise NotAnExpression("words deny what follows them")
     text = _POINT.sub("", text)

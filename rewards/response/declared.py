@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 
+from rewards.answers.denials import denies, spoils
 from rewards.answers.markup import without_markup
-from rewards.answers.wording import denies, look_through, spoils
+from rewards.answers.wording import look_through
 
 # Only the end of a response can declare the final answer; a fixed window bounds the work.
 WINDOW = 4000
+# A last sentence that is longer, and neither states anything nor holds a value, declares nothing.
+_SHORT = 30
 # Where a model's turn ends; what follows is another one's.
 _TURN_END = re.compile(r"<\|(?:im_end|im_start|endoftext|eot_id|end)\|>|</s>")
 _TURN_START = re.compile(r"^\s*<\|im_start\|>\s*assistant\s*")
@@ -16,21 +19,23 @@ _MARKER = re.compile(
     r"\b(?:answer|option|choice|réponse|antwort)\b"
     r"(?:\s+(?:to|of|for)\s+(?:the|this)\s+(?:question|problem))?(?:\s+(?:finale|correcte))?"
     r"(?:\s+(?:should|must|would)\s+be)?\s*(?P<link>(?:(?:\bis\b|=|[:：]|\best\b|\bist\b|\blautet\b)\s*[:：]?)?)"
-    r"|(?:答案|正确选项)(?:应该|应)?(?P<zh>(?:是|为|选)?\s*[:：]?)|(?:故|应|应该|因此|所以|本题)(?:选择|选)(?P<zh_letter>\s*[:：]?)"
+    r"|(?:答案】?|正确选项|[故应]填)(?:应该|应)?(?P<zh>(?:是|为|选)?\s*[:：]?)"
+    r"|(?:故|应|应该|因此|所以|本题)(?:选择|选)(?P<zh_letter>\s*[:：]?)"
     r"|(?:答え|正解|解答)\s*(?P<ja>(?:は|[:：])?)",
     re.IGNORECASE,
 )
 _CLAUSE_END = re.compile(r"[,;:，；：、]")
 _OPENING = re.compile(r"^\W*(?:but|so|and|thus|hence|therefore|the|my|our|final|correct)\b\s*", re.IGNORECASE)
 _PLEASANTRY = re.compile(
-    r"^(?:i\s+hope|hope\s|let\s+me\s+know|thank|have\s+a|feel\s+free|please\s+(?:let|feel|ask)|if\s+you\s+have"
+    r"^(?:i\s+hope|hope\s|let\s+me\s+know|thank|have\s+a|feel\s+free|please\b|if\s+you\s+have"
     r"|glad\s|happy\s+to|good\s+luck|you're\s+welcome|cheers|希望|如有|如果(?:你|您)(?:还)?有|祝)",
     re.IGNORECASE,
 )
 _RETRACTION = re.compile(
-    r"\b(?:wait|actually|correction|instead|alternatively|mistake|or)\b|^\W*no\b|等等|不对|错了|更正|应该是|其实|实际上"
-    r"|\b(?:that|this|it|which)(?:['’]s|\s+is|\s+was|\s+must\s+be|\s+can)\s*(?:wrong|incorrect|false"
-    r"|not\s+(?:right|correct|true|it|the\s+answer))\b",
+    r"\b(?:wait|actually|correction|instead|alternatively|mistake|error|sorry|oops|hmm|i\s+meant|or)\b|^\W*no\b"
+    r"|\b(?:that|this|it|which)(?:['’]s|\s+is|\s+was|\s+must\s+be)\s+(?:wrong|incorrect|false"
+    r"|not\s+(?:right|correct|true|it|the\s+answer))\b|\b(?:can['’]?t|cannot|can\s+not)\s+be\s+(?:right|correct|true)\b"
+    r"|等等|不对|错了|更正|应该是|其实|实际上",
     re.IGNORECASE,
 )
 # A number in the clause changes the answer behind it ("5 times the answer is").
@@ -44,9 +49,6 @@ _VERB = re.compile(
 _VALUE_LIKE = re.compile(r"[0-9\\√π½]|\([A-H]\)|\b(?:option|choice)\s+[A-H]\b|^\W*[A-H]\W*$|^[+-]?[a-z]$")
 # Prose before the first side of an equation.
 _PROSE = re.compile(r"^(?:[^\W\d_][^\W\d_]+(?:['’-]\w+)*[,:]?\s+){1,40}(?=[^=]*=)")
-# The conclusion of a sentence that gives its reason first.
-_CONCLUSION = re.compile(r"[,，;；]\s*(?=(?:so|thus|hence|therefore)\b|所以|因此|故|因而|于是|从而)", re.IGNORECASE)
-_CONDITION = re.compile(r"\b(?:if|unless|suppose|assume|whether)\b|如果|假如|假设|若", re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_]{3,}")
 
 
@@ -68,9 +70,11 @@ def declared_answer(text: str) -> str | None:
     if is_asked:
         return None
     bold = last.rpartition("**")[0].rpartition("**") if last.count("**") >= 2 else ("", "", "")
-    if bold[1] and not _RETRACTION.search(last) and not denies(last):
+    if bold[1] and not bold[2].rstrip().endswith((":", "：")) and not _RETRACTION.search(last) and not denies(last):
         return _stated(bold[2])
-    return _stated(_unmarked(last))
+    said = _stated(last)
+    says_something = said != last or len(sentences) == 1 or len(last) <= _SHORT or _VALUE_LIKE.search(last)
+    return said if says_something else None
 
 
 def _own_turn(text: str) -> str:
@@ -144,12 +148,10 @@ def _after_marker(sentences: list[tuple[str, bool]]) -> str | None:
 
 def _stated(sentence: str) -> str:
     """What a sentence says: its lead-ins off, its equation whole, middle members in words left out."""
-    if not _CONDITION.search(sentence):
-        sentence = _CONCLUSION.split(sentence)[-1]
     said = look_through(without_markup(sentence))
     if "=" in said and not denies(said):
         return _short_chain(_PROSE.sub("", said, count=1))
-    if said != sentence or denies(said):
+    if said != sentence or spoils(said):
         return said
     found = list(_VERB.finditer(sentence))
     tail = sentence[found[-1].end() :].strip() if found else ""
@@ -159,7 +161,7 @@ def _stated(sentence: str) -> str:
 def _short_chain(equation: str) -> str:
     """name = formula in words = value without the formula."""
     members = equation.split("=")
-    if len(members) < 3 or any(member.strip()[-1:] in ("<", ">", "!", "\\") for member in members):
+    if len(members) < 3 or "," in equation or any(member.strip()[-1:] in ("<", ">", "!", "\\") for member in members):
         return equation
     middle = [member for member in members[1:-1] if not _WORD.search(re.sub(r"\\[A-Za-z]+", " ", member))]
     return "=".join([members[0], *middle, members[-1]])
