@@ -115,7 +115,7 @@ _CLOSING = re.compile(
 _TAIL = re.compile(
     r"^(?P<kept>(?:[^=]{1,40}=\s*)?[$¤£€]?\s?[+-]?\\?[\d][^\s]*(?:\s+[^\W\d_]+[.^{}\d]*){0,3}?)\s+"
     r"(?:ago|long|tall|wide|high|deep|old|away|left|remaining|altogether"
-    r"|(?:in|on|at|to|for)\s+[^\W\d_]{2,}(?:\s+[^\W\d_]+){0,10})$",
+    r"|(?:in|on|at|to|for|(?<=[a-z] )of)\s+[^\W\d_]{2,}(?:\s+[^\W\d_]+){0,10})$",
     re.IGNORECASE,
 )
 _MORE = re.compile(
