@@ -90,6 +90,10 @@ _REASON_FIRST = re.compile(r"^(?:since|because|as)\s[^,;?]{1,120},\s*(?=\S)", re
 _PHRASE_FIRST = re.compile(r"^(?:in|on|by|from|after|using|with)\s[^,;?=]{1,80},\s*(?=\S)", re.IGNORECASE)
 _SYMBOL_WORD = re.compile(r"[a-zà-ÿ]{3,}|[A-Z][a-z]{2,}|\b(?i:it|he|we|i|il|es|on)\b|[一-鿿ぁ-ん]")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
+# "A, and the answer is B" gives two answers.
+_ANSWER_BEFORE = re.compile(
+    r"^\W*(?:[A-Z]|[+-]?\d[\d.]*)\s*(?:[)\]]\s*)?(?:[.,，、;&/](?!\s*which\b)|and\b|和)", re.IGNORECASE
+)
 # A figure's name has one value, whatever symbol it is written with.
 _FIGURE = re.compile(r"^(?:m\s*)?(?:∠|△|⌒|\\(?:measured)?angle|\\triangle)\s*(?:[A-Z]{1,3}|\d)$")
 _MATH_START = re.compile(r"[\d$+.\\√π∞(\[{|-]|[A-Za-z](?![A-Za-z])")
@@ -165,7 +169,7 @@ def _shorter(text: str) -> str:
         return text[: closing.start()]
     for pattern in (_STATEMENT, _CJK_STATEMENT, _CJK_COUNT, _HEADED):
         found = pattern.match(text)
-        if found and not spoils(found.group()):
+        if found and not spoils(found.group()) and not _ANSWER_BEFORE.match(text):
             return _stated(found["subject"].strip(), text[found.end() :])
     counted = _COUNTED.match(text)
     if counted and not denies(text) and not spoils(counted.group()):
