@@ -59,8 +59,8 @@ _OTHERS_OUT = re.compile(
     re.IGNORECASE,
 )
 _SIZES = "length|area|measure|value|perimeter|radius|volume|height|width|slope|size|diameter|circumference"
-_BE = r"""is; are; was; were; be; becomes?; comes? (?:out )?to; amounts? to; totals; measures?; gives?(?: us)?; yields?;
-gets?; makes?; works? out to; evaluates? to; simplifies to"""
+_BE = r"""is; are; was; were; be; ha(?:s|ve) to be; becomes?; comes? (?:out )?to; amounts? to; totals; measures?;
+gives?(?: us)?; yields?; leaves?; gets?; makes?; works? out to; evaluates? to; simplifies to"""
 _VERBS = rf"""(?:{either(_BE)})(?: equal to)?; equals?; equal to; takes?; took; needs?; costs?; weighs?; reads?; says;
 ha(?:s|ve)(?: (?:an?|the))?(?: total)? (?:{_SIZES})(?: of)?; has; have; had;
 est(?: égale?s?)?(?: (?:à|de))?; sont; vaut; valent; mesure; donne;
@@ -108,7 +108,7 @@ _COUNTED = re.compile(
     re.IGNORECASE,
 )
 _CLOSING = re.compile(
-    r"\s*(?:,\s*)?(?:\b(?:is|are|must\s+be)\s+(?:therefore\s+|thus\s+)?(?:(?:the|our|my)\s+)?"
+    r"\s*(?:,\s*)?(?:\b(?:is|are|must\s+be)\s+(?:therefore\s+|thus\s+)?(?:(?:the|our|my)\s+(?:only\s+)?)?"
     r"(?:(?:correct|right|final|required|desired)\s+)?(?:answer|solution|result|option|choice|one|value)s?(?:\s+(?:to|of|for)\s+(?:the|this)\s+\w+)?"
     r"|\b(?:is|are)\s+(?:correct|right|true)|\best\s+(?:la\s+)?(?:bonne\s+|la\s+)?(?:réponse|correcte?|juste)"
     r"|\bist\s+(?:die\s+)?(?:richtig|korrekt|richtige\s+antwort|richtige\s+lösung|antwort|lösung)"
