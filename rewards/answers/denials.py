@@ -55,7 +55,8 @@ _HARMLESS = re.compile(
 _CHANGED = re.compile(
     r"\b(?:square|cube|roots?|reciprocal|inverse|negative|negation|log\w*|third|quarter|fifth|double|triple|multiple"
     r"|factor|ratio|sum|difference|product|quotient|power|percent\w*|fraction|part|value|factorial|complement"
-    r"|supplement)\s+(?:of|between|to)\s+(?:the\s+value\b|\$?[a-z]\$?(?![\w']|\s+and\b))"
+    r"|supplement|carré|racine|opposé|tiers|quart|quadrat|wurzel|kehrwert|gegenzahl|dreifache|drittel|viertel)"
+    r"\s+(?:of|between|to|de|von)\s+(?:the\s+value\b|\$?[a-z]\$?(?![\w']|,|\s+and\b))"
     r"|\b\w+\s+(?:of|between|to)\s+(?:the|my|our)\s+(?:(?:final|correct|right)\s+)?(?:answer|result|solution)\b"
     r"|\b(?:answer|result|solution)['’]s\b|^\W*(?:let|try|check|say|consider|plug)\b",
     re.IGNORECASE,

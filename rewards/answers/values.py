@@ -52,7 +52,7 @@ def parse_value(text: str, depth: int = 0) -> Value | Chain:
     text = text.strip()
     if depth == 0:
         text = look_through(without_reason(text))
-        if head_denies(text):
+        if "\\begin" not in text and head_denies(text):
             raise NotAnExpression("words deny what follows them")
     text = _POINT.sub("", text)
     text = without_brackets(text, _SEPARATOR)

@@ -59,8 +59,8 @@ _OTHERS_OUT = re.compile(
     re.IGNORECASE,
 )
 _SIZES = "length|area|measure|value|perimeter|radius|volume|height|width|slope|size|diameter|circumference"
-_BE = r"""is; are; was; were; be; becomes?; comes? (?:out )?to; amounts? to; totals; measures?; gives?(?: us)?; yields?;
-gets?; makes?; works? out to; evaluates? to; simplifies to"""
+_BE = r"""is; are; was; were; be; ha(?:s|ve) to be; becomes?; comes? (?:out )?to; amounts? to; totals; measures?;
+gives?(?: us)?; yields?; leaves?; gets?; makes?; works? out to; evaluates? to; simplifies to"""
 _VERBS = rf"""(?:{either(_BE)})(?: equal to)?; equals?; equal to; takes?; took; needs?; costs?; weighs?; reads?; says;
 ha(?:s|ve)(?: (?:an?|the))?(?: total)? (?:{_SIZES})(?: of)?; has; have; had;
 est(?: égale?s?)?(?: (?:à|de))?; sont; vaut; valent; mesure; donne;
@@ -90,6 +90,10 @@ _REASON_FIRST = re.compile(r"^(?:since|because|as)\s[^,;?]{1,120},\s*(?=\S)", re
 _PHRASE_FIRST = re.compile(r"^(?:in|on|by|from|after|using|with)\s[^,;?=]{1,80},\s*(?=\S)", re.IGNORECASE)
 _SYMBOL_WORD = re.compile(r"[a-zà-ÿ]{3,}|[A-Z][a-z]{2,}|\b(?i:it|he|we|i|il|es|on)\b|[一-鿿ぁ-ん]")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
+# "A, and the answer is B" gives two answers.
+_ANSWER_BEFORE = re.compile(
+    r"^\W*(?:[A-Z]|[+-]?\d[\d.]*)\s*(?:[)\]]\s*)?(?:[.,，、;&/](?!\s*which\b)|and\b|和)", re.IGNORECASE
+)
 # A figure's name has one value, whatever symbol it is written with.
 _FIGURE = re.compile(r"^(?:m\s*)?(?:∠|△|⌒|\\(?:measured)?angle|\\triangle)\s*(?:[A-Z]{1,3}|\d)$")
 _MATH_START = re.compile(r"[\d$+.\\√π∞(\[{|-]|[A-Za-z](?![A-Za-z])")
@@ -104,7 +108,7 @@ _COUNTED = re.compile(
     re.IGNORECASE,
 )
 _CLOSING = re.compile(
-    r"\s*(?:,\s*)?(?:\b(?:is|are|must\s+be)\s+(?:therefore\s+|thus\s+)?(?:(?:the|our|my)\s+)?"
+    r"\s*(?:,\s*)?(?:\b(?:is|are|must\s+be)\s+(?:therefore\s+|thus\s+)?(?:(?:the|our|my)\s+(?:only\s+)?)?"
     r"(?:(?:correct|right|final|required|desired)\s+)?(?:answer|solution|result|option|choice|one|value)s?(?:\s+(?:to|of|for)\s+(?:the|this)\s+\w+)?"
     r"|\b(?:is|are)\s+(?:correct|right|true)|\best\s+(?:la\s+)?(?:bonne\s+|la\s+)?(?:réponse|correcte?|juste)"
     r"|\bist\s+(?:die\s+)?(?:richtig|korrekt|richtige\s+antwort|richtige\s+lösung|antwort|lösung)"
@@ -115,8 +119,7 @@ _CLOSING = re.compile(
 _TAIL = re.compile(
     r"^(?P<kept>(?:[^=]{1,40}=\s*)?[$¤£€]?\s?[+-]?\\?[\d][^\s]*(?:\s+[^\W\d_]+[.^{}\d]*){0,3}?)\s+"
     r"(?:ago|long|tall|wide|high|deep|old|away|left|remaining|altogether"
-    r"|(?:in|on|at|to|for|of)\s+[^\W\d_]{2,}(?:\s+[^\W\d_]+){0,10}"
-    r"|\(\s*[a-z]{1,3}\s*(?:\^?\s*\{?[23]\}?)?\s*\))$",
+    r"|(?:in|on|at|to|for|(?<=[a-z] )of)\s+[^\W\d_]{2,}(?:\s+[^\W\d_]+){0,10})$",
     re.IGNORECASE,
 )
 _MORE = re.compile(
@@ -166,7 +169,7 @@ def _shorter(text: str) -> str:
         return text[: closing.start()]
     for pattern in (_STATEMENT, _CJK_STATEMENT, _CJK_COUNT, _HEADED):
         found = pattern.match(text)
-        if found and not spoils(found.group()):
+        if found and not spoils(found.group()) and not _ANSWER_BEFORE.match(text):
             return _stated(found["subject"].strip(), text[found.end() :])
     counted = _COUNTED.match(text)
     if counted and not denies(text) and not spoils(counted.group()):
