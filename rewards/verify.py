@@ -229,10 +229,11 @@ def _best(outcomes: Sequence[Score | Pending]) -> Score | Pending:
 class Verifier:
     """Verifies completions with a pool of killable workers; safe to use from several threads.
 
-    Workers start at the first answer that needs one; `with` and `start` load their engine in the background before.
+    Fewer than one answer in two hundred needs a worker, so one is enough. It starts at the first answer that needs it;
+    `with` and `start` load its engine in the background before. `timeout_s` is processor time.
     """
 
-    def __init__(self, num_workers: int = 2, timeout_s: float = 1.0, memory_limit_bytes: int = 2**30) -> None:
+    def __init__(self, num_workers: int = 1, timeout_s: float = 1.0, memory_limit_bytes: int = 2**30) -> None:
         if num_workers < 1 or timeout_s <= 0 or memory_limit_bytes < 2**28:
             raise ValueError(
                 f"Verifier needs num_workers >= 1, timeout_s > 0 and memory_limit_bytes >= 2**28, "
@@ -277,7 +278,7 @@ class Verifier:
 
     def compare(self, pending: Pending) -> Score:
         """Let a worker decide, gold after gold until one equals the answer."""
-        score = self._compare_with_one(pending)
+        score = replace(self._compare_with_one(pending), by_worker=True)
         if score.correct or pending.then is None:
             return score
         other = self.compare(pending.then)

@@ -15,10 +15,10 @@ FOLDER = Path(__file__).resolve().parents[1] / "data" / "labelled"
 DEVELOPMENT = (
     "math_dev",
     "values_dev",
+    "reading_dev",
     "choices_dev",
     "text_dev",
     "extraction_dev",
-    "reading_dev",
     "equal_dev",
     "hacks",
 )

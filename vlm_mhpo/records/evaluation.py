@@ -142,6 +142,7 @@ class BenchmarkResult(Record):
     pass_at: dict[int, float] = Field(description="Unbiased pass@j under the official rule, by j.")
     extra: dict[str, float] = Field(description="Further scores of the benchmark's authors.")
     verdicts: dict[str, float] = Field(description="Share of each verdict of our verifier; cut at the budget first.")
+    by_worker: float = Field(0.0, description="Share of completions that a worker process of our verifier judged.")
     mean_tokens: float
     categories: dict[str, dict[str, CategoryScore]] = Field(description="Official accuracy by axis and value.")
     probes: dict[str, ProbeScore]
@@ -207,6 +208,7 @@ class ItemCompletion(Record):
     num_tokens: int
     truncated: bool
     judge: JudgeVerdict | None = Field(None, description="Of a language model; null where none was asked.")
+    by_worker: bool = Field(False, description="A worker process gave our verdict: our own grammar did not decide.")
 
 
 class Golds(BaseModel):
@@ -264,6 +266,7 @@ class EvalCompletion(Record):
     extracted: str | None
     num_tokens: int
     truncated: bool
+    by_worker: bool = Field(False, description="A worker process gave the verdict: our own grammar did not decide.")
 
 
 class EvalItem(Record, Golds):
@@ -315,6 +318,7 @@ class Evaluation(Record):
     by_source: dict[str, Breakdown]
     by_kind: dict[str, Breakdown]
     verdicts: dict[str, int]
+    by_worker: float = Field(0.0, description="Share of completions that a worker process judged.")
     mean_length: float
     clipped_ratio: float
     items: tuple[EvalItem, ...]
