@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 
 from rewards.response.declared import declared_answer
+from rewards.response.withdrawn import takes_back
 from rewards.types import TEMPLATES, Verdict
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
@@ -25,6 +26,7 @@ _LINKED = re.compile(
     r"(?:\b(?:and|or)\b|[和或且与及])\s*\}?(?:[\s$]|\\[()\[\],;! ]|\\q?quad)*(?:\w(?:_\{?\w{1,3}\}?)?\s*=\s*)?\$?"
 )
 _MAX_JOINT = 60
+_TAKEN_BACK = "the words behind the answer take it back"
 _WITHDRAWN = "the last box or tag is opened and not closed, which takes back the answer before it"
 # What a cut can leave of an opening: "<answer", "\\boxed".
 _CUT_TAG = re.compile(r"<ans(?:w(?:e(?:r)?)?)?$")
@@ -151,6 +153,8 @@ def _from_tags(text: str) -> Extraction:
         return _none(_WITHDRAWN)
     if len(set(answers)) > 1:
         return _none(f"{len(set(answers))} different answers in tags", Verdict.wrong)
+    if takes_back(text[position:]):
+        return _none(_TAKEN_BACK, Verdict.wrong)
     inner = answers[0]
     if "<!--" in inner:
         inner = _without_comments(inner)
@@ -213,6 +217,8 @@ def _from_boxes(text: str) -> Extraction:
         joined.insert(0, box)
         if len(joined) > 64:
             return _none("more than 64 boxes in a row", Verdict.too_large)
+    if takes_back(text[boxes[-1][1] :]):
+        return _none(_TAKEN_BACK, Verdict.wrong)
     contents = [_inner_box(content) for _, _, content in joined]
     unique = list(dict.fromkeys(contents))
     answer = ", ".join(unique)

@@ -94,7 +94,8 @@ BENCHMARK = Benchmark(
     "images to images/, to {folder}",
     prompt=prompt,
     official=official,
-    deviation="GPT-4o extracts and scores there (eval.judge takes its place); numbers are compared by value here and texts term by term, so that a "
+    deviation="GPT-4o extracts and scores there (eval.judge takes its place); numbers are compared by value here and "
+    "texts term by term, so that a "
     "paraphrase counts as wrong and the score of texts is a rule-only lower bound",
     categories=_categories,
     judge=judging.CHARXIV,
