@@ -17,8 +17,9 @@ from rewards.answers.golds import gold_readings, ordered_parts
 from rewards.answers.math import Comparison, read, suits_the_engine, worth_a_worker
 from rewards.answers.notation import clean
 from rewards.answers.number import Quantity
+from rewards.answers.spoken import spoken_value
 from rewards.answers.structures import Chain, Named, Value
-from rewards.answers.text import normal_text, same_text
+from rewards.answers.text import normal_text, same_text, says_text
 from rewards.answers.units import parse_unit
 from rewards.response.response import extract
 from rewards.types import KINDS, Item, Sample, Score, Verdict, VerifierError
@@ -143,7 +144,7 @@ def _judge(gold: Gold, answer: str) -> Score | Pending:
             if (outcome := _judge(other, answer)) and isinstance(outcome, Score) and outcome.correct:
                 return outcome
         if gold.kind == "text":
-            right = same_text(gold.text, answer)
+            right = same_text(gold.text, answer) or says_text(gold.text, answer)
             return _score(right, answer, "the texts are equal" if right else "the texts differ")
         return _judge_math(gold, answer)
     except TooLarge as error:
@@ -163,6 +164,8 @@ def _judge_math(gold: Gold, answer: str) -> Score | Pending:
     if text == gold.text:
         return _score(True, answer, "identical to the gold")
     value = read(text) or _read_commas(text)
+    if value is None and not worth_a_worker(text):
+        text, value = _spoken(answer, text)
     if gold.value is not None and value is not None and gold.comparison is not None:
         try:
             right = gold.comparison.same(gold.value, value) or _same_with_commas(gold, text, value)
@@ -175,6 +178,15 @@ def _judge_math(gold: Gold, answer: str) -> Score | Pending:
         return _score(False, answer, "the answer has no value")
     share = limits.worker_time_share(text)
     return Pending(f"${gold.text}$", f"${text}$", share, gold.value is not None)
+
+
+def _spoken(answer: str, text: str) -> tuple[str, Value | Chain | None]:
+    """What a sentence ends on, as text and value; the text as it is where it ends on none."""
+    for said in map(clean, spoken_value(answer)):
+        value = read(said) or _read_commas(said)
+        if value is not None:
+            return said, value
+    return text, None
 
 
 def _same_with_commas(gold: Gold, answer: str, value: Value | Chain) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rewards.answers.equality import Undecided
 from rewards.answers.math import Comparison, read
 from rewards.answers.notation import clean
+from rewards.answers.spoken import cued_letter, named_once
 from rewards.answers.structures import Chain, Value
 from rewards.answers.text import normal_text
 from rewards.answers.wording import look_through, without_reason
@@ -23,6 +24,13 @@ _LETTER_THEN_TEXT = re.compile(
 _LOOSE_LABEL = re.compile(r"^(?:([a-z])\s*[.:)]|([A-Z])\s*,)\s*(\S.*)$", re.DOTALL)
 _LETTER_AND_BRACKET = re.compile(r"^([A-Z])\s*\((.{2,})\)$", re.DOTALL)
 _YES_NO = re.compile(r"^(yes|no)\s*,", re.IGNORECASE)
+_SAYS_YES_NO = re.compile(
+    r"^(?:(?P<yes>yes|yeah|yep|correct|ja|oui|sí|sim|да|是的?|对的?|正确|はい|네)|(?:no|nope|nein|non|não|нет|不是|不对|否|いいえ|아니))"
+    r"(?=$|[\s,.!;:，。！；：(（—–-])",
+    re.IGNORECASE,
+)
+_DISAGREE = "letter and text disagree"
+_OTHER_HALF = re.compile(r"\b(?:but|however|or|wait|actually)\b|但|不过|或|等等", re.IGNORECASE)
 _TEXT_THEN_LETTER = re.compile(r"^(.*\S)\s*\(\s*(?:option\s+|choice\s+)?([A-Z])\s*\)$", re.DOTALL)
 _SECOND_LETTER = re.compile(r"\b(?:or|and)\s+\(?[A-Z]\)?\b")
 _SEVERAL = re.compile(r"^\(?([A-Z])\)?(?:(?:\s*(?:,|and|&|和|与|及|et|und)\s*|\s?)\(?([A-Z])\)?)+$")
@@ -70,7 +78,10 @@ def decide_choice(choices: Choices, answer: str) -> tuple[bool, str]:
             return False, "several choices are named"
     index = _named_choice(text, choices)
     if isinstance(index, str):
-        return False, index
+        said = None if index == _DISAGREE else _said_choice(answer, choices)
+        if said is None:
+            return False, index
+        index = said
     if len(choices.right) > 1 and len({choices.texts[i] for i in choices.right if i < len(choices.texts)}) != 1:
         return False, "only one of several right choices is named"
     right = index in choices.right
@@ -101,6 +112,20 @@ def _named_choice(text: str, choices: Choices) -> int | str:
     return "it names no single choice" if index is None else index
 
 
+def _said_choice(answer: str, choices: Choices) -> int | None:
+    """Index of the one choice that a sentence names: by yes or no at its beginning, by a letter, or by its words."""
+    yes_no = _SAYS_YES_NO.match(answer.strip(" \n*$.\"'"))
+    if yes_no and set(choices.texts) == {"yes", "no"}:
+        return None if _OTHER_HALF.search(answer) else choices.texts.index("yes" if yes_no["yes"] else "no")
+    letter = cued_letter(answer)
+    by_letter = None if letter is None else _index(letter, choices)
+    by_words = named_once(normal_text(answer), choices.texts)
+    if by_letter is None or by_words is None:
+        found = by_words if by_letter is None else by_letter
+        return found if isinstance(found, int) else None
+    return by_words if by_letter == by_words else None
+
+
 def _index(letter: str, choices: Choices) -> int | str:
     index = LETTERS.index(letter.upper())
     count = len(choices.texts) or 8
@@ -115,7 +140,9 @@ def _agreeing(index: int | str, text: str, choices: Choices) -> int | str:
         return "two letters" if _LABEL.match(text) or _SECOND_LETTER.search(text) else index
     if _same_choice(text, index, choices) and _by_text(text, choices) in (index, None):
         return index
-    return "letter and text disagree"
+    if named_once(normal_text(text), choices.texts) == index:
+        return index
+    return _DISAGREE
 
 
 def _by_text(text: str, choices: Choices) -> int | None:

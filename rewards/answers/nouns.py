@@ -58,6 +58,12 @@ _HAN_CHANGING = re.compile(
 )
 
 
+def changes_number(words: str) -> bool:
+    """Whether words behind a number make it another one (dozen, half, 万), or none."""
+    latin = re.findall(r"[^\W\d_]+", words.casefold())
+    return bool(_HAN_CHANGING.search(words)) or any(word in _CHANGING or _ORDINAL.search(word) for word in latin)
+
+
 def split_noun(text: str) -> tuple[str, str] | None:
     """(value text, head of the noun) of a cleaned count, or None if what follows the number is no plain noun.
 
