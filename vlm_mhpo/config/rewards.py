@@ -35,7 +35,10 @@ class RewardsConfig(Section):
     )
     num_workers: PositiveInt = Field(2, description="Killable verifier processes a rank.", json_schema_extra=FREE)
     timeout_s: PositiveFloat = Field(
-        1.0, description="Seconds after which a verification is killed and counted.", json_schema_extra=FREE
+        1.0,
+        description="Seconds of processor time after which a verification is killed and counted; other load does not "
+        "count.",
+        json_schema_extra=FREE,
     )
     memory_limit_mib: PositiveInt = Field(
         1024, description="Address space of a verifier process, MiB.", json_schema_extra=FREE
