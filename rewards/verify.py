@@ -11,14 +11,15 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from rewards.answers.choice import Choices, decide_choice, read_choices
+from rewards.answers.commas import with_decimal_points
 from rewards.answers.equality import Undecided, is_defined
 from rewards.answers.golds import gold_readings, ordered_parts
 from rewards.answers.math import Comparison, read, suits_the_engine, worth_a_worker
 from rewards.answers.notation import clean
 from rewards.answers.number import Quantity
+from rewards.answers.structures import Chain, Named, Value
 from rewards.answers.text import normal_text, same_text
 from rewards.answers.units import parse_unit
-from rewards.answers.values import Chain, Named, Value
 from rewards.response.response import extract
 from rewards.types import KINDS, Item, Sample, Score, Verdict, VerifierError
 from rewards.workers import limits
@@ -37,11 +38,13 @@ class Gold:
     """A gold that was read once: its route and what that route compares with.
 
     `in_parts`: the gold lists values in a fixed order, and an answer may write them as it does. `others` are right too.
+    `comma`: what it says if its commas are decimal ones.
     """
 
     text: str
     kind: str
     value: Value | Chain | None = None
+    comma: Value | Chain | None = None
     choices: Choices | None = None
     comparison: Comparison | None = None
     in_parts: bool = False
@@ -100,10 +103,16 @@ def _read_math_gold(text: str, kind: str, comparison: Comparison) -> Gold | str:
     if kind == "number" and not isinstance(value.value if isinstance(value, Named) else value, Quantity):
         return f"the gold {text[:60]!r} is not a number"
     if value is not None:
-        return Gold(text, "math", value, comparison=comparison)
+        return Gold(text, "math", value, _read_commas(text), comparison=comparison)
     if worth_a_worker(text):
         return Gold(text, "symbolic", comparison=comparison)
     return Gold(text, "text") if kind == "auto" else f"the gold {text[:60]!r} is not mathematics we can read"
+
+
+def _read_commas(text: str) -> Value | Chain | None:
+    """A text with decimal commas as a value, or None if it has none."""
+    pointed = with_decimal_points(text)
+    return None if pointed is None else read(pointed)
 
 
 def _unboxed(gold: str) -> str:
@@ -143,10 +152,10 @@ def _judge_math(gold: Gold, answer: str) -> Score | Pending:
     text = clean(answer)
     if text == gold.text:
         return _score(True, answer, "identical to the gold")
-    value = read(text)
+    value = read(text) or _read_commas(text)
     if gold.value is not None and value is not None and gold.comparison is not None:
         try:
-            right = gold.comparison.same(gold.value, value)
+            right = gold.comparison.same(gold.value, value) or _same_with_commas(gold, text, value)
             return _score(right, answer, "equal to the gold" if right else "differs from the gold")
         except Undecided:
             pass
@@ -156,6 +165,14 @@ def _judge_math(gold: Gold, answer: str) -> Score | Pending:
         return _score(False, answer, "the answer has no value")
     share = limits.worker_time_share(text)
     return Pending(f"${gold.text}$", f"${text}$", share, gold.value is not None)
+
+
+def _same_with_commas(gold: Gold, answer: str, value: Value | Chain) -> bool:
+    """Whether they agree once the commas of one side, which separate at first, are decimal ones."""
+    pointed = _read_commas(answer)
+    if gold.comparison is None or (gold.comma is None) == (pointed is None):
+        return False
+    return gold.comparison.same(gold.comma or gold.value, pointed or value)
 
 
 def _score(right: bool, answer: str, reason: str) -> Score:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from rewards.answers.equality import Undecided
 from rewards.answers.math import Comparison, read
 from rewards.answers.notation import clean
+from rewards.answers.structures import Chain, Value
 from rewards.answers.text import normal_text
-from rewards.answers.values import Chain, Value
 from rewards.answers.wording import look_through, without_reason
 from rewards.workers.limits import TooLarge
 

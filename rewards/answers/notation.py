@@ -31,19 +31,29 @@ _CHARS = {
     ord("∣"): "|", ord("❘"): "|", ord("。"): ".", ord("、"): ",", ord("，"): ",",
     ord("θ"): "\\theta ", ord("α"): "\\alpha ", ord("β"): "\\beta ",
 }  # fmt: skip
+# A circled digit is the number of a statement: several in a row are several numbers.
+_CIRCLED = {chr(ord(first) + place): str(place + 1) for first in "①⑴❶➀➊" for place in range(10)}
+_CIRCLED_RUN = re.compile("[" + "".join(_CIRCLED) + "](?:\\s*[" + "".join(_CIRCLED) + "])*")
 _SUPER_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _SUB_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 _SMALL_FRACTION = re.compile("([⁰¹²³⁴⁵⁶⁷⁸⁹]+)[⁄/]([₀₁₂₃₄₅₆₇₈₉]+)")
 _WRAPPED = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mathsf|operatorname|mbox|hbox|boldsymbol|bm"
-    r"|overline|widehat|overrightarrow|vec)\*?\s*\{([^{}]*)\}"
+    r")\*?\s*\{([^{}]*)\}"
 )
+# A line over two points names their segment, arc or vector; over anything else it is a complement, a mean or a numeral.
+_OVER_POINTS = re.compile(
+    r"\\(?:overline|widehat|overrightarrow|overleftrightarrow|overparen|wideparen|vec)\s*"
+    r"\{(\s*[A-Z]'*(?:_(?:\d|\{\d\}))?\s*[A-Z]'*(?:_(?:\d|\{\d\}))?\s*)\}"
+)
+_VECTOR = re.compile(r"\\(?:vec|overrightarrow)\s*\{\s*([a-z])\s*\}")
+_DENIED = re.compile(r"\\(?:not|cancel|xcancel|bcancel)(?![A-Za-z])\s*(?:\{\s*=\s*\}|=)|=\s*/\s*=|/=")
 _SIZED = re.compile(
     r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|rm|bf|it|phantom)(?![A-Za-z])"
 )
-_DIGIT_GAP = re.compile(r"(?<=\d)(?:,\\!\s*|\\[,!;: ]|\{,\}|~)(?=\d{3}(?!\d))")
-_SPACE = re.compile(r"(?<!\\)\\[,;:> \n]|\\q?quad(?![A-Za-z])|~|&nbsp;|\s+")
+_DIGIT_GAP = re.compile(r"(?<=\d)(?:,\s?\\!\s*|\\[,!;: ]|\{,\}|~)(?=\d{3}(?!\d))")
+_SPACE = re.compile(r"(?<!\\)\\[,;:> \n]|\\q?quad|~|&nbsp;|\s+")
 _COMMANDS = {
     "dfrac": "\\frac", "tfrac": "\\frac", "cfrac": "\\frac", "cdot": "*", "times": "*", "ast": "*", "div": "/",
     "leq": "\\le", "leqslant": "\\le", "geq": "\\ge", "geqslant": "\\ge", "neq": "\\ne", "lt": "<", "gt": ">",
@@ -69,6 +79,7 @@ def clean(text: str) -> str:
     Meant for strings of at most a few thousand characters. A dollar sign that is money becomes "¤".
     """
     if not text.isascii():
+        text = _CIRCLED_RUN.sub(lambda m: ", ".join(_CIRCLED[c] for c in m.group() if c in _CIRCLED), text)
         text = _SMALL_FRACTION.sub(
             lambda m: f"\\frac{{{m[1].translate(_SUPERSCRIPTS)}}}{{{m[2].translate(_SUBSCRIPTS)}}}", text
         )
@@ -99,6 +110,8 @@ def _clean_latex(text: str) -> str:
         if shorter == text:
             break
         text = shorter
+    text = _VECTOR.sub(r" \1 ", _OVER_POINTS.sub(r" \1 ", text))
+    text = _DENIED.sub(r"\\ne ", text)
     text = _SIZED.sub("", text)
     text = _COMMAND.sub(lambda m: _COMMANDS[m.group(1)], text)
     text = _DIGIT_GAP.sub("", text)

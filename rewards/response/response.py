@@ -18,6 +18,12 @@ _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad\u200e\
 _BOX_TOKEN = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*|\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"[+-]?[0-9][0-9.,/]*|[A-Za-z]")
 _JOINT = re.compile(r"(?:[\s$,;]|\\[()\[\],;! ]|and\b|or\b|\\text\s*\{\s*(?:and|or)\s*\}|\\q?quad)*")
+# Boxes of one answer: "\\boxed{1} papers and \\boxed{2} bins", "... 或 y = \\boxed{...}"; nothing that takes one back.
+_LINKED = re.compile(
+    r"(?!.*\b(?:not|no|instead|rather|but|then|hence|so|wait|actually)\b)"
+    r"(?:[\s$]|\\[()\[\]])*[^.!?\n。\\]{0,30}(?:\\text\s*\{)?[^.!?\n。\\]{0,30}"
+    r"(?:\b(?:and|or)\b|[和或且与及])\s*\}?(?:[\s$]|\\[()\[\],;! ]|\\q?quad)*(?:\w(?:_\{?\w{1,3}\}?)?\s*=\s*)?\$?"
+)
 _MAX_JOINT = 60
 _WITHDRAWN = "the last box or tag is opened and not closed, which takes back the answer before it"
 # What a cut can leave of an opening: "<answer", "\\boxed".
@@ -202,7 +208,7 @@ def _from_boxes(text: str) -> Extraction:
     joined = [boxes[-1]]
     for box in reversed(boxes[:-1]):
         between = text[box[1] : joined[0][0]]
-        if len(between) > _MAX_JOINT or not _JOINT.fullmatch(between):
+        if len(between) > _MAX_JOINT or not (_JOINT.fullmatch(between) or _LINKED.fullmatch(between)):
             break
         joined.insert(0, box)
         if len(joined) > 64:

@@ -12,7 +12,16 @@ import pytest
 from rewards import Item, Verdict, Verifier, format_score
 
 FOLDER = Path(__file__).resolve().parents[1] / "data" / "labelled"
-DEVELOPMENT = ("math_dev", "values_dev", "reading_dev", "choices_dev", "text_dev", "extraction_dev", "hacks")
+DEVELOPMENT = (
+    "math_dev",
+    "values_dev",
+    "reading_dev",
+    "choices_dev",
+    "text_dev",
+    "extraction_dev",
+    "equal_dev",
+    "hacks",
+)
 KEPT = ("math_test", "choices_test", "text_test", "extraction_test")
 
 
