@@ -34,12 +34,16 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A verdict with the answer that was cut out (None if there was none) and one sentence why."""
+    """A verdict with the answer that was cut out (None if there was none) and one sentence why.
+
+    `by_worker`: a worker process was asked, because our own grammar did not decide.
+    """
 
     verdict: Verdict
     correct: bool
     extracted: str | None
     reason: str
+    by_worker: bool = False
 
 
 @dataclass(frozen=True, slots=True)

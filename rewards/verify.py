@@ -204,10 +204,11 @@ def judge_item(item: Item | Sample) -> Score | Pending:
 class Verifier:
     """Verifies completions with a pool of killable workers; safe to use from several threads.
 
-    Workers start at the first answer that needs one; `with` and `start` load their engine in the background before.
+    Fewer than one answer in two hundred needs a worker, so one is enough. It starts at the first answer that needs it;
+    `with` and `start` load its engine in the background before. `timeout_s` is processor time.
     """
 
-    def __init__(self, num_workers: int = 2, timeout_s: float = 1.0, memory_limit_bytes: int = 2**30) -> None:
+    def __init__(self, num_workers: int = 1, timeout_s: float = 1.0, memory_limit_bytes: int = 2**30) -> None:
         if num_workers < 1 or timeout_s <= 0 or memory_limit_bytes < 2**28:
             raise ValueError(
                 f"Verifier needs num_workers >= 1, timeout_s > 0 and memory_limit_bytes >= 2**28, "
@@ -252,6 +253,9 @@ class Verifier:
 
     def compare(self, pending: Pending) -> Score:
         """Let a worker decide; a dead worker is replaced once, then other answers are tried."""
+        return replace(self._compare(pending), by_worker=True)
+
+    def _compare(self, pending: Pending) -> Score:
         timeout_s = self.timeout_s * pending.time_share
         answer = pending.answer[1:-1]
         # The first worker may have been killed while idle, so the second try always gets a fresh one.

@@ -57,7 +57,7 @@ _PROSE = re.compile(r"(?<![\\A-Za-z])(?!sin|cos|tan|cot|sec|csc)[A-Za-z]?[a-z]{3
 _COLON, _COMMA, _SLASH = re.compile(":"), re.compile(","), re.compile("/")
 _FRACTION = re.compile(r"\\frac\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 _UNORDERED = frozenset("xztλ") | {"\\lambda"}
-_FAMILIES = ("xyz", "abc", "pqr", "mn", "uvw", "rst", "kl", "abcd")
+_FAMILIES = ("xyz", "abc", "pqr", "mn", "uvw", "rst", "abcd")
 COORDINATES = frozenset("xyz")
 
 

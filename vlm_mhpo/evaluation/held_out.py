@@ -99,6 +99,7 @@ def summarise(items: Sequence[EvalItem], *, name: str, step: int | None, params:
         by_source=_breakdown(items, lambda item: item.source),
         by_kind=_breakdown(items, lambda item: item.kind),
         verdicts=dict(sorted(Counter(completion.verdict for completion in completions).items())),
+        by_worker=sum(completion.by_worker for completion in completions) / len(completions),
         mean_length=sum(completion.num_tokens for completion in completions) / len(completions),
         clipped_ratio=sum(completion.truncated for completion in completions) / len(completions),
         items=tuple(items),
@@ -139,6 +140,6 @@ def _markdown(record: Evaluation) -> str:
         f"{record.num_rows} rows, {decoding}, {when}; mean length {record.mean_length:.1f} tokens, "
         f"{100 * record.clipped_ratio:.1f} % cut at the budget.",
         markdown_table(("rows", "accuracy", "95 % interval"), rows),
-        f"Verdicts: {verdicts}.",
+        f"Verdicts: {verdicts}; {100 * record.by_worker:.1f} % by a worker process.",
     ]
     return "\n\n".join(paragraphs) + "\n"

@@ -77,6 +77,7 @@ def benchmark_result(
         pass_at=pass_rates(items, num_samples),
         extra=dict(sorted(benchmark.aggregate(judged).items())),
         verdicts={verdict: count / len(completions) for verdict, count in sorted(verdicts.items())},
+        by_worker=sum(completion.by_worker for completion in completions) / len(completions),
         mean_tokens=sum(completion.num_tokens for completion in completions) / len(completions),
         categories=categories(items),
         probes=dict(probes or {}),

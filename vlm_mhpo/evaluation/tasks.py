@@ -231,6 +231,7 @@ def _judge_groups(task: Task, judge: Judge, rows: Sequence[Row], groups: Sequenc
                     correct=score.correct,
                     num_tokens=len(completion.token_ids),
                     truncated=completion.truncated,
+                    by_worker=score.by_worker,
                 )
             )
         items.append(_to_item(task.benchmark, row, completions))

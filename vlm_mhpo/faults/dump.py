@@ -130,6 +130,7 @@ def _group_record(scored: ScoredGroup) -> dict[str, Any]:
         "rewards_by_name": scored.rewards_by_name,
         "verdicts": scored.verdicts,
         "extracted": scored.extracted,
+        "num_by_worker": scored.num_by_worker,
     }
 
 
@@ -226,4 +227,5 @@ def _read_group(values: Mapping[str, Any], tensors: Mapping[str, Tensor], index:
         rewards_by_name={name: tuple(each) for name, each in values["rewards_by_name"].items()},
         verdicts=tuple(values["verdicts"]),
         extracted=tuple(values["extracted"]),
+        num_by_worker=values["num_by_worker"],
     )

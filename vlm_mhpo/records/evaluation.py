@@ -127,6 +127,7 @@ class BenchmarkResult(Record):
     pass_at: dict[int, float] = Field(description="Unbiased pass@j under the official rule, by j.")
     extra: dict[str, float] = Field(description="Further scores of the benchmark's authors.")
     verdicts: dict[str, float] = Field(description="Share of each verdict of our verifier; cut at the budget first.")
+    by_worker: float = Field(0.0, description="Share of completions that a worker process of our verifier judged.")
     mean_tokens: float
     categories: dict[str, dict[str, CategoryScore]] = Field(description="Official accuracy by axis and value.")
     probes: dict[str, ProbeScore]
@@ -184,6 +185,7 @@ class ItemCompletion(Record):
     correct: bool = Field(description="Right by our verifier.")
     num_tokens: int
     truncated: bool
+    by_worker: bool = Field(False, description="A worker process gave our verdict: our own grammar did not decide.")
 
 
 class Item(Record):
@@ -224,6 +226,7 @@ class EvalCompletion(Record):
     extracted: str | None
     num_tokens: int
     truncated: bool
+    by_worker: bool = Field(False, description="A worker process gave the verdict: our own grammar did not decide.")
 
 
 class EvalItem(Record):
@@ -274,6 +277,7 @@ class Evaluation(Record):
     by_source: dict[str, Breakdown]
     by_kind: dict[str, Breakdown]
     verdicts: dict[str, int]
+    by_worker: float = Field(0.0, description="Share of completions that a worker process judged.")
     mean_length: float
     clipped_ratio: float
     items: tuple[EvalItem, ...]
