@@ -89,7 +89,7 @@ def ratio_names(text: str) -> tuple[str, ...]:
 def is_asked(text: str) -> bool:
     """Whether an expression holds two names or more, so that its value answers a question.
 
-    2x is not one, nor is 2x + 3y: with factors, coordinates make the equation of a line.
+    2x is not one, nor are 2x + 3y and x^2 + y^2: with factors or powers, coordinates make the equation of a curve.
     """
     if _PROSE.search(text):
         return False
@@ -100,7 +100,7 @@ def is_asked(text: str) -> bool:
             return False
         if term["atom"]:
             atoms.add(term["atom"].strip())
-        has_factor |= bool(term["number"])
+        has_factor |= bool(term["number"] or term["exponent"])
         position = term.end()
     return len(atoms) > 1 and not (has_factor and atoms <= COORDINATES)
 
