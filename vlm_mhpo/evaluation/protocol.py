@@ -14,7 +14,7 @@ from vlm_mhpo.errors import EvaluationError
 from vlm_mhpo.records.evaluation import BenchmarkProtocol, Protocol, State
 
 # Raise it with every change that gives some answer another verdict, under an official rule or our verifier.
-GRADER = 2
+GRADER = 3
 HASH_DIGITS = 12
 # The configuration keys behind the fields of a protocol, for whoever must make two of them alike.
 KEYS = {
