@@ -67,6 +67,9 @@ _TRIAL = re.compile(
     r"^\W*(?:let|try|check|say|take|given|for|when|with|at|set|consider|using|plug\w*)\b", re.IGNORECASE
 )
 
+# NO is a segment in \\frac{NO}{BO}, where no word stands beside it.
+_POINTS = re.compile(r"(?<![A-Za-z])(?!NOT|NON|IF)[A-Z]{2,4}(?![A-Za-z])")
+
 
 def denies(text: str) -> bool:
     """Whether a text holds a word of denial, doubt or change, so that what it names is not asserted."""
@@ -83,4 +86,6 @@ def spoils(words: str) -> bool:
 def head_denies(text: str) -> bool:
     """Whether the words before the last relation sign of an answer deny it ("never = 5")."""
     head = text[: max(map(text.rfind, "=<>"))] if any(sign in text for sign in "=<>") else ""
+    if not re.search(r"[a-z]{2}", re.sub(r"\\[A-Za-z]+", "", head)):
+        head = _POINTS.sub(" ", head)
     return bool(head) and (denies(head) or bool(_TRIAL.match(head)))
