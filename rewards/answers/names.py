@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 from rewards.answers.brackets import split_top
+from rewards.answers.denials import denies
 from rewards.answers.grammar import FUNCTIONS, GREEK
 
 MAX_CHARS = 90
@@ -44,11 +45,6 @@ _ONE = re.compile(_ATOM)
 _DESCRIBED = re.compile(
     rf"(?:(?:{_OF}|{_CJK}{{1,8}}\s*)?(?:{_ATOM})(?:\s*的?{_CJK}{{1,6}})?|{_WORDS}(?:{_INDEX})?|{_CJK}{{1,10}})"
 )
-_DENIES = re.compile(
-    r"\b(?:not|never|no|nor|neither|wrong|false|except|cannot|incorrect|twice|half|double|minus|negative|opposite"
-    r"|without|if|or|than|reciprocal|inverse)\b|[不非无無未没沒错錯误誤假否勿倍减減]|半(?![径徑圆圓周])|相反|倒数|ない",
-    re.IGNORECASE,
-)
 _TERM = re.compile(
     rf"\s*(?:(?P<atom>{_RATIO_OF_TRIG}|{_SHAPE}|{_ANGLE}|{_CALL}|{_SIZE}|{_POINTS}|{_LETTER})"
     rf"|(?P<exponent>\^\s*(?:\{{\s*\d\s*\}}|\d))|(?P<number>\d+)|(?P<glue>\\frac(?![A-Za-z])|[-+*/(){{}}]))"
@@ -65,7 +61,7 @@ def is_name(text: str) -> bool:
     """Whether a text names one quantity; never one that its words deny."""
     if len(text) > MAX_CHARS:
         return False
-    return bool(_ONE.fullmatch(text) or (_DESCRIBED.fullmatch(text) and not _DENIES.search(text)))
+    return bool(_ONE.fullmatch(text) or (_DESCRIBED.fullmatch(text) and not denies(text)))
 
 
 def tuple_names(text: str) -> tuple[str, ...]:
