@@ -14,7 +14,7 @@ from rewards.answers.denials import denies
 from rewards.answers.grammar import FUNCTIONS, GREEK
 
 MAX_CHARS = 90
-_GREEK = r"\\(?:" + "|".join(sorted(GREEK | {"pi"}, key=len, reverse=True)) + r")(?![A-Za-z])"
+_GREEK = r"\\(?:" + "|".join(sorted(GREEK, key=len, reverse=True)) + r")(?![A-Za-z])"
 _INDEX = r"(?:\s*_\s*(?:\{[^{}]{1,30}\}|\w|\\[A-Za-z]+(?:\s*[A-Z]{1,4})?|[△∠]\s*[A-Z]{1,4}))?"
 _POINT = r"[A-Z](?:_\s*(?:\{\s*\d{1,2}\s*\}|\d))?'*"
 _POINTS = rf"{_POINT}(?:\s?{_POINT}){{1,7}}"
@@ -36,11 +36,12 @@ _ARGUMENT = (
     rf"|\(\s*[A-Z]\s*[+-]\s*[A-Z]\s*\)|\\frac\s*\{{?[A-Z]\}}?\s*\{{?2\}}?)"
 )
 _RATIO_OF_TRIG = rf"{_TRIG}{_ARGUMENT}"
+_MEAN = r"(?:\\(?:overline|bar|hat|tilde)(?![A-Za-z])\s*(?:\{\s*[a-z]\s*\}|[a-z])|[a-z]\u0304)"
 _SIZE = r"\|\s*(?:[A-Z]{2}|z(?:_\d)?)\s*\|"
 _WORDS = rf"(?!(?:{'|'.join(sorted(FUNCTIONS))})\b)(?:the\s+)?[A-Za-z]{{3,}}(?:\s[A-Za-z.]+){{0,6}}"
 _OF = r"(?:(?:the|area|length|of|angle|arc|segment|perimeter|volume|radius|measure|side|line)\s+)+"
 _CJK = r"[\u3040-\u30ff\u4e00-\u9fff]"
-_ATOM = rf"{_ARC}|{_SHAPE}|{_ANGLE}|{_RATIO_OF_TRIG}|{_CALL}|{_TIMED}|{_SIZE}|{_POINTS}|{_LETTER}"
+_ATOM = rf"{_ARC}|{_SHAPE}|{_ANGLE}|{_RATIO_OF_TRIG}|{_CALL}|{_TIMED}|{_SIZE}|{_MEAN}|{_POINTS}|{_LETTER}"
 _ONE = re.compile(_ATOM)
 _DESCRIBED = re.compile(
     rf"(?:(?:{_OF}|{_CJK}{{1,8}}\s*)?(?:{_ATOM})(?:\s*的?{_CJK}{{1,6}})?|{_WORDS}(?:{_INDEX})?|{_CJK}{{1,10}})"
