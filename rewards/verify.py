@@ -18,7 +18,7 @@ from rewards.answers.math import Comparison, read, suits_the_engine, worth_a_wor
 from rewards.answers.notation import clean
 from rewards.answers.number import Quantity
 from rewards.answers.spoken import spoken_value
-from rewards.answers.structures import Chain, Named, Value
+from rewards.answers.structures import Chain, Named, Relation, Value
 from rewards.answers.text import normal_text, same_text, says_text
 from rewards.answers.units import parse_unit
 from rewards.response.response import extract
@@ -111,13 +111,20 @@ def _read_math_readings(gold: str, kind: str, comparison: Comparison) -> Gold | 
 
 def _read_math_gold(text: str, kind: str, comparison: Comparison) -> Gold | str:
     value = read(text)
-    if kind == "number" and not isinstance(value.value if isinstance(value, Named) else value, Quantity):
+    if kind == "number" and not isinstance(_said(value), Quantity):
         return f"the gold {text[:60]!r} is not a number"
     if value is not None:
         return Gold(text, "math", value, _read_commas(text), comparison=comparison)
     if worth_a_worker(text):
         return Gold(text, "symbolic", comparison=comparison)
     return Gold(text, "text") if kind == "auto" else f"the gold {text[:60]!r} is not mathematics we can read"
+
+
+def _said(value: Value | Chain | None) -> Value | None:
+    """The value of a chain, of a name or of a sum that was asked for."""
+    while isinstance(value, Chain | Named | Relation):
+        value = value.value
+    return value
 
 
 def _read_commas(text: str) -> Value | Chain | None:

@@ -93,7 +93,7 @@ def _relation(left: str, sign: str, right: str) -> Relation | None:
 
 
 def _equalities(pieces: list[str], signs: list[str], parse: Parse) -> Value | Chain:
-    if signs == ["="] and _is_left(pieces[1]) and not _is_left(pieces[0]):
+    if set(signs) == {"="} and _is_left(pieces[-1]) and not _is_left(pieces[0]):
         pieces = pieces[::-1]
     if len(pieces) == 2:
         return _equation(*pieces, signs[0], parse)

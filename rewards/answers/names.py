@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 
 from rewards.answers.brackets import split_top
+from rewards.answers.denials import denies
 from rewards.answers.grammar import FUNCTIONS, GREEK
 
 MAX_CHARS = 90
-_GREEK = r"\\(?:" + "|".join(sorted(GREEK | {"pi"}, key=len, reverse=True)) + r")(?![A-Za-z])"
+_GREEK = r"\\(?:" + "|".join(sorted(GREEK, key=len, reverse=True)) + r")(?![A-Za-z])"
 _INDEX = r"(?:\s*_\s*(?:\{[^{}]{1,30}\}|\w|\\[A-Za-z]+(?:\s*[A-Z]{1,4})?|[△∠]\s*[A-Z]{1,4}))?"
 _POINT = r"[A-Z](?:_\s*(?:\{\s*\d{1,2}\s*\}|\d))?'*"
 _POINTS = rf"{_POINT}(?:\s?{_POINT}){{1,7}}"
@@ -35,19 +36,15 @@ _ARGUMENT = (
     rf"|\(\s*[A-Z]\s*[+-]\s*[A-Z]\s*\)|\\frac\s*\{{?[A-Z]\}}?\s*\{{?2\}}?)"
 )
 _RATIO_OF_TRIG = rf"{_TRIG}{_ARGUMENT}"
+_MEAN = r"(?:\\(?:overline|bar|hat|tilde)(?![A-Za-z])\s*(?:\{\s*[a-z]\s*\}|[a-z])|[a-z]\u0304)"
 _SIZE = r"\|\s*(?:[A-Z]{2}|z(?:_\d)?)\s*\|"
-_WORDS = rf"(?!(?:{'|'.join(sorted(FUNCTIONS))})\b)(?:the\s+)?[A-Za-z]{{3,}}(?:\s[A-Za-z.]+){{0,6}}"
+_WORDS = rf"(?!(?:{'|'.join(sorted(FUNCTIONS))})\b)(?:the\s+)?[A-Za-zÀ-ÿ]{{3,}}(?:\s[A-Za-zÀ-ÿ.]+){{0,6}}"
 _OF = r"(?:(?:the|area|length|of|angle|arc|segment|perimeter|volume|radius|measure|side|line)\s+)+"
 _CJK = r"[\u3040-\u30ff\u4e00-\u9fff]"
-_ATOM = rf"{_ARC}|{_SHAPE}|{_ANGLE}|{_RATIO_OF_TRIG}|{_CALL}|{_TIMED}|{_SIZE}|{_POINTS}|{_LETTER}"
+_ATOM = rf"{_ARC}|{_SHAPE}|{_ANGLE}|{_RATIO_OF_TRIG}|{_CALL}|{_TIMED}|{_SIZE}|{_MEAN}|{_POINTS}|{_LETTER}"
 _ONE = re.compile(_ATOM)
 _DESCRIBED = re.compile(
     rf"(?:(?:{_OF}|{_CJK}{{1,8}}\s*)?(?:{_ATOM})(?:\s*的?{_CJK}{{1,6}})?|{_WORDS}(?:{_INDEX})?|{_CJK}{{1,10}})"
-)
-_DENIES = re.compile(
-    r"\b(?:not|never|no|nor|neither|wrong|false|except|cannot|incorrect|twice|half|double|minus|negative|opposite"
-    r"|without|if|or|than|reciprocal|inverse)\b|[不非无無未没沒错錯误誤假否勿倍减減]|半(?![径徑圆圓周])|相反|倒数|ない",
-    re.IGNORECASE,
 )
 _TERM = re.compile(
     rf"\s*(?:(?P<atom>{_RATIO_OF_TRIG}|{_SHAPE}|{_ANGLE}|{_CALL}|{_SIZE}|{_POINTS}|{_LETTER})"
@@ -65,7 +62,7 @@ def is_name(text: str) -> bool:
     """Whether a text names one quantity; never one that its words deny."""
     if len(text) > MAX_CHARS:
         return False
-    return bool(_ONE.fullmatch(text) or (_DESCRIBED.fullmatch(text) and not _DENIES.search(text)))
+    return bool(_ONE.fullmatch(text) or (_DESCRIBED.fullmatch(text) and not denies(text)))
 
 
 def tuple_names(text: str) -> tuple[str, ...]:
