@@ -53,7 +53,7 @@ _SIZED = re.compile(
     r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|rm|bf|it|phantom)(?![A-Za-z])"
 )
 _DIGIT_GAP = re.compile(r"(?<=\d)(?:,\s?\\!\s*|\\[,!;: ]|\{,\}|~)(?=\d{3}(?!\d))")
-_SPACE = re.compile(r"(?<!\\)\\[,;:> \n]|\\q?quad(?![A-Za-z])|~|&nbsp;|\s+")
+_SPACE = re.compile(r"(?<!\\)\\[,;:> \n]|\\q?quad|~|&nbsp;|\s+")
 _COMMANDS = {
     "dfrac": "\\frac", "tfrac": "\\frac", "cfrac": "\\frac", "cdot": "*", "times": "*", "ast": "*", "div": "/",
     "leq": "\\le", "leqslant": "\\le", "geq": "\\ge", "geqslant": "\\ge", "neq": "\\ne", "lt": "<", "gt": ">",

@@ -1,8 +1,8 @@
 """Answers that are said in a sentence: the one value that the last clause ends on, the one choice that it names.
 
-This is what is left where no label or lead-in is known: "That leaves 5 apples", "共有 720 种排法", "It's Maine that has the
-highest value". Nothing is taken from a sentence that asks, denies, doubts or offers alternatives, nor from a clause with
-a second value. What stands right before a value must assert it: "exceeds 9", "step 9" and "a multiple of 9" do not.
+This is what is left where no label or lead-in is known: "That leaves 5 apples", "共有 720 种排法", "It's Maine that has
+the highest value". Nothing is taken from a sentence that asks, denies, doubts or offers alternatives, nor from a clause
+with a second value. What stands right before a value must assert it: "exceeds 9", "step 9", "a multiple of 9" do not.
 """
 
 from __future__ import annotations
@@ -50,26 +50,27 @@ _CLAUSES = re.compile(r"(?<!\d)[,;:，；：、—–]|[,;:，；：、—–](?
 # In front of a value these only lead to it.
 _LEADS = " =≈:：,，;；、—–∴"
 _MAX_TAIL_WORDS, _MAX_TAIL_HAN = 4, 10
-# Words that assert what they stand before: English, French, German, Spanish, Italian, Portuguese, Vietnamese, Indonesian,
-# Russian, Dutch.
-_ASSERTS = frozenset(
-    """is are was were be been equals equal leaves leave gives give gets get makes make measures reads totals costs weighs
-    yields has have had covers covered remain remains becomes pays paid earns spent spends needs takes counted answer answers
-    obtain obtains find finds total altogether exactly namely therefore thus hence so then us approximately about only it's
-    est sont vaut valent fait font donne donnent mesure mesurent reste restent soit égale donc environ coûte contient
-    ist sind beträgt betragen ergibt ergeben hat haben also somit misst kostet etwa genau gleich bleiben verbleiben
-    es son vale valen da mide miden quedan queda igual entonces tanto mide hay respuesta
-    è sono vale misura restano rimangono quindi dunque uguale
-    é são vale mede restam logo portanto igual resta
-    là bằng được còn có adalah sama jawabannya yaitu menjadi tersisa sebesar
-    равно равен равна равны составляет составит ответ получаем осталось будет zijn bedraagt blijven""".split()
-)
+# Words that assert what they stand before: English, French, German, Spanish, Italian, Portuguese, Vietnamese,
+# Indonesian, Russian, Dutch.
+_ASSERT_WORDS = """is are was were equals equal leaves leave gives give gets get makes make measures reads totals costs
+weighs yields has have had covers covered remain remains becomes pays paid earns spent spends needs
+takes counted answer answers obtain obtains find finds total altogether exactly namely therefore
+thus hence so then us approximately about only it's
+est sont vaut valent fait font donne donnent mesure mesurent reste restent soit égale donc environ coûte contient
+ist sind beträgt betragen ergibt ergeben hat haben also somit misst kostet etwa genau gleich bleiben verbleiben
+es son vale valen da mide miden quedan queda igual entonces tanto hay respuesta
+è sono misura restano rimangono quindi dunque uguale é são mede restam logo portanto resta
+là bằng được còn có adalah sama jawabannya yaitu menjadi tersisa sebesar
+равно равен равна равны составляет составит ответ получаем осталось будет zijn bedraagt blijven"""
+_ASSERTS = frozenset(_ASSERT_WORDS.split())
 # "a value of 9" asserts it, "a multiple of 9" does not; "equal to", "comes to"; "leaves us with"; "the point (0, 14)".
+_QUANTITY = """values? total sum answer result length area perimeter volume height width measure probability average
+mean median distance cost price slope"""
 _ASSERTS_BEFORE = re.compile(
-    r"(?:\b(?:values?|total|sum|answer|result|length|area|perimeter|volume|height|width|measure|probability|average|mean|median"
-    r"|distance|cost|price|slope)\s+of|\bequal\s+to|\b(?:comes?|came|adds?\s+up|amounts?|works?\s+out|igual|égale?|uguale|bằng)\s+"
-    r"(?:to\s+be|to|a|à)|\b(?:leaves?|leaving|left)\s+\w+\s+with|\b(?:takes?|took|made|makes|end)\s+up|\bthe\s+(?:ordered\s+)?"
-    r"(?:point|interval|set|vector|pair|triple|value|number)|\bsatisf(?:y|ies)|\bto\s+be)\s*$",
+    rf"(?:\b(?:{'|'.join(_QUANTITY.split())})\s+of|\bequal\s+to|\bto\s+be|\bsatisf(?:y|ies)"
+    r"|\b(?:comes?|came|adds?\s+up|amounts?|works?\s+out|igual|égale?|uguale|bằng)\s+(?:to\s+be|to|a|à)"
+    r"|\b(?:leaves?|leaving|left)\s+\w+\s+with|\b(?:takes?|took|made|makes|end)\s+up"
+    r"|\bthe\s+(?:ordered\s+)?(?:point|interval|set|vector|pair|triple|value|number))\s*$",
     re.IGNORECASE,
 )
 # Signs of Chinese and Japanese before a value that make it another one, or the name of something.
@@ -187,16 +188,12 @@ def _balanced(text: str) -> str:
 
 
 # What may stand right before a choice's words: "dark green" is not green.
-_BEFORE_WORDS = _ASSERTS | frozenset(
-    """the a an to that this it its they which will would each by because shows says called named likely clearly indeed
-    with has in at on of for as see most certainly definitely le la les l' un une der die das ein eine el los las il lo o a
-    they'll it'll there's that's""".split()
-)
-
-_BEHIND_WORDS = _ASSERTS | frozenset(
-    """that which who each one ones the a an of in on at to by as for with because since has than criterion theorem rule
-    graph type kind color colour option choice other""".split()
-)
+_BEFORE = """the a an to that this it its they which will would each by because shows says called named likely clearly
+indeed with in at on of for as see most certainly definitely le la les l' un une der die das ein eine el los las il lo o
+they'll it'll there's that's"""
+_BEHIND = """that which who each one ones the a an of in on at to by as for with because since has than criterion
+theorem rule graph type kind color colour option choice other"""
+_BEFORE_WORDS, _BEHIND_WORDS = (_ASSERTS | frozenset(words.split()) for words in (_BEFORE, _BEHIND))
 
 
 def named_once(text: str, choices: Sequence[str], spared: str = "") -> int | None:
@@ -244,9 +241,10 @@ def _whole(choice: str, text: str) -> list[re.Match[str]]:
     return list(re.finditer(begins + re.escape(choice) + ends, text))
 
 
+_CUE = """options? choices? statements? letters? answers? réponse antwort respuesta risposta resposta ответ"""
 _CUED = re.compile(
-    r"(?:\b(?:options?|choices?|statements?|letters?|answers?|réponse|antwort|respuesta|risposta|resposta)\b|[选選][择擇]?|只有"
-    r"|选项|答案|ответ|đáp án)(?:\s*(?:is|es|est|ist|è|é|là|correcta|correcte|是|为|:|：))*\s*[(（]?\s*([A-H])(?![A-Za-z'’])"
+    rf"(?:\b(?:{'|'.join(_CUE.split())}|đáp\s+án)\b|[选選][择擇]?|只有|选项|答案)"
+    r"(?:\s*(?:is|es|est|ist|è|é|là|correcta|correcte|是|为|:|：))*\s*[(（]?\s*([A-H])(?![A-Za-z'’])"
     r"|(?<![A-Za-z])[(（]?([A-H])[)）]?\s*(?:项|選項|选项|is\s+(?:the\s+)?(?:correct|right|answer|one)|[(（])",
     re.IGNORECASE,
 )

@@ -1,8 +1,8 @@
 """Whether a response takes back, in the words behind it, the answer that it has put into a tag or box.
 
-Wavering models write "\\boxed{5}. Wait, that is wrong, it should be 7." Such an answer is not asserted, so it is not paid,
-whatever it is. A remark behind an answer that stands ("5, not 6, as one might think") begins with no word of the kinds
-below, or names no other value.
+Wavering models write "\\boxed{5}. Wait, that is wrong, it should be 7." Such an answer is not asserted, so it is not
+paid, whatever it is. A remark behind an answer that stands ("5, not 6, as one might think") begins with no word of the
+kinds below, or names no other value.
 """
 
 from __future__ import annotations
