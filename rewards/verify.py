@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from rewards.answers.choice import Choices, decide_choice, read_choices
+from rewards.answers.choice import NO_CHOICE, Choices, decide_choice, read_choices, says_choice
 from rewards.answers.commas import with_decimal_points
 from rewards.answers.equality import Undecided, is_defined
 from rewards.answers.golds import gold_readings, ordered_parts
@@ -30,6 +30,9 @@ from rewards.workers.worker import WorkerDied
 
 _INTEGER = re.compile(r"[+-]?\d{1,15}", re.ASCII)
 _CACHED_CHARS = 200
+# Reasons after which the sentence around an answer may still say it.
+_NO_VALUE, _TEXTS_DIFFER = "the answer is not one value in mathematical notation", "the texts differ"
+_UNREAD = {_NO_VALUE, _TEXTS_DIFFER, NO_CHOICE}
 _PROBE = ("$\\frac{1}{2}$", "$\\frac{2}{4}$")
 _LETTER_GOLD = re.compile(r"^\(?[A-H]\)?\.?$")
 
@@ -152,7 +155,7 @@ def _judge(gold: Gold, answer: str) -> Score | Pending:
                 return outcome
         if gold.kind == "text":
             right = same_text(gold.text, answer) or says_text(gold.text, answer)
-            return _score(right, answer, "the texts are equal" if right else "the texts differ")
+            return _score(right, answer, "the texts are equal" if right else _TEXTS_DIFFER)
         return _judge_math(gold, answer)
     except TooLarge as error:
         return Score(Verdict.too_large, False, answer[:200], str(error))
@@ -180,7 +183,7 @@ def _judge_math(gold: Gold, answer: str) -> Score | Pending:
         except Undecided:
             pass
     if not worth_a_worker(text, plain=value is not None) or not suits_the_engine(gold.value):
-        return _score(False, answer, "the answer is not one value in mathematical notation")
+        return _score(False, answer, _NO_VALUE)
     if isinstance(value, Quantity) and not is_defined(value.node):
         return _score(False, answer, "the answer has no value")
     share = limits.worker_time_share(text)
@@ -230,7 +233,29 @@ def judge_item(item: Item | Sample) -> Score | Pending:
         return Score(Verdict.too_large, False, answer[:200], f"the answer has {len(answer)} characters")
     # Only short answers come again, and long ones would fill the memory.
     judge = _judge_cached if len(answer) <= _CACHED_CHARS else _judge
-    return _best([judge(gold, answer) for gold in golds])
+    outcome = _best([judge(gold, answer) for gold in golds])
+    is_unread = isinstance(outcome, Score) and outcome.reason in _UNREAD
+    if (
+        is_unread
+        and extraction.sentence not in ("", answer)
+        and any(_says(gold, extraction.sentence) for gold in golds)
+    ):
+        return _score(True, answer, "the sentence says the gold")
+    return outcome
+
+
+def _says(gold: Gold, sentence: str) -> bool:
+    """Whether the whole sentence of a plain response says the gold, where the part that declares it was not read."""
+    try:
+        if gold.kind == "choice" and gold.choices is not None:
+            return says_choice(gold.choices, sentence)
+        if gold.kind == "text":
+            return says_text(gold.text, sentence)
+        _, value = _spoken(sentence, "")
+        both = gold.value is not None and value is not None and gold.comparison is not None
+        return both and gold.comparison.same(gold.value, value)
+    except (Undecided, TooLarge, RecursionError):
+        return False
 
 
 def _best(outcomes: Sequence[Score | Pending]) -> Score | Pending:

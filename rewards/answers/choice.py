@@ -29,6 +29,7 @@ _SAYS_YES_NO = re.compile(
     r"(?=$|[\s,.!;:，。！；：(（—–-])",
     re.IGNORECASE,
 )
+NO_CHOICE = "it names no single choice"
 _DISAGREE = "letter and text disagree"
 _OTHER_HALF = re.compile(r"\b(?:but|however|or|wait|actually)\b|但|不过|或|等等", re.IGNORECASE)
 _TEXT_THEN_LETTER = re.compile(r"^(.*\S)\s*\(\s*(?:option\s+|choice\s+)?([A-Z])\s*\)$", re.DOTALL)
@@ -109,12 +110,17 @@ def _named_choice(text: str, choices: Choices) -> int | str:
     if yes_no and set(choices.texts) == {"yes", "no"}:
         return choices.texts.index(yes_no.group(1).lower())
     index = _by_text(bare, choices) if bare != text else None
-    return "it names no single choice" if index is None else index
+    return NO_CHOICE if index is None else index
+
+
+def says_choice(choices: Choices, sentence: str) -> bool:
+    """Whether a sentence names the right choice, where there is one."""
+    return len(choices.right) == 1 and _said_choice(sentence, choices) in choices.right
 
 
 def _said_choice(answer: str, choices: Choices) -> int | None:
     """Index of the one choice that a sentence names: by yes or no at its beginning, by a letter, or by its words."""
-    yes_no = _SAYS_YES_NO.match(answer.strip(" \n*$.\"'"))
+    yes_no = _SAYS_YES_NO.match(clean(answer).strip(" *.\"'"))
     if yes_no and set(choices.texts) == {"yes", "no"}:
         return None if _OTHER_HALF.search(answer) else choices.texts.index("yes" if yes_no["yes"] else "no")
     letter = cued_letter(answer)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 from rewards.answers.denials import denies, spoils
 from rewards.answers.nouns import changes_number
@@ -86,6 +87,7 @@ _DECLARES = re.compile(
 _NEVER_ONE = re.compile(r"<\||\b(?:print|return|lambda|def|import)\b|```")
 # A line without words and without a relation is a value of its own.
 _PROSE = re.compile(rf"[^\W\d_]{{2,}}.*[^\W\d_]{{2,}}|[{_HAN}]", re.DOTALL)
+_GIVEN = re.compile(r"\W*([^=\s]+)\s*=\s*([-\d./]+)\W*")
 _NEUTRAL = frozenset("()（）[]*\"'“”‘’「」$.。!,，")
 
 
@@ -94,6 +96,8 @@ def spoken_value(text: str) -> tuple[str, ...]:
     sentence = last_sentence(text)
     if not sentence:
         return ()
+    if sentence != text.strip() and not _PROSE.search(sentence) and "\n" in text:
+        return () if denies(text) else (sentence,)
     tokens = list(_TOKEN.finditer(sentence))
     last = len(tokens) - 1
     while last >= 0 and not _is_value(tokens[last]):
@@ -106,6 +110,9 @@ def spoken_value(text: str) -> tuple[str, ...]:
         first -= 1
     # A closing bracket belongs to the value, a word to what it counts.
     end = next((token.start() for token in tail if token["word"]), len(sentence))
+    # "é igual a 10": a preposition of one letter is no factor.
+    while first < last and tokens[first]["word"] and len(tokens[first][0]) == 1 and _is_apart(tokens, first):
+        first += 1
     value = _balanced(sentence[tokens[first].start() : end].strip(_LEADS + ".。 "))
     before = sentence[: tokens[first].start()]
     if not value or spoils(before) or _has_second_value(before) or not _asserts(before, tokens[:first]):
@@ -122,12 +129,18 @@ def last_sentence(text: str, spared: str = "") -> str:
     pieces = [piece.strip() for piece in _END.split(text[-WINDOW:]) if piece and piece.strip(" $*.\\[]()")]
     if not pieces or _ASKS.search(pieces[-1]) or text.rstrip(" $*").endswith(("?", "？")) or _NEVER_ONE.search(text):
         return ""
-    if any(not _PROSE.search(piece) and "=" not in piece for piece in pieces[:-1]):
+    if any(not _PROSE.search(piece) and "=" not in piece for piece in pieces[:-1]) or _gives_two(pieces):
         return ""
     sentence = without_reason(pieces[-1])
     if _UNREAL.search(sentence):
         return ""
     return "" if denies(sentence.replace(spared, " ") if spared else sentence) else sentence
+
+
+def _gives_two(pieces: Sequence[str]) -> bool:
+    """Whether two lines give one name two numbers."""
+    given = [found for found in map(_GIVEN.fullmatch, pieces) if found]
+    return any(one[1] == other[1] and one[2] != other[2] for one, other in pairwise(given))
 
 
 def _asserts(before: str, tokens: Sequence[re.Match[str]]) -> bool:
@@ -177,6 +190,12 @@ def _has_second_value(before: str) -> bool:
     return any(re.search(r"\d", each) and (_DECLARES.search(each) or not _PROSE.search(each)) for each in others)
 
 
+def _is_apart(tokens: Sequence[re.Match[str]], place: int) -> bool:
+    """Whether a letter stands between blanks, in front of a number and behind a word."""
+    behind = place > 0 and tokens[place - 1]["word"] and tokens[place - 1].end() < tokens[place].start()
+    return bool(behind and tokens[place + 1]["number"] and tokens[place].end() < tokens[place + 1].start())
+
+
 def _balanced(text: str) -> str:
     """The text without brackets at its ends that open or close nothing."""
     for opening, closing in ("()", "[]", "{}", "（）"):
@@ -196,17 +215,24 @@ theorem rule graph type kind color colour option choice other"""
 _BEFORE_WORDS, _BEHIND_WORDS = (_ASSERTS | frozenset(words.split()) for words in (_BEFORE, _BEHIND))
 
 
-def named_once(text: str, choices: Sequence[str], spared: str = "") -> int | None:
+def named_once(text: str, choices: Sequence[str]) -> int | None:
     """The place of the only choice whose words stand in a text, or None.
 
     Args:
         text: normalised as the choices are (`text.normal_text`).
         choices: normal texts; those without a word of three letters (or a Chinese sign) are never found.
-        spared: may deny, since it is what is looked for.
     """
-    if not choices or len(text) > WINDOW or denies(text.replace(spared, " ") if spared else text):
+    text, choices = _HYPHEN.sub(" ", text), [_HYPHEN.sub(" ", choice) for choice in choices]
+    if not choices or len(text) > WINDOW:
         return None
     places = [[match.span() for match in _whole(choice, text)] for choice in choices]
+    rest = text
+    for spans in places:
+        for begin, end in spans:
+            rest = rest[:begin] + " " * (end - begin) + rest[end:]
+    # A choice itself may deny, such as "less than".
+    if denies(rest):
+        return None
     found = [index for index, spans in enumerate(places) if spans]
     # "less than" inside "not less than": the longer one is named.
     kept = [
@@ -230,6 +256,9 @@ def named_once(text: str, choices: Sequence[str], spared: str = "") -> int | Non
     fits = last is None or last[0] in _BEFORE_WORDS or re.search(f"[{_HAN}]$", last[0])
     goes_on = follows is None or (follows[1] or "") in _BEHIND_WORDS or re.match(f"[{_HAN}]", follows[1] or "")
     return kept[0] if fits and goes_on else None
+
+
+_HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
 
 
 def _whole(choice: str, text: str) -> list[re.Match[str]]:

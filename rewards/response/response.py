@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from rewards.answers.spoken import last_sentence
 from rewards.response.declared import declared_answer
 from rewards.response.withdrawn import takes_back
 from rewards.types import TEMPLATES, Verdict
@@ -35,11 +36,16 @@ _CUT_BOX = re.compile(r"\\(?:boxed|fbox)$")
 
 @dataclass(frozen=True, slots=True)
 class Extraction:
-    """The answer text, or the verdict and reason for which there is none."""
+    """The answer text, or the verdict and reason for which there is none.
+
+    Attributes:
+        sentence: the whole sentence of a plain response that the answer was taken from.
+    """
 
     answer: str | None
     verdict: Verdict | None = None
     reason: str = ""
+    sentence: str = ""
 
 
 def _none(reason: str, verdict: Verdict = Verdict.no_answer) -> Extraction:
@@ -109,7 +115,7 @@ def extract(completion: str, template: str = "auto") -> Extraction:
     if template in ("think_boxed", "boxed") or "\\boxed" in text or "\\fbox" in text:
         return _from_boxes(text)
     answer = declared_answer(text)
-    return Extraction(answer) if answer else _none("the response declares no answer")
+    return Extraction(answer, sentence=last_sentence(text)) if answer else _none("the response declares no answer")
 
 
 def after_think(text: str) -> str | Extraction:

@@ -70,10 +70,10 @@ def test_how_a_gold_is_compared(gold, options, route):
 
 def test_what_no_reader_reads_is_compared_letter_by_letter():
     """The number is for this: a right answer in other letters is refused."""
-    gold = "\\triangle ABC \\sim \\triangle DEF"
+    gold = "an isosceles right triangle"
     assert how_compared(gold) == "text"
     assert verify(f"\\boxed{{{gold}}}", gold).correct
-    assert not verify("\\boxed{\\triangle DEF \\sim \\triangle ABC}", gold).correct
+    assert not verify("\\boxed{a right triangle with two equal sides}", gold).correct
 
 
 def test_same_answers_are_told_without_a_worker():
