@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
 
+from rewards.judge import Gold, judge_item, read_gold
 from rewards.types import Golds, Item
-from rewards.verify import Gold, gold_is_parsed, judge_item, read_gold
+from rewards.verify import gold_is_parsed
 
 Route = Literal["choice", "value", "text"]
 

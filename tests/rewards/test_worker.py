@@ -11,7 +11,7 @@ import time
 import pytest
 
 from rewards import Item, Verdict, Verifier, verify
-from rewards.verify import Pending
+from rewards.judge import Pending
 from rewards.workers.pool import Nursery
 
 # Needs math-verify: our own grammar knows no sums.
