@@ -205,6 +205,7 @@ def _read_group(values: Mapping[str, Any], tensors: Mapping[str, Tensor], index:
     """The scored group with this number."""
     images = [tensors[f"{index}/images/{number}"] for number in range(values["num_images"])]
     row = values["row"]
+    row["equivalent_answers"] = tuple(row.get("equivalent_answers", ()))
     row["earlier_turns"] = tuple(Turn(*turn) for turn in row.get("earlier_turns", ()))
     row["choices"] = None if row["choices"] is None else tuple(row["choices"])
     prefix = f"{index}/media/"
