@@ -31,6 +31,7 @@ _SAYS_YES_NO = re.compile(
 )
 NO_CHOICE = "it names no single choice"
 _DISAGREE = "letter and text disagree"
+_LISTED = re.compile(r"(?:^|[\s(（])([A-Z])[.)）:、]")
 _OTHER_HALF = re.compile(r"\b(?:but|however|or|wait|actually)\b|但|不过|或|等等", re.IGNORECASE)
 _TEXT_THEN_LETTER = re.compile(r"^(.*\S)\s*\(\s*(?:option\s+|choice\s+)?([A-Z])\s*\)$", re.DOTALL)
 _SECOND_LETTER = re.compile(r"\b(?:or|and)\s+\(?[A-Z]\)?\b")
@@ -123,6 +124,9 @@ def _said_choice(answer: str, choices: Choices) -> int | None:
     yes_no = _SAYS_YES_NO.match(clean(answer).strip(" *.\"'"))
     if yes_no and set(choices.texts) == {"yes", "no"}:
         return None if _OTHER_HALF.search(answer) else choices.texts.index("yes" if yes_no["yes"] else "no")
+    if len(set(_LISTED.findall(answer))) > 1:
+        # A copy of the choices.
+        return None
     letter = cued_letter(answer)
     by_letter = None if letter is None else _index(letter, choices)
     by_words = named_once(normal_text(answer), choices.texts)
