@@ -16,7 +16,7 @@ from rewards.answers.notation import clean
 from rewards.answers.number import Quantity
 from rewards.answers.spoken import spoken_value
 from rewards.answers.structures import Chain, Named, Relation, Value
-from rewards.answers.text import normal_text, same_text, says_text
+from rewards.answers.text import normal_text, same_text
 from rewards.answers.units import parse_unit
 from rewards.response.response import extract
 from rewards.types import KINDS, Item, Sample, Score, Verdict
@@ -26,8 +26,8 @@ from rewards.workers.limits import TooLarge
 _INTEGER = re.compile(r"[+-]?\d{1,15}", re.ASCII)
 _CACHED_CHARS = 200
 # Reasons after which the sentence around an answer may still say it.
-_NO_VALUE, _TEXTS_DIFFER = "the answer is not one value in mathematical notation", "the texts differ"
-_UNREAD = {_NO_VALUE, _TEXTS_DIFFER, NO_CHOICE}
+_NO_VALUE = "the answer is not one value in mathematical notation"
+_UNREAD = {_NO_VALUE, NO_CHOICE}
 _LETTER_GOLD = re.compile(r"^\(?[A-H]\)?\.?$")
 
 
@@ -148,8 +148,8 @@ def _judge(gold: Gold, answer: str) -> Score | Pending:
             if (outcome := _judge(other, answer)) and isinstance(outcome, Score) and outcome.correct:
                 return outcome
         if gold.kind == "text":
-            right = same_text(gold.text, answer) or says_text(gold.text, answer)
-            return score_of(right, answer, "the texts are equal" if right else _TEXTS_DIFFER)
+            right = same_text(gold.text, answer)
+            return score_of(right, answer, "the texts are equal" if right else "the texts differ")
         return _judge_math(gold, answer)
     except TooLarge as error:
         return Score(Verdict.too_large, False, answer[:200], str(error))
@@ -245,7 +245,7 @@ def _says(gold: Gold, sentence: str) -> bool:
         if gold.kind == "choice" and gold.choices is not None:
             return says_choice(gold.choices, sentence)
         if gold.kind == "text":
-            return says_text(gold.text, sentence)
+            return False
         _, value = _spoken(sentence, "")
         both = gold.value is not None and value is not None and gold.comparison is not None
         return both and gold.comparison.same(gold.value, value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from rewards.answers.denials import denies
 from rewards.answers.equality import Undecided
 from rewards.answers.math import Comparison, read
 from rewards.answers.notation import clean
@@ -24,15 +25,21 @@ _LETTER_THEN_TEXT = re.compile(
 _LOOSE_LABEL = re.compile(r"^(?:([a-z])\s*[.:)]|([A-Z])\s*,)\s*(\S.*)$", re.DOTALL)
 _LETTER_AND_BRACKET = re.compile(r"^([A-Z])\s*\((.{2,})\)$", re.DOTALL)
 _YES_NO = re.compile(r"^(yes|no)\s*,", re.IGNORECASE)
+# The word alone, or before a sign: "no idea" and "no doubt" are no answers.
 _SAYS_YES_NO = re.compile(
-    r"^(?:(?P<yes>yes|yeah|yep|correct|ja|oui|sí|sim|да|是的?|对的?|正确|はい|네)|(?:no|nope|nein|non|não|нет|不是|不对|否|いいえ|아니))"
-    r"(?=$|[\s,.!;:，。！；：(（—–-])",
+    r"^(?:(?P<yes>yes|yeah|yep|ja|oui|sí|sim|да|是的?|对的?|はい|네)|(?:no|nope|nein|non|não|нет|不是|不对|否|いいえ|아니))"
+    r"\s*(?=$|[,.!;:，。！；：(（—])",
     re.IGNORECASE,
 )
-NO_CHOICE = "it names no single choice"
 _DISAGREE = "letter and text disagree"
+NO_CHOICE = "it names no single choice"
+# Beside a letter whose text is not known: another label, or a word that rejects it.
+_UNFIT = re.compile(r"(?<![A-Za-z])[B-H]\s*[=).:、]|reject|错|误|不|否", re.IGNORECASE)
 _LISTED = re.compile(r"(?:^|[\s(（])([A-Z])[.)）:、]")
-_OTHER_HALF = re.compile(r"\b(?:but|however|or|wait|actually)\b|但|不过|或|等等", re.IGNORECASE)
+_OTHER_HALF = re.compile(
+    r"\b(?:but|however|or|wait|actually|yes|no|ja|nein|oui|non|maybe)\b|但|不过|或|等等|不是|否|(?<!不)是的",
+    re.IGNORECASE,
+)
 _TEXT_THEN_LETTER = re.compile(r"^(.*\S)\s*\(\s*(?:option\s+|choice\s+)?([A-Z])\s*\)$", re.DOTALL)
 _SECOND_LETTER = re.compile(r"\b(?:or|and)\s+\(?[A-Z]\)?\b")
 _SEVERAL = re.compile(r"^\(?([A-Z])\)?(?:(?:\s*(?:,|and|&|和|与|及|et|und)\s*|\s?)\(?([A-Z])\)?)+$")
@@ -123,7 +130,10 @@ def _said_choice(answer: str, choices: Choices) -> int | None:
     """Index of the one choice that a sentence names: by yes or no at its beginning, by a letter, or by its words."""
     yes_no = _SAYS_YES_NO.match(clean(answer).strip(" *.\"'"))
     if yes_no and set(choices.texts) == {"yes", "no"}:
-        return None if _OTHER_HALF.search(answer) else choices.texts.index("yes" if yes_no["yes"] else "no")
+        rest = clean(answer)[yes_no.end() :]
+        return (
+            None if _OTHER_HALF.search(rest) or denies(rest) else choices.texts.index("yes" if yes_no["yes"] else "no")
+        )
     if len(set(_LISTED.findall(answer))) > 1:
         # A copy of the choices.
         return None
@@ -147,7 +157,8 @@ def _agreeing(index: int | str, text: str, choices: Choices) -> int | str:
     if isinstance(index, str):
         return index
     if not choices.texts:
-        return "two letters" if _LABEL.match(text) or _SECOND_LETTER.search(text) else index
+        is_other = _LABEL.match(text) or _SECOND_LETTER.search(text) or _UNFIT.search(text) or denies(text)
+        return "two letters" if is_other else index
     if _same_choice(text, index, choices) and _by_text(text, choices) in (index, None):
         return index
     if named_once(normal_text(text), choices.texts) == index:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-from rewards.answers.denials import denies, spoils
+from rewards.answers.denials import denies, either, spoils
 from rewards.answers.nouns import changes_number
 from rewards.answers.wording import without_reason
 
@@ -49,7 +49,7 @@ _TEXT_COMMANDS = frozenset([r"\text", r"\mathrm", r"\textbf", r"\quad", r"\qquad
 # A comma between digits divides nothing.
 _CLAUSES = re.compile(r"(?<!\d)[,;:，；：、—–]|[,;:，；：、—–](?!\d)")
 # In front of a value these only lead to it.
-_LEADS = " =≈:：,，;；、—–∴"
+_LEADS = " =≈:：,，;；、∴"
 _MAX_TAIL_WORDS, _MAX_TAIL_HAN = 4, 10
 # Words that assert what they stand before: English, French, German, Spanish, Italian, Portuguese, Vietnamese,
 # Indonesian, Russian, Dutch.
@@ -71,7 +71,7 @@ _ASSERTS_BEFORE = re.compile(
     rf"(?:\b(?:{'|'.join(_QUANTITY.split())})\s+of|\bequal\s+to|\bto\s+be|\bsatisf(?:y|ies)"
     r"|\b(?:comes?|came|adds?\s+up|amounts?|works?\s+out|igual|égale?|uguale|bằng)\s+(?:to\s+be|to|a|à)"
     r"|\b(?:leaves?|leaving|left)\s+\w+\s+with|\b(?:takes?|took|made|makes|end)\s+up"
-    r"|\bthe\s+(?:ordered\s+)?(?:point|interval|set|vector|pair|triple|value|number))\s*$",
+    r"|\b(?:is|are|at|namely)\s+the\s+(?:ordered\s+)?(?:point|interval|set|vector|pair|triple|value|number))\s*$",
     re.IGNORECASE,
 )
 # Signs of Chinese and Japanese before a value that make it another one, or the name of something.
@@ -83,6 +83,20 @@ _UNREAL = re.compile(
 )
 _DECLARES = re.compile(
     r"\b(?:answers?|solution|result|réponse|antwort|respuesta|risposta)\b|答案|答え|ответ", re.IGNORECASE
+)
+# Denial, doubt and change in languages that `denials` does not read; some of the words mean something else in English.
+_FOREIGN = r"""nunca; jamás; falso; quizás?; tal vez; si; mitad; sin; salvo; excepto; mai; forse; se; metà; falsa;
+senza; não; talvez; metade; sem; không; chưa; nếu; có thể; nửa; trừ; bukan; tidak; jika; mungkin;
+setengah; salah; kecuali; не; нет; если; возможно; половин\w*; неверн\w*; кроме; niet; geen; als;
+misschien; helft; kehrwert; quadrat; carré; inverse; presque; casi; quase; quasi; doble; doppio; dobro;
+triple; tercio; terzo; error\w*; faulty; absurd\w*; nope; provided; such that; find all; find the;
+friend\w*; common; reject\w*; omit\w*; avoid\w*; outside; lacks?; miss(?:es|ed|ing)?; (?:its|whose|a)
+(?:square|cube|third|quarter|fifth); the
+(?:square|cube|reciprocal|inverse|negative|complement|supplement) (?:is|of it|equals)"""
+_FOREIGN_DENIAL = re.compile(
+    rf"\b(?:{either(_FOREIGN)})\b|[设設令别猜零负負]|似乎|好像|平方后|陷阱|有问题|淘汰|划掉|排除|下一个"
+    r"|的(?:倍|阶乘|几|次方|立方)|分之|才怪|进制|答えた",
+    re.IGNORECASE,
 )
 _NEVER_ONE = re.compile(r"<\||\b(?:print|return|lambda|def|import)\b|```")
 # A line without words and without a relation is a value of its own.
@@ -131,8 +145,11 @@ def last_sentence(text: str, spared: str = "") -> str:
         return ""
     if any(not _PROSE.search(piece) and "=" not in piece for piece in pieces[:-1]) or _gives_two(pieces):
         return ""
+    ends = [found[1] for found in map(_LED.search, pieces) if found]
+    if len(ends) > 1 and _LED.search(pieces[-1]) and ends[-1] in ends[:-1] and not _CONCLUDES.match(pieces[-1]):
+        return ""
     sentence = without_reason(pieces[-1])
-    if _UNREAL.search(sentence):
+    if _UNREAL.search(sentence) or _FOREIGN_DENIAL.search(sentence.replace(spared, " ") if spared else sentence):
         return ""
     return "" if denies(sentence.replace(spared, " ") if spared else sentence) else sentence
 
@@ -187,13 +204,25 @@ def _has_second_value(before: str) -> bool:
     *others, own = _CLAUSES.split(before)
     if re.search(r"\d", own):
         return True
-    return any(re.search(r"\d", each) and (_DECLARES.search(each) or not _PROSE.search(each)) for each in others)
+    lead = _LEAD.search(own)
+    if any(re.search(r"\d", each) and (_DECLARES.search(each) or not _PROSE.search(each)) for each in others):
+        return True
+    # "It is 3, it is 9" gives two values alike.
+    leads = [found[1] for found in map(_LED.search, others) if found]
+    return bool(lead) and not _CONCLUDES.match(own) and lead[1] in leads
 
 
 def _is_apart(tokens: Sequence[re.Match[str]], place: int) -> bool:
     """Whether a letter stands between blanks, in front of a number and behind a word."""
     behind = place > 0 and tokens[place - 1]["word"] and tokens[place - 1].end() < tokens[place].start()
     return bool(behind and tokens[place + 1]["number"] and tokens[place].end() < tokens[place + 1].start())
+
+
+_LEAD = re.compile(r"([^\W\d_]+)[\s(=≈:]*$")
+_LED = re.compile(r"([^\W\d_]+)[\s(=≈:]*[-+]?\d[^\W_]*\W*$")
+_CONCLUDES = re.compile(
+    r"^\s*(?:so|thus|hence|therefore|then|which)\b|^\s*(?:所以|因此|故|则|从而|于是)", re.IGNORECASE
+)
 
 
 def _balanced(text: str) -> str:
@@ -206,17 +235,20 @@ def _balanced(text: str) -> str:
     return text
 
 
-# What may stand right before a choice's words: "dark green" is not green.
-_BEFORE = """the a an to that this it its they which will would each by because shows says called named likely clearly
-indeed with in at on of for as see most certainly definitely le la les l' un une der die das ein eine el los las il lo o
-they'll it'll there's that's"""
-_BEHIND = """that which who each one ones the a an of in on at to by as for with because since has than criterion
-theorem rule graph type kind color colour option choice other"""
-_BEFORE_WORDS, _BEHIND_WORDS = (_ASSERTS | frozenset(words.split()) for words in (_BEFORE, _BEHIND))
+# "It is most likely a polynomial", "it's Maine that has ...", "they will repel each other": what asserts a choice's
+# words stands right before them ("dark green" is not green), and nothing behind makes them a part of something else.
+_CHOSEN = re.compile(
+    r"(?:^|(?:\b(?:is|are|was|were|will|answer|namely|ist|sind|est|sont|es|son|è|é|là|adalah)|['’]s|[:：=]|是|为|選|选)"
+    r"(?:\s+(?:most\s+)?(?:likely|clearly|indeed|therefore|thus|definitely|simply|just))?(?:\s+(?:a|an|the|le|la|un|une|ein|eine|der"
+    r"|die|das))?)\W{0,3}$"
+)
+_CHOSEN_END = re.compile(
+    r"^\W{0,3}(?:$|(?:that|which|one|each|than|the|is|has|as\s+the)\b)|^\s*[(（][^()（）]*[)）]\W*$|^[,，;；。.]\s"
+)
 
 
 def named_once(text: str, choices: Sequence[str]) -> int | None:
-    """The place of the only choice whose words stand in a text, or None.
+    """The place of the only choice whose words a text asserts, or None.
 
     Args:
         text: normalised as the choices are (`text.normal_text`).
@@ -231,33 +263,26 @@ def named_once(text: str, choices: Sequence[str]) -> int | None:
         for begin, end in spans:
             rest = rest[:begin] + " " * (end - begin) + rest[end:]
     # A choice itself may deny, such as "less than".
-    if denies(rest):
+    if spoils(rest) or _FOREIGN_DENIAL.search(rest) or _JOINS.search(rest):
         return None
-    found = [index for index, spans in enumerate(places) if spans]
     # "less than" inside "not less than": the longer one is named.
-    kept = [
-        index
-        for index in found
-        if not all(
-            any(
-                low <= begin and end <= high and (low, high) != (begin, end)
-                for other in found
-                for low, high in places[other]
-            )
-            for begin, end in places[index]
-        )
-    ]
-    if len(kept) != 1:
+    kept = [index for index, spans in enumerate(places) if spans and not _is_inside(index, places)]
+    if len(kept) != 1 or len(places[kept[0]]) != 1:
         return None
     begin, end = places[kept[0]][0]
-    last = re.search(r"[^\W\d_]+(?:['’][^\W\d_]+)?$", text[:begin].rstrip())
-    follows = re.match(r"\s*([^\W\d_]+)|[-'’]", text[end:])
-    # A sentence may begin or end with it, and a sign may stand beside it.
-    fits = last is None or last[0] in _BEFORE_WORDS or re.search(f"[{_HAN}]$", last[0])
-    goes_on = follows is None or (follows[1] or "") in _BEHIND_WORDS or re.match(f"[{_HAN}]", follows[1] or "")
-    return kept[0] if fits and goes_on else None
+    return kept[0] if _CHOSEN.search(text[:begin]) and _CHOSEN_END.search(text[end:]) else None
 
 
+def _is_inside(index: int, places: Sequence[Sequence[tuple[int, int]]]) -> bool:
+    """Whether a choice stands only inside longer ones."""
+    others = [span for spans in places for span in spans]
+    return all(
+        any(low <= begin and end <= high and (low, high) != (begin, end) for low, high in others)
+        for begin, end in places[index]
+    )
+
+
+_JOINS = re.compile(r"\b(?:or|and|nor|both|all)\b|[/|]|[或和与及]|、")
 _HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
 
 
@@ -270,11 +295,11 @@ def _whole(choice: str, text: str) -> list[re.Match[str]]:
     return list(re.finditer(begins + re.escape(choice) + ends, text))
 
 
-_CUE = """options? choices? statements? letters? answers? réponse antwort respuesta risposta resposta ответ"""
 _CUED = re.compile(
-    rf"(?:\b(?:{'|'.join(_CUE.split())}|đáp\s+án)\b|[选選][择擇]?|只有|选项|答案)"
-    r"(?:\s*(?:is|es|est|ist|è|é|là|correcta|correcte|是|为|:|：))*\s*[(（]?\s*([A-H])(?![A-Za-z'’])"
-    r"|(?<![A-Za-z])[(（]?([A-H])[)）]?\s*(?:项|選項|选项|is\s+(?:the\s+)?(?:correct|right|answer|one)|[(（])",
+    r"(?:\b(?:answer|option|choice|letter|réponse|antwort|respuesta|risposta|resposta|ответ)(?:\s+(?:correcta|correcte|corretta))?"
+    r"\s*(?:is|es|est|ist|è|é|:)|\bđáp\s+án\s+(?:là|đúng\s+là)|(?:^|[，,；。\s故应])选(?:择|項|项)?|答案(?:是|为|:|：)|只有)"
+    r"\s*(?:option\s+|choice\s+)?[(（]?([A-H])(?![A-Za-z'’])(?![)）]?\s*(?:and|or|,|、|和|或|的|y\b|e\b|et\b|und\b))"
+    r"|(?:^|\b(?:option|choice|statement)\s+|[，,；。\s])[(（]?([A-H])[)）]?\s*(?:项?(?:是)?(?:正确|符合)|is\s+(?:the\s+)?(?:correct|right|one))",
     re.IGNORECASE,
 )
 _ARTICLE = re.compile(r"(?<![A-Za-z])A\s+(?!and\b|or\b|is\b)[a-z]{2}")

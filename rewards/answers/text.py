@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 from rewards.answers.notation import clean
-from rewards.answers.spoken import last_sentence, named_once
 from rewards.answers.wording import look_through
 
 _ARTICLE = re.compile(r"\b(?:a|an|the)\s+(?=\S)")
@@ -21,9 +20,6 @@ _SIGNS = (
 )  # fmt: skip
 # A blank divides two words of letters; beside signs, digits and Chinese it divides nothing.
 _IDLE_SPACE = re.compile(r"\s+(?![a-zà-ÿ])|(?<![a-zà-ÿ.!?])\s+")
-_JOINED = re.compile(r"\b(?:and|or|but|then|nor|both|et|ou|und|oder|y|o)\b|[和或与及且又]|然后|再|[,;，；、]")
-# Characters that a sentence may have beside the text that it names.
-_MAX_MORE = 80
 _SYMMETRIC = re.compile(r"[=∥⊥≌∽]")
 
 
@@ -45,15 +41,6 @@ def same_text(gold: str, answer: str) -> bool:
     """True if both texts, or the gold and what the answer asserts, have the same non-empty comparable form."""
     wanted = _sides(normal_text(gold))
     return bool(wanted) and wanted in (_sides(normal_text(answer)), _sides(normal_text(look_through(clean(answer)))))
-
-
-def says_text(gold: str, answer: str) -> bool:
-    """True if the last sentence of an answer names the gold in few words and joins nothing to it."""
-    wanted = normal_text(gold)
-    said = normal_text(last_sentence(clean(answer), clean(gold)))
-    if len(wanted) < 2 or _JOINED.search(said) or len(said) > len(wanted) + _MAX_MORE:
-        return False
-    return named_once(said, [wanted]) == 0
 
 
 def _sides(text: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import re
 from rewards.answers.denials import denies, spoils
 from rewards.answers.markup import without_markup
 from rewards.answers.wording import look_through
+from rewards.response.withdrawn import takes_back
 
 # Only the end of a response can declare the final answer; a fixed window bounds the work.
 WINDOW = 4000
@@ -48,7 +49,10 @@ _VERB = re.compile(
 )
 _VALUE_LIKE = re.compile(r"[0-9\\√π½]|\([A-H]\)|\b(?:option|choice)\s+[A-H]\b|^\W*[A-H]\W*$|^[+-]?[a-z]$")
 # Prose before the first side of an equation.
-_PROSE = re.compile(r"^(?:[^\W\d_][^\W\d_]+(?:['’-]\w+)*[,:]?\s+){1,40}(?=[^=]*=)")
+_PROSE = re.compile(
+    r"^(?:(?!(?:sin|cos|tan|cot|sec|csc|log|ln|max|min|mean|median|mode)\b)[^\W\d_][^\W\d_]+(?:['’-]\w+)*[,:]?\s+){1,40}"
+    r"(?=[^=\s][^=]*=)"
+)
 _WORD = re.compile(r"[^\W\d_]{3,}")
 
 
@@ -59,7 +63,7 @@ def declared_answer(text: str) -> str | None:
     sentence; what the last sentence says. An equation stays whole: "2x = 10" does not declare 10.
     """
     sentences = _sentences(_own_turn(text))
-    while len(sentences) > 1 and _PLEASANTRY.match(sentences[-1][0]):
+    while len(sentences) > 1 and _PLEASANTRY.match(sentences[-1][0]) and not _RETRACTION.search(sentences[-1][0]):
         sentences.pop()
     if not sentences:
         return None
@@ -140,6 +144,7 @@ def _after_marker(sentences: list[tuple[str, bool]]) -> str | None:
             or _NUMBERED.search(before)
             or spoils(before + marker.group())
             or any(map(_RETRACTION.search, rest))
+            or takes_back(" ".join(rest), after)
         ):
             return ""
         return _unmarked(after)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from rewards.answers.spoken import last_sentence
 from rewards.response.declared import declared_answer
-from rewards.response.withdrawn import takes_back
+from rewards.response.withdrawn import denied_before, hedges, takes_back
 from rewards.types import TEMPLATES, Verdict
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
@@ -159,7 +159,7 @@ def _from_tags(text: str) -> Extraction:
         return _none(_WITHDRAWN)
     if len(set(answers)) > 1:
         return _none(f"{len(set(answers))} different answers in tags", Verdict.wrong)
-    if takes_back(text[position:]):
+    if takes_back(text[position:], answers[0]) or denied_before(text[: text.find(ANSWER_OPEN)]):
         return _none(_TAKEN_BACK, Verdict.wrong)
     inner = answers[0]
     if "<!--" in inner:
@@ -223,8 +223,11 @@ def _from_boxes(text: str) -> Extraction:
         joined.insert(0, box)
         if len(joined) > 64:
             return _none("more than 64 boxes in a row", Verdict.too_large)
-    if takes_back(text[boxes[-1][1] :]):
+    _, end, content = boxes[-1]
+    if takes_back(text[end:], content) or denied_before(text[: joined[0][0]]):
         return _none(_TAKEN_BACK, Verdict.wrong)
+    if len(boxes) > len(joined) and hedges(text[boxes[-len(joined) - 1][1] : joined[0][0]]):
+        return _none("several boxes are offered as alternatives", Verdict.wrong)
     contents = [_inner_box(content) for _, _, content in joined]
     unique = list(dict.fromkeys(contents))
     answer = ", ".join(unique)

@@ -1,8 +1,8 @@
-"""Whether a response takes back, in the words behind it, the answer that it has put into a tag or box.
+"""Whether a response takes back, in the words around it, the answer that it has put into a tag or box.
 
 Wavering models write "\\boxed{5}. Wait, that is wrong, it should be 7." Such an answer is not asserted, so it is not
-paid, whatever it is. A remark behind an answer that stands ("5, not 6, as one might think") begins with no word of the
-kinds below, or names no other value.
+paid, whatever it is. A remark behind an answer that stands ("So the answer must be 5", "A is wrong since ...") names no
+other value where the answer's would be.
 """
 
 from __future__ import annotations
@@ -11,54 +11,83 @@ import re
 
 # Only so much behind an answer is looked at, so that the work is bounded.
 WINDOW = 1500
-# Somebody stops: what follows corrects what stood before.
+# Somebody stops: another value behind it takes the answer's place.
 _STOPS = re.compile(
     r"\b(?:wait|hmm+|hold\s+on|oops|whoops|sorry|apolog\w+|correction|scratch\s+that|on\s+(?:second\s+thoughts?|reflection)"
-    r"|actually\s*,?\s*no|no\s*,|let\s+me\s+(?:re-?\w+|correct|fix)|(?:re-?check\w*|re-?comput\w*|re-?calculat\w*|re-?count\w*)"
-    r"|non\s*,|attendez|désolé|pardon|moment\s*mal|warte|nein\s*,|entschuldigung|espera|perdón|no,|aspetta|scusa\w*"
-    r"|não|desculpe|нет|подожди\w*|извини\w*|khoan|xin\s+lỗi|tunggu|maaf)(?![\w])"
-    r"|等等|等一下|抱歉|对不起|更正|重新|再(?:检查|算|看|数|核)|检查(?:后)?发现|发现|待って|すみません|訂正|잠깐|죄송|정정",
+    r"|actually|no(?=[,.!])|let\s+me\s+(?:re-?\w+|correct|fix)|re-?check\w*|re-?comput\w*|re-?calculat\w*|re-?count\w*"
+    r"|however|non\s*,|attendez|désolé|pardon|moment\s*mal|warte|nein\s*,|entschuldigung|espera|perdón|aspetta|scusa\w*"
+    r"|não|desculpe|нет|подожди\w*|извини\w*|khoan|xin\s+lỗi|tunggu|maaf)(?!\w)"
+    r"|等等|等一下|抱歉|对不起|更正|重新|再(?:检查|算|看|数|核)|检查(?:后)?发现|待って|すみません|訂正|잠깐|죄송|정정",
     re.IGNORECASE,
 )
-# The answer is called wrong, or another one right.
-_REJECTS = re.compile(
-    r"\b(?:(?:is|was|are|'s|that's|it's)\s+(?:in\s+fact\s+|actually\s+)?(?:wrong|incorrect|mistaken|not\s+(?:right|correct|true))"
-    r"|(?:i|we)\s+(?:\w+\s+)?(?:mis\w+|made\s+an?\s+(?:\w+\s+)?(?:error|mistake|slip)|erred|forgot|dropped|overlooked|mixed\s+up"
-    r"|confused)|(?:should|must|ought\s+to)\s+(?:\w+\s+)?(?:be|have\s+been)|is\s+in\s+fact|is\s+actually|actually\s+is|in\s+fact"
-    r"|instead|rather\s+than|(?:my|an?)\s+(?:\w+\s+)?(?:error|mistake|slip)"
-    r"|(?:me\s+suis|je\s+me\s+suis)\s+tromp\w+|erreur|faux|plutôt|devrait\s+être|falsch|fehler|irrtum|sollte\s+\w+\s+sein|muss\s+\w+\s+sein"
-    r"|incorrect[oa]|errad[oa]|errore|sbagliat\w+|equivoc\w+|debería\s+ser|deveria\s+ser|dovrebbe\s+essere|неверн\w+|неправильн\w+"
-    r"|ошиб\w+|должн\w+\s+быть|sai\b|nhầm|phải\s+là|salah|keliru|seharusnya)(?![\w])"
-    r"|不对|不正确|错|有误|误|应为|应是|应该|应当|应等于|其实|实际上|而是|但这是|漏|間違|誤り|正しくは|틀렸|잘못|아니라",
+# The answer itself is called wrong.
+_WRONG = re.compile(
+    r"\b(?:that|this|it|which|above|answer|result|value)(?:['’]s|\s+(?:is|was|are))\s+(?:in\s+fact\s+|actually\s+|all\s+)?"
+    r"(?:wrong|incorrect|mistaken|false|not\s+(?:right|correct|true|it|the\s+answer))"
+    r"|(?<!if )\b(?:i|we)\s+(?:\w+\s+)?(?:mis\w+|made\s+an?\s+(?:\w+\s+)?(?:error|mistake|slip)|erred|forgot|dropped|overlooked"
+    r"|mixed\s+up|confused)|\bme\s+suis\s+tromp\w+|\bc['’]est\s+faux|\b(?:das|es)\s+ist\s+falsch|\bme\s+equivoqu\w+"
+    r"|\bmi\s+sono\s+sbagliat\w+|неверно|неправильно|ошиб\w+|\bnhầm\b|\bkeliru\b"
+    r"|(?:上面|这|此|刚才|之前)[^。]{0,12}(?:错|误|不对)|^\W*(?:不对|不正确|错了|有误)|算错|看错|弄错|漏了|但这是|間違い(?:です|でした)|틀렸",
     re.IGNORECASE,
 )
-# What would stand in the answer's place: a value or a letter.
-_OTHER = re.compile(r"[0-9\\√π∞]|(?<![A-Za-z])[A-H](?![A-Za-z'’])|[一二两三四五六七八九十]")
-# A sentence that confirms.
-_CONFIRMS = re.compile(
-    r"\b(?:no|without|any)\s+(?:error|mistake|slip)s?\b|\b(?:is|are|looks?|seems?)\s+(?:indeed\s+)?(?:correct|right)\b"
-    r"|\bchecks?\s+out\b|\bconfirm\w*|\bverif\w+|\bas\s+(?:required|desired|expected)|正确|验证|符合|无误|检验",
+# Another value is put in the answer's place.
+_REPLACES = re.compile(
+    r"\b(?:should|must|ought\s+to)\s+(?:\w+\s+)?(?:be|have\s+been)|\bis\s+(?:in\s+fact|actually)|\bin\s+fact|\binstead"
+    r"|\b(?:the\s+)?(?:final\s+|correct\s+|right\s+|true\s+|real\s+)?(?:answer|result|option|choice)\s+is|\bdevrait\s+être|\bplutôt"
+    r"|\bsollte\s+\w+\s+sein|\bdebería\s+ser|\bdeveria\s+ser|\bdovrebbe\s+essere|должн\w+\s+быть|\bphải\s+là|\bseharusnya"
+    r"|应为|应是|应该[是为]?|应当[是为]?|应等于|其实|实际上|而是|(?:正确|最终|最后)?(?:答案|结果)[^。，,]{0,4}[是为]|正しくは|아니라",
     re.IGNORECASE,
 )
-_SENTENCE = re.compile(r"(?<=[.!?;。！？；\n])\s*")
-# An intermediate box that is followed by the reasoning that goes on is none of the final answer.
-_NEGATED = re.compile(r"^\W*(?:not|and\s+not|but\s+not|rather\s+than|instead\s+of|而不是|而非|不是)\b", re.IGNORECASE)
+_VALUE = re.compile(
+    r"[-–−]?\s?\\?(?:\d+(?:[.,]\d+)*|sqrt|frac|pi)|[√π∞]|(?<![A-Za-z])[A-H](?![A-Za-z'’])|[一二两三四五六七八九十]"
+    r"|\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b",
+    re.IGNORECASE,
+)
+# What goes on right behind an answer and makes another one of it.
+_GOES_ON = re.compile(
+    r"^\s*(?:\$|\\\)|\\\])?\s*(?:\^|\*|/\s*\d|!(?=\s*$)|\\(?:cdot|times|div|%)(?![A-Za-z])|(?:million|billion|thousand|hundred|dozen)s?\b"
+    r"|(?:or|oder|ou)\s+(?:maybe\s+|perhaps\s+)?[-\d$\\A-H]|或者?(?:是)?\s*[-\d$\\A-H]|is\s+(?:wrong|incorrect|not)\b|squared\b|cubed\b|万|亿)",
+    re.IGNORECASE,
+)
+# What stands right before a box and makes another answer of it, or none.
+_BEFORE = re.compile(
+    r"(?:(?:[=(\[$]|\\\(|^|\n)\s*[-−–]\s?|\\frac\s*\{[^{}]*\}\s*\{\s*|\\sqrt\s*(?:\[[^\]]*\])?\s*\{\s*|\\(?:cdot|times|neq?|not)\s*"
+    r"|[*^≠]\s*|\d\s*/\s*|\b(?:not|isn['’]t|never|cannot\s+be|than|except)\s+|(?:不是|不等于|不为|并非|≠)\s*)\$?\s*$",
+    re.IGNORECASE,
+)
+_BULLET = re.compile(r"(?:^|\n)\s*[-−–]\s$")
+_HEDGE = re.compile(r"\b(?:or|maybe|perhaps|possibly|alternatively)\b|或", re.IGNORECASE)
 
 
-def takes_back(rest: str) -> bool:
-    """Whether the text behind an answer withdraws it: somebody stops or calls it wrong, and names another one."""
+def takes_back(rest: str, answer: str) -> bool:
+    """Whether the text behind an answer withdraws it: calls it wrong, or puts another value in its place."""
+    if _GOES_ON.match(rest):
+        return True
     rest = rest[:WINDOW].strip(" \t\n.。,，$)*`\\]")
-    if len(rest) < 4 or _NEGATED.match(rest):
+    if len(rest) < 3:
         return False
-    for sentence in _SENTENCE.split(rest):
-        if _CONFIRMS.search(sentence) and not _STOPS.search(sentence):
-            continue
-        stops, rejects = _STOPS.search(sentence), _REJECTS.search(sentence)
-        if not (stops or rejects):
-            continue
-        begun = min(found.start() for found in (stops, rejects) if found)
-        if rejects and _OTHER.search(rest, rest.find(sentence) + begun):
-            return True
-        if stops and _REJECTS.search(rest) and _OTHER.search(rest):
-            return True
-    return False
+    own = _values(answer)
+    if _WRONG.search(rest):
+        return True
+    stop = _STOPS.search(rest)
+    if stop and stop.start() < 60 and not _values(rest[stop.end() :]) <= own:
+        return True
+    # Only the first value behind the words counts: "In fact 5 = 10/2" says 5 again.
+    firsts = (_VALUE.search(rest, found.end(), found.end() + 40) for found in _REPLACES.finditer(rest))
+    return any(first is not None and not _values(first[0]) <= own for first in firsts)
+
+
+def denied_before(text: str) -> bool:
+    """Whether the text in front of a box denies it or makes another value of it: "-", "not", "1/"."""
+    end = text[-60:]
+    return bool(_BEFORE.search(end)) and not _BULLET.search(end)
+
+
+def hedges(between: str) -> bool:
+    """Whether the text between two boxes offers them as alternatives."""
+    return len(between) < 40 and bool(_HEDGE.search(between))
+
+
+def _values(text: str) -> set[str]:
+    """The numbers and letters of a text, each in one spelling."""
+    return {re.sub(r"\s", "", found[0]).replace("–", "-").replace("−", "-").upper() for found in _VALUE.finditer(text)}
