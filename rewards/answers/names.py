@@ -23,11 +23,14 @@ _ANGLE = (
     rf"(?:{_POINT}(?:\s?{_POINT}){{0,2}}|\d|[a-z]|{_GREEK})"
 )
 _ARC = (
-    rf"(?:\\overset\s*\{{?\s*\\frown\s*\}}?|\\(?:overparen|wideparen|frown|overarc)|[⌒弧]|arc\s)\s*"
-    rf"(?:\{{\s*{_POINTS}\s*\}}|{_POINTS})"
+    rf"(?:m\s*)?(?:\\overset\s*\{{?\s*\\frown\s*\}}?|\\(?:overparen|wideparen|widehat|frown|overarc)|[⌒弧]|arc\s)\s*"
+    rf"(?:\{{\s*{_POINTS}\s*\}}|{_POINTS})|m\s+{_POINTS}"
 )
 _SHAPE = rf"(?:(?:\\(?:triangle|Delta|odot|square|overline)(?![A-Za-z])|[△▲⊙▱□])\s*{_POINT}(?:\s?{_POINT}){{0,7}})"
-_CALL = r"(?:(?:[A-Zfghpqsuv]|\\(?:varphi|phi|psi))(?:_\s*(?:\{[^{}]{1,8}\}|\w))?'*\s*\([^()]{1,30}\))"
+_CALL = (
+    r"(?:(?:[A-Zfghpqsuv]|\\(?:varphi|phi|psi))(?:_\s*(?:\{[^{}]{1,8}\}|\w))?'*"
+    r"(?:\s*\^\s*\{\s*-\s*1\s*\})?\s*\([^()]{1,30}\))"
+)
 _TIMED = rf"{_LETTER}\s*" + r"\(\s*\\?[A-Za-z]+(?:\s*,\s*\\?[A-Za-z]+)*\s*\)"
 _TRIG = r"\\?(?:sin|cos|tan|cot|sec|csc)(?![a-z])\s*(?:\^\s*(?:\{\s*2\s*\}|2)\s*)?"
 _ARGUMENT = (
@@ -35,11 +38,12 @@ _ARGUMENT = (
     rf"|\(\s*[A-Z]\s*[+-]\s*[A-Z]\s*\)|\\frac\s*\{{?[A-Z]\}}?\s*\{{?2\}}?)"
 )
 _RATIO_OF_TRIG = rf"{_TRIG}{_ARGUMENT}"
-_SIZE = r"\|\s*(?:[A-Z]{2}|z(?:_\d)?)\s*\|"
+_SIZE = r"\|\s*(?:[A-Z]{2}|z(?:_\d)?|\d?\s*[a-cemnuv](?:\s*[+-]\s*\d?\s*[a-cemnuv])+)\s*\|"
+_SETS = r"(?:\\complement\s*_\s*\{?\s*[A-Z]\s*\}?\s*)?[A-Z](?:\s*\\(?:cap|cup|setminus)\s*[A-Z]){1,3}"
 _WORDS = rf"(?!(?:{'|'.join(sorted(FUNCTIONS))})\b)(?:the\s+)?[A-Za-z]{{3,}}(?:\s[A-Za-z.]+){{0,6}}"
 _OF = r"(?:(?:the|area|length|of|angle|arc|segment|perimeter|volume|radius|measure|side|line)\s+)+"
 _CJK = r"[\u3040-\u30ff\u4e00-\u9fff]"
-_ATOM = rf"{_ARC}|{_SHAPE}|{_ANGLE}|{_RATIO_OF_TRIG}|{_CALL}|{_TIMED}|{_SIZE}|{_POINTS}|{_LETTER}"
+_ATOM = rf"{_SETS}|{_ARC}|{_SHAPE}|{_ANGLE}|{_RATIO_OF_TRIG}|{_CALL}|{_TIMED}|{_SIZE}|{_POINTS}|{_LETTER}"
 _ONE = re.compile(_ATOM)
 _DESCRIBED = re.compile(
     rf"(?:(?:{_OF}|{_CJK}{{1,8}}\s*)?(?:{_ATOM})(?:\s*的?{_CJK}{{1,6}})?|{_WORDS}(?:{_INDEX})?|{_CJK}{{1,10}})"
@@ -139,7 +143,7 @@ def _kind(name: str) -> str:
         return "angle" if re.search("[A-Z]", name) else ""
     if re.fullmatch(_POINTS, name):
         return "points"
-    if re.fullmatch(_RATIO_OF_TRIG, name) or re.fullmatch(_CALL, name):
+    if re.fullmatch(_RATIO_OF_TRIG, name) or re.fullmatch(_CALL, name) or re.match(rf"\|.*[+-]|{_SETS}", name):
         return "function"
     return "indexed" if re.fullmatch(r"[a-z]\s*_\s*\{?\s*\d+\s*\}?", name) else ""
 

@@ -20,6 +20,7 @@ DEVELOPMENT = (
     "text_dev",
     "extraction_dev",
     "equal_dev",
+    "forms_dev",
     "hacks",
 )
 KEPT = ("math_test", "choices_test", "text_test", "extraction_test")
