@@ -21,6 +21,8 @@ _WORDS = re.compile(
     rf"(?:(?P<top>an?|{_RUN})[\s-]+(?P<part>{_PART}))?(?P<rest>\s+[^\W\d_].*)?",
     re.IGNORECASE,
 )
+# "one in four" and "two to one" are ratios.
+_JOINED = re.compile(rf"\s(?:in|to|of|out|by|over|per|from)\s+(?:{_NUMBER})", re.IGNORECASE)
 _POINT = re.compile(rf"(?P<whole>{_RUN})\s+point(?P<digits>(?:\s+{_NUMBER}){{1,9}})(?P<rest>\s+[^\W\d_].*)?", re.I)
 _HAN = {char: value for value, char in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2, "兩": 2}
 _HAN_SCALES = {"十": 10, "百": 100, "千": 1000, "万": 10**4, "萬": 10**4, "亿": 10**8}
@@ -44,14 +46,10 @@ def in_digits(text: str) -> str:
         return (
             text if whole is None or max(digits) > 9 else f"{whole}.{''.join(map(str, digits))}{pointed['rest'] or ''}"
         )
-    found = _WORDS.fullmatch(text)
+    found = None if _JOINED.search(text) else _WORDS.fullmatch(text)
     if not found or not (found["whole"] or found["part"]):
-        return _half(text)
+        return text
     return _written(found) or text
-
-
-def _half(text: str) -> str:
-    return "\\frac{1}{2}" if text.lower() == "half" else text
 
 
 def _written(found: re.Match[str]) -> str | None:

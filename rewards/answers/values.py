@@ -58,10 +58,7 @@ def parse_value(text: str, depth: int = 0) -> Value | Chain:
         raise TooLarge("lists are nested more than 6 deep")
     text = text.strip()
     if depth == 0:
-        text = look_through(without_reason(_with_labels(text)))
-        if "\\begin" not in text and head_denies(text):
-            raise NotAnExpression("words deny what follows them")
-        text = _PARAMETER.sub(r", \1\\in \2", without_rounding(text))
+        text = _asserted(text)
         if (restated := _restated(text)) is not None:
             return restated
         text = _with_labels(text)
@@ -108,6 +105,14 @@ def parse_value(text: str, depth: int = 0) -> Value | Chain:
     if len(ratio) > 1:
         return _many("ratio", ratio, depth)
     return parse_quantity(text.replace("infinity", "\\infty") if text in INFINITY else text)
+
+
+def _asserted(text: str) -> str:
+    """What a whole answer says without the words around it; raises NotAnExpression where they deny it."""
+    text = look_through(without_reason(_with_labels(text)))
+    if "\\begin" not in text and head_denies(text):
+        raise NotAnExpression("words deny what follows them")
+    return _PARAMETER.sub(r", \1\\in \2", without_rounding(text))
 
 
 def _restated(text: str) -> Chain | None:
