@@ -14,10 +14,12 @@ from rewards.answers.golds import gold_readings, ordered_parts
 from rewards.answers.math import Comparison, read, suits_the_engine, worth_a_worker
 from rewards.answers.notation import clean
 from rewards.answers.number import Quantity
+from rewards.answers.number_words import in_digits
 from rewards.answers.spoken import spoken_value
 from rewards.answers.structures import Chain, Named, Relation, Value
 from rewards.answers.text import normal_text, same_text
 from rewards.answers.units import parse_unit
+from rewards.answers.wording import look_through
 from rewards.response.response import extract
 from rewards.types import KINDS, Item, Sample, Score, Verdict
 from rewards.workers import limits
@@ -130,6 +132,13 @@ def _read_commas(text: str) -> Value | Chain | None:
     return None if pointed is None else read(pointed)
 
 
+def _read_words(text: str) -> Value | Chain | None:
+    """An answer that is a number in words ("thirty-six dollars") as a value; golds in words stay texts."""
+    said = look_through(text)
+    digits = in_digits(said)
+    return None if digits == said else read(digits)
+
+
 def _unboxed(gold: str) -> str:
     """A gold may come as a whole response: cut its answer out by the same rules."""
     return extract(gold, "auto").answer or "" if "\\boxed" in gold or "<answer>" in gold else gold
@@ -167,7 +176,7 @@ def _judge_math(gold: Gold, answer: str) -> Score | Pending:
     text = clean(answer)
     if text == gold.text:
         return score_of(True, answer, "identical to the gold")
-    value = read(text) or _read_commas(text)
+    value = read(text) or _read_commas(text) or _read_words(text)
     if value is None and not worth_a_worker(text):
         text, value = _spoken(answer, text)
     if gold.value is not None and value is not None and gold.comparison is not None:

@@ -37,7 +37,8 @@ def gold_readings(gold: str) -> tuple[str, ...]:
 
     Values in a fixed order (on lines, in numbered parts) become one tuple.
     """
-    core = _REMARK.sub("", gold)
+    plain = gold.translate(_WIDE)
+    core = _REMARK.sub("", plain) if _REMARK.search(plain) else gold
     if core != gold and len(choices := _OR.split(core)) > 1 and _all_read(choices):
         return tuple(choices)
     both = _ALTERNATIVE.match(core)

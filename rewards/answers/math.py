@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
 from itertools import pairwise
 from math import gcd
 
@@ -11,7 +13,7 @@ from rewards.answers import exact
 from rewards.answers.equality import Undecided, symbols, to_number, to_ratio
 from rewards.answers.grammar import FUNCTIONS, GREEK, Node, NotAnExpression
 from rewards.answers.names import COORDINATES, key, may_agree, tuple_order
-from rewards.answers.number import Quantity, same_quantity
+from rewards.answers.number import Quantity, constant_value, same_quantity
 from rewards.answers.region import Interval, merged
 from rewards.answers.structures import Chain, Many, Named, Relation, Value, as_region
 from rewards.answers.units import Unit
@@ -47,6 +49,8 @@ class Comparison:
         if isinstance(answer, Chain):
             if not all(self._linked(*link) for link in answer.links):
                 return False
+            if self._is_rounded_to(gold, *answer.links[-1]):
+                return True
             answer = answer.value
         gold, answer = _single(gold), _single(answer)
         if isinstance(gold, Named) or isinstance(answer, Named):
@@ -68,9 +72,19 @@ class Comparison:
         return self._regions(gold, answer)
 
     def _linked(self, finer: Quantity, coarser: Quantity, sign: str) -> bool:
+        if finer.percent != coarser.percent:
+            finer, coarser = _without_percent(finer), _without_percent(coarser)
         if sign == "=":
             return same_quantity(finer, coarser) or same_quantity(coarser, finer)
-        return same_quantity(coarser, finer)
+        return same_quantity(coarser, finer) or _is_nearest_integer(coarser, finer)
+
+    def _is_rounded_to(self, gold: Value, exact_side: Quantity, rounded: Quantity, sign: str) -> bool:
+        """Whether the last link of a chain is a rounding and the gold is the rounded side: \\sqrt{205} \\approx 14."""
+        if sign != "\\approx" or not isinstance(gold, Quantity):
+            return False
+        if rounded.quantum is None and not _is_nearest_integer(rounded, exact_side):
+            return False
+        return gold.quantum == rounded.quantum and same_quantity(gold, rounded, self.precision, self.unit)
 
     def _named(self, gold: Value, answer: Value) -> bool:
         if isinstance(gold, Named) and isinstance(answer, Named):
@@ -183,6 +197,22 @@ class Comparison:
         if isinstance(gold, str) or isinstance(answer, str):
             return gold == answer
         return same_quantity(gold, answer, self.precision, self.unit)
+
+
+def _without_percent(quantity: Quantity) -> Quantity:
+    """20% as 20/100."""
+    if not quantity.percent:
+        return quantity
+    quantum = quantity.quantum and quantity.quantum / 100
+    return replace(quantity, node=("div", quantity.node, ("num", Fraction(100))), percent=False, quantum=quantum)
+
+
+def _is_nearest_integer(rounded: Quantity, exact_side: Quantity) -> bool:
+    """Whether an integer of two digits or more is what a value is rounded to; 2.6 is not nearly enough 3."""
+    if rounded.node[0] != "num" or rounded.node[1].denominator != 1 or abs(rounded.node[1]) < 10:
+        return False
+    value = constant_value(exact_side.node)
+    return value is not None and exact_side.unit in (None, rounded.unit) and abs(value - rounded.node[1]) * 2 <= 1
 
 
 def _single(value: Value) -> Value:

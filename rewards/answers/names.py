@@ -24,11 +24,14 @@ _ANGLE = (
     rf"(?:{_POINT}(?:\s?{_POINT}){{0,2}}|\d|[a-z]|{_GREEK})"
 )
 _ARC = (
-    rf"(?:\\overset\s*\{{?\s*\\frown\s*\}}?|\\(?:overparen|wideparen|frown|overarc)|[⌒弧]|arc\s)\s*"
-    rf"(?:\{{\s*{_POINTS}\s*\}}|{_POINTS})"
+    rf"(?:m\s*)?(?:\\overset\s*\{{?\s*\\frown\s*\}}?|\\(?:overparen|wideparen|widehat|frown|overarc)|[⌒弧]|arc\s)\s*"
+    rf"(?:\{{\s*{_POINTS}\s*\}}|{_POINTS})|m\s+{_POINTS}"
 )
 _SHAPE = rf"(?:(?:\\(?:triangle|Delta|odot|square|overline)(?![A-Za-z])|[△▲⊙▱□])\s*{_POINT}(?:\s?{_POINT}){{0,7}})"
-_CALL = r"(?:(?:[A-Zfghpqsuv]|\\(?:varphi|phi|psi))(?:_\s*(?:\{[^{}]{1,8}\}|\w))?'*\s*\([^()]{1,30}\))"
+_CALL = (
+    r"(?:(?:[A-Zfghpqsuv]|\\(?:varphi|phi|psi))(?:_\s*(?:\{[^{}]{1,8}\}|\w))?'*"
+    r"(?:\s*\^\s*\{\s*-\s*1\s*\})?\s*\([^()]{1,30}\))"
+)
 _TIMED = rf"{_LETTER}\s*" + r"\(\s*\\?[A-Za-z]+(?:\s*,\s*\\?[A-Za-z]+)*\s*\)"
 _TRIG = r"\\?(?:sin|cos|tan|cot|sec|csc)(?![a-z])\s*(?:\^\s*(?:\{\s*2\s*\}|2)\s*)?"
 _ARGUMENT = (
@@ -37,11 +40,12 @@ _ARGUMENT = (
 )
 _RATIO_OF_TRIG = rf"{_TRIG}{_ARGUMENT}"
 _MEAN = r"(?:\\(?:overline|bar|hat|tilde)(?![A-Za-z])\s*(?:\{\s*[a-z]\s*\}|[a-z])|[a-z]\u0304)"
-_SIZE = r"\|\s*(?:[A-Z]{2}|z(?:_\d)?)\s*\|"
+_SIZE = r"\|\s*(?:[A-Z]{2}|z(?:_\d)?|\d?\s*[a-cemnuv](?:\s*[+-]\s*\d?\s*[a-cemnuv])+)\s*\|"
+_SETS = r"(?:\\complement\s*_\s*\{?\s*[A-Z]\s*\}?\s*)?[A-Z](?:\s*\\(?:cap|cup|setminus)\s*[A-Z]){1,3}"
 _WORDS = rf"(?!(?:{'|'.join(sorted(FUNCTIONS))})\b)(?:the\s+)?[A-Za-zÀ-ÿ]{{3,}}(?:\s[A-Za-zÀ-ÿ.]+){{0,6}}"
 _OF = r"(?:(?:the|area|length|of|angle|arc|segment|perimeter|volume|radius|measure|side|line)\s+)+"
 _CJK = r"[\u3040-\u30ff\u4e00-\u9fff]"
-_ATOM = rf"{_ARC}|{_SHAPE}|{_ANGLE}|{_RATIO_OF_TRIG}|{_CALL}|{_TIMED}|{_SIZE}|{_MEAN}|{_POINTS}|{_LETTER}"
+_ATOM = rf"{_SETS}|{_ARC}|{_SHAPE}|{_ANGLE}|{_RATIO_OF_TRIG}|{_CALL}|{_TIMED}|{_SIZE}|{_MEAN}|{_POINTS}|{_LETTER}"
 _ONE = re.compile(_ATOM)
 _DESCRIBED = re.compile(
     rf"(?:(?:{_OF}|{_CJK}{{1,8}}\s*)?(?:{_ATOM})(?:\s*的?{_CJK}{{1,6}})?|{_WORDS}(?:{_INDEX})?|{_CJK}{{1,10}})"
@@ -53,6 +57,11 @@ _TERM = re.compile(
 _PROSE = re.compile(r"(?<![\\A-Za-z])(?!sin|cos|tan|cot|sec|csc)[A-Za-z]?[a-z]{3,}|\b(?:is|of|or|no|if|be|to)\b")
 _COLON, _COMMA, _SLASH = re.compile(":"), re.compile(","), re.compile("/")
 _FRACTION = re.compile(r"\\frac\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
+# Words for one size each: a diameter is no radius.
+_SIZE_WORDS = """radius 半径; diameter 直径; length 长 长度; width 宽 宽度; height altitude 高 高度; area 面积; perimeter 周长;
+circumference; volume 体积; max maximum 最大值; min minimum 最小值; mean average 平均数; median 中位数; mode 众数; range; variance 方差;
+slope 斜率; intercept 截距; depth 深 深度; speed 速度; time 时间; distance 距离"""
+_SIZES = {word: place for place, words in enumerate(_SIZE_WORDS.split(";")) for word in words.split()}
 _UNORDERED = frozenset("xztλ") | {"\\lambda"}
 _FAMILIES = ("xyz", "abc", "pqr", "mn", "uvw", "rst", "abcd")
 COORDINATES = frozenset("xyz")
@@ -124,6 +133,9 @@ def may_agree(gold: str, answer: str) -> bool:
     if key(gold) == key(answer):
         return True
     kinds = _kind(gold), _kind(answer)
+    sizes = _SIZES.get(_last_word(gold)), _SIZES.get(_last_word(answer))
+    if None not in sizes and sizes[0] != sizes[1]:
+        return False
     if kinds == ("angle", "angle"):
         return _vertex(gold) == _vertex(answer) and min(map(_num_points, (gold, answer))) < 3
     return "" in kinds
@@ -136,9 +148,15 @@ def _kind(name: str) -> str:
         return "angle" if re.search("[A-Z]", name) else ""
     if re.fullmatch(_POINTS, name):
         return "points"
-    if re.fullmatch(_RATIO_OF_TRIG, name) or re.fullmatch(_CALL, name):
+    if re.fullmatch(_RATIO_OF_TRIG, name) or re.fullmatch(_CALL, name) or re.match(rf"\|.*[+-]|{_SETS}", name):
         return "function"
-    return "indexed" if re.fullmatch(r"[a-z]\s*_\s*\{?\s*\d+\s*\}?", name) else ""
+    return "indexed" if re.fullmatch(r"[A-Za-z]\s*_\s*\{?\s*(?:\d+|[a-z])\s*\}?", name) else ""
+
+
+def _last_word(name: str) -> str:
+    """The last word of a name in small letters, or its Chinese words."""
+    found = re.search(r"[A-Za-z]+$|[\u4e00-\u9fff]+$", name.strip())
+    return found[0].casefold() if found else ""
 
 
 def _num_points(angle: str) -> int:

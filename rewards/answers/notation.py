@@ -47,7 +47,13 @@ _OVER_POINTS = re.compile(
     r"\\(?:overline|widehat|overrightarrow|overleftrightarrow|overparen|wideparen|vec)\s*"
     r"\{(\s*[A-Z]'*(?:_(?:\d|\{\d\}))?\s*[A-Z]'*(?:_(?:\d|\{\d\}))?\s*)\}"
 )
-_VECTOR = re.compile(r"\\(?:vec|overrightarrow)\s*\{\s*([a-z])\s*\}")
+_VECTOR = re.compile(r"\\(?:vec|overrightarrow)\s*(?:\{\s*([a-z])\s*\}|([a-z])(?![A-Za-z]))")
+# Braces that group nothing: {{x}_{1}} is x_{1}, {60}° is 60°; and braces of a set that lack their backslashes.
+_IDLE_BRACES = re.compile(
+    r"(?<![A-Za-z\\}\]^_])\{\s*(?:([A-Za-z])\s*\}(?=\s*_)|([A-Za-z]_\s*(?:\w|\{[^{}]*\}))\s*\}|(-?\d+(?:\.\d+)?)\s*\}(?=°)"
+    r"|(-?\d+(?:\.\d+)?°)\s*\})"
+)
+_SET_BRACES = re.compile(r"(?<=[\s=(])(?<!\\left )\{(\s*(?:[A-Za-z]\s*[|:][^{}]*|[^{}|:\\]*,[^{}|:]*))\}")
 _DENIED = re.compile(r"\\(?:not|cancel|xcancel|bcancel)(?![A-Za-z])\s*(?:\{\s*=\s*\}|=)|=\s*/\s*=|/=")
 _SIZED = re.compile(
     r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|rm|bf|it|phantom)(?![A-Za-z])"
@@ -110,12 +116,15 @@ def _clean_latex(text: str) -> str:
         if shorter == text:
             break
         text = shorter
-    text = _VECTOR.sub(r" \1 ", _OVER_POINTS.sub(r" \1 ", text))
+    text = _VECTOR.sub(lambda m: f" {m[1] or m[2]} ", _OVER_POINTS.sub(r" \1 ", text))
     text = _DENIED.sub(r"\\ne ", text)
     text = _SIZED.sub("", text)
     text = _COMMAND.sub(lambda m: _COMMANDS[m.group(1)], text)
     text = _DIGIT_GAP.sub("", text)
     text = text.replace("\\!", "").replace("\\%", "%").replace("{,}", ",")
-    text = _DEGREE.sub("°", text)
+    text = _DEGREE.sub("°", _DEGREE.sub("°", text))
+    for _ in range(2):
+        text = _IDLE_BRACES.sub(lambda m: next(filter(None, m.groups())), text)
+    text = _SET_BRACES.sub(r"\\{\1\\}", text)
     text = _PRIMES.sub(r"\1", text)
     return _DELIMITERS.sub(" ", text)

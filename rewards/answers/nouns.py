@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from rewards.answers.denials import denies
+from rewards.answers.foreign_nouns import changes_value, is_unknown_noun
 from rewards.answers.grammar import GREEK, KNOWN_WORDS
 
 # Numbers, fractions, signs, comparisons, denials, doubts, directions: with one of them the number is another or none.
@@ -83,10 +85,10 @@ def split_noun(text: str) -> tuple[str, str] | None:
         if not words:
             return found["value"], ""
     # A counting word belongs to the number: 5 million apples.
-    return _without_noun(found["value"], words.split())
+    return _without_noun(found["value"], words.split(), text[len(found["value"])] == " " or not words.isascii())
 
 
-def _without_noun(value: str, words: list[str]) -> tuple[str, str] | None:
+def _without_noun(value: str, words: list[str], spaced: bool) -> tuple[str, str] | None:
     counting = 0
     while counting < len(words) - 1 and words[counting] in ("hundred", "thousand", "million", "billion", "dozen"):
         counting += 1
@@ -94,10 +96,13 @@ def _without_noun(value: str, words: list[str]) -> tuple[str, str] | None:
     folded = [word.casefold() for word in words]
     if any(part in _CHANGING or _ORDINAL.search(part) for word in folded for part in (word, *word.split("-"))):
         return None
+    if len(folded) == 1 and changes_value(folded[0]):
+        return None
     # Of "pieces of candy" the pieces are counted.
     head = words[folded.index("of") - 1] if "of" in folded[1:] else words[-1]
     single = value.strip() in ("1", "-1", "0")
-    return (value, _stem(head)) if single or _is_plural(head) else None
+    is_apart = spaced and is_unknown_noun(words) and _NO_NOUNS.isdisjoint(folded) and not denies(" ".join(words))
+    return (value, _stem(head)) if single or _is_plural(head) or is_apart else None
 
 
 def _is_plural(word: str) -> bool:

@@ -23,6 +23,8 @@ _LITERAL = re.compile(
     r"(?:[eE](?P<exp>[+-]?\d{1,3})|\s*\*\s*10\s*\^\s*\{?\s*(?P<power>[+-]?\d{1,3})\s*\}?)?$"
 )
 _TRIGONOMETRIC = re.compile(r"sin|cos|tan|cot|sec|csc")
+# A unit in a word or in Chinese is no product of variables.
+_SPELLED_UNIT = re.compile(r"(?:(?<![^\W\d_])[a-z]{4,}|[\u4e00-\u9fff])$")
 _MAX_UNIT_CHARS = 160
 _MACHINE_DIGITS = 15
 _MACHINE_PRECISION = 1e-14
@@ -61,7 +63,7 @@ def parse_quantity(text: str) -> Quantity:
     if unit is not None and not _TRIGONOMETRIC.search(value):
         value, noun, factor, node = _constant(value)
     # What looks like a unit behind a variable or a function belongs to the expression.
-    if unit is not None and node is None:
+    if unit is not None and node is None and not _SPELLED_UNIT.search(text):
         value, unit, factor = text, None, Fraction(1)
     if node is None:
         node, value, noun, factor = _expression(value)
@@ -125,7 +127,28 @@ def same_quantity(gold: Quantity, answer: Quantity, precision: int | None = None
     Raises:
         Undecided, TooLarge: see evaluate.same_value.
     """
+    gold, answer = _in_degrees(gold, answer.unit or unit), _in_degrees(answer, gold.unit or unit)
     return any(_same_number(gold, answer, scale, precision) for scale in _scales(gold, answer, unit))
+
+
+def _in_degrees(angle: Quantity, other: Unit | None) -> Quantity:
+    """An angle in radians, or a multiple of pi without a unit, in degrees where the other side is in degrees."""
+    if other is None or not other.is_degree or angle.percent:
+        return angle
+    radians = (("radian", 1),)
+    is_angle = _is_multiple_of_pi(angle.node) if angle.unit is None else angle.unit.dimension == radians
+    if not is_angle:
+        return angle
+    return replace(angle, node=("div", ("mul", angle.node, ("num", Fraction(180))), ("sym", "pi")), unit=other)
+
+
+def _is_multiple_of_pi(node: Node) -> bool:
+    """Whether an expression is a constant with pi in it."""
+    return not symbols(node) and _holds_pi(node)
+
+
+def _holds_pi(node: Node) -> bool:
+    return node == ("sym", "pi") or any(_holds_pi(part) for part in node[1:] if isinstance(part, tuple))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +166,12 @@ def _scales(gold: Quantity, answer: Quantity, unit: Unit | None) -> tuple[_Scale
             return ()
         if gold.percent == answer.percent:
             return (_Scale(),)
-        return (_Scale(), _Scale(Fraction(100) if gold.percent else Fraction(1, 100)))
+        if gold.percent:
+            return (_Scale(), _Scale(Fraction(100)))
+        # 35% may answer a question for percents, whose gold is 35; 0.35% is a hundredth of 0.35.
+        size = constant_value(gold.node)
+        plain = (_Scale(),) if size is not None and abs(size) > 1 else ()
+        return (*plain, _Scale(Fraction(1, 100)))
     if not agree(gold.noun, answer.noun) or _counts_and_measures(gold, answer):
         return ()
     gold_unit = gold.unit or unit

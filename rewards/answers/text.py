@@ -23,6 +23,14 @@ _IDLE_SPACE = re.compile(r"\s+(?![a-zà-ÿ])|(?<![a-zà-ÿ.!?])\s+")
 _SYMMETRIC = re.compile(r"[=∥⊥≌∽]")
 
 
+_MONTHS = "january|february|march|april|may|june|july|august|september|october|november|december"
+_DAY_FIRST = re.compile(rf"^(\d{{1,2}})(?:st|nd|rd|th)?(?: of)? ({_MONTHS})(?:,? (\d{{4}}))?$")
+_MONTH_FIRST = re.compile(rf"^({_MONTHS}) (\d{{1,2}})(?:st|nd|rd|th)?(?:,? (\d{{4}}))?$")
+# (3) > (1) > (2), and several letters of choices.
+_ORDER = re.compile(r"\(?\w{1,3}\)?(?:[<>]\(?\w{1,3}\)?)+")
+_LETTER_LIST = re.compile(r"\(?[A-H]\)?(?:\s*(?:,|;|and|&|和|与|及|\s)\s*\(?[A-H]\)?)+")
+
+
 def normal_text(text: str) -> str:
     """Comparable form of a text; may be empty."""
     text = clean(text)
@@ -34,17 +42,36 @@ def normal_text(text: str) -> str:
     bearing = _BEARING.match(text)
     if bearing:
         return f"{bearing[1][0]} {bearing[2]}° {bearing[3][0]}"
+    if day := _DAY_FIRST.match(text):
+        text = " ".join(filter(None, (day[2], day[1], day[3])))
+    elif day := _MONTH_FIRST.match(text):
+        text = " ".join(filter(None, day.groups()))
     return _IDLE_SPACE.sub("", _DEGREE_SIGN.sub("° ", text).strip())
 
 
 def same_text(gold: str, answer: str) -> bool:
     """True if both texts, or the gold and what the answer asserts, have the same non-empty comparable form."""
+    if (letters := _letters(gold)) and letters == _letters(look_through(clean(answer))):
+        return True
     wanted = _sides(normal_text(gold))
     return bool(wanted) and wanted in (_sides(normal_text(answer)), _sides(normal_text(look_through(clean(answer)))))
 
 
+def _letters(text: str) -> str:
+    """ABD of "A, B, D" and of "ABD", whose letters go up; "" for any other text."""
+    text = clean(text)
+    letters = "".join(re.findall("[A-H]", text))
+    is_list = re.fullmatch("[A-H]{2,8}", text) or _LETTER_LIST.fullmatch(text)
+    if not is_list or len(set(letters)) < len(letters):
+        return ""
+    return letters if list(letters) == sorted(letters) else "".join(sorted(letters)) if letters != text else ""
+
+
 def _sides(text: str) -> tuple[str, ...]:
-    """The text; the sides of one symmetric relation in alphabetical order."""
+    """The text; the sides of one symmetric relation in alphabetical order; an order from the largest down."""
+    if _ORDER.fullmatch(text) and len(set(re.findall("[<>]", text))) == 1:
+        parts = [part.strip("()") for part in re.split("[<>]", text)]
+        return (">", *(parts if ">" in text else parts[::-1]))
     relation = _SYMMETRIC.findall(text)
     if len(relation) != 1:
         return (text,) if text else ()

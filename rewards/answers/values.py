@@ -10,22 +10,26 @@ from itertools import pairwise
 from rewards.answers.brackets import bracketed, split_top, without_brackets
 from rewards.answers.denials import head_denies
 from rewards.answers.environments import as_text, is_one_value, lines_of, pieces_of
-from rewards.answers.equality import Undecided
+from rewards.answers.equality import Undecided, symbols
 from rewards.answers.equations import INFINITY, excluded, related
 from rewards.answers.grammar import NotAnExpression, without_thousands_commas
 from rewards.answers.matrix import read_matrix
 from rewards.answers.names import are_roots, is_name
-from rewards.answers.number import Quantity, compound_quantity, parse_quantity
+from rewards.answers.number import Quantity, compound_quantity, parse_quantity, same_quantity
+from rewards.answers.number_words import in_digits
 from rewards.answers.region import REALS, Interval, Region, intersection
+from rewards.answers.restated import is_marked, two_readings, without_rounding
 from rewards.answers.structures import Chain, Many, Named, Value, as_region
 from rewards.answers.wording import look_through, without_reason
 from rewards.workers.limits import TooLarge
 
 MAX_ITEMS = 40
 _RELATION = re.compile(r"\\(?:le|ge|ne|approx|in|to|rightarrow)(?![A-Za-z])|<=|>=|!=|[=<>]")
-_SEPARATOR = re.compile(r"[,;]|\b(?:and|or|und|oder|et|ou)\b|&(?!\s*\w+;)|并且|[且和與与及]|或者?|还是")
+_SEPARATOR = re.compile(
+    r"[,;]|\b(?:and|or|und|oder|et|ou)\b|&(?!\s*\w+;)|\bwith\b(?=\s*\w\s*\\ne)|并且|[且和與与及]|或者?|还是"
+)
 _JOINS = dict.fromkeys(("或", "或者", "还是", "oder", "ou"), "or") | dict.fromkeys(
-    ("且", "并且", "和", "與", "与", "及", "und", "et"), "and"
+    ("with", "且", "并且", "和", "與", "与", "及", "und", "et"), "and"
 )
 # P(3, 2) is a point, P(A) = 1/4 a probability.
 _POINT = re.compile(r"^(?:[A-Z]'?|point\s+[A-Z]'?)\s*=?\s*(?=\((?![^()]*\)\s*=))")
@@ -37,6 +41,9 @@ _SLASHED = re.compile(r"(?:\\(?:setminus|backslash)(?![A-Za-z])\s*|-\s*)?(?=\\?\
 _ALL_REALS = re.compile(r"^(?:\\mathbb\s*\{R\}|all real numbers|all reals)\s*", re.IGNORECASE)
 _EXCEPT = re.compile(r"^(?:except|but|other than)\s+(?:for\s+)?", re.IGNORECASE)
 _BUILDER = re.compile(r"^\\\{\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\s*\{R\})?\s*[|:](.*)\\\}$")
+_LABELLED = re.compile(r"^([A-Za-z]{3,}(?: [a-z]{2,}){0,3})\s*[:=]\s*(\S[^:=]*)$")
+# The parameter of a general solution: (k \in \mathbb{Z}).
+_PARAMETER = re.compile(r"[,\s]*\(\s*([a-z])\s*\\in\s*(?:\\mathbb\s*\{\s*)?([NZ])(?:\s*\})?\s*\)$")
 _CHEVRONS = re.compile(r"^<([^<>=]*,[^<>=]*)>$")
 
 
@@ -51,9 +58,10 @@ def parse_value(text: str, depth: int = 0) -> Value | Chain:
         raise TooLarge("lists are nested more than 6 deep")
     text = text.strip()
     if depth == 0:
-        text = look_through(without_reason(text))
-        if "\\begin" not in text and head_denies(text):
-            raise NotAnExpression("words deny what follows them")
+        text = _asserted(text)
+        if (restated := _restated(text)) is not None:
+            return restated
+        text = _with_labels(text)
     text = _POINT.sub("", text)
     text = without_brackets(text, _SEPARATOR)
     if "\\begin" in text and (lines := lines_of(text)) and is_one_value(text):
@@ -99,6 +107,47 @@ def parse_value(text: str, depth: int = 0) -> Value | Chain:
     return parse_quantity(text.replace("infinity", "\\infty") if text in INFINITY else text)
 
 
+def _asserted(text: str) -> str:
+    """What a whole answer says without the words around it; raises NotAnExpression where they deny it."""
+    text = look_through(without_reason(_with_labels(text)))
+    if "\\begin" not in text and head_denies(text):
+        raise NotAnExpression("words deny what follows them")
+    return _PARAMETER.sub(r", \1\\in \2", without_rounding(text))
+
+
+def _restated(text: str) -> Chain | None:
+    """A value written twice as a chain, in which both have to agree; None if the text is no such thing."""
+    both = two_readings(text)
+    if both is None:
+        return None
+    try:
+        first, second = (_plain(parse_value(in_digits(part.strip()), 1)) for part in both)
+    except NotAnExpression:
+        return None
+    if first is None or second is None:
+        return None
+    chain = Chain(first if first.quantum is None or second.quantum is not None else second, ((first, second, "="),))
+    return chain if is_marked(text) or same_quantity(first, second) or same_quantity(second, first) else None
+
+
+def _plain(value: Value | Chain) -> Quantity | None:
+    """The constant of a value or a name's value; None for anything else."""
+    while isinstance(value, Chain | Named):
+        value = value.value
+    return value if isinstance(value, Quantity) and not symbols(value.node) else None
+
+
+def _with_labels(text: str) -> str:
+    """Domain: [-4, 4] and Range: [0, 2] as values of names, where all pieces have a label."""
+    if ":" not in text and "=" not in text:
+        return text
+    pieces, _ = split_top(text, _SEPARATOR)
+    labels = [_LABELLED.match(piece) for piece in pieces]
+    if len(pieces) < 2 or not all(labels):
+        return text
+    return ", ".join(f"{label[1].lower()} = {label[2]}" for label in labels if label)
+
+
 def _piecewise(pieces: list[tuple[str, str]], depth: int) -> Many:
     """A function by cases as the set of its (value, condition)."""
     rows = []
@@ -135,8 +184,12 @@ def _region(text: str) -> Value | None:
     builder = _BUILDER.match(text)
     if builder:
         condition = parse_value(builder.group(2), 1)
+        if _are_roots_of(builder.group(2), builder.group(1), condition):
+            return Many("set", condition.items if isinstance(condition, Many) else (condition.value,))
         if isinstance(condition, Named) and condition.name == builder.group(1):
             return condition.value
+        if isinstance(condition, Many) and condition.kind == "union":
+            return condition
         raise NotAnExpression("a set-builder whose condition is no interval")
     reals = _ALL_REALS.match(text)
     if not reals:
@@ -151,6 +204,13 @@ def _region(text: str) -> Value | None:
     if isinstance(points, Named):
         points = points.value
     return excluded("", list(points.items) if isinstance(points, Many) else [points]).value
+
+
+def _are_roots_of(text: str, name: str, condition: Value | Chain) -> bool:
+    """Whether the condition of a set-builder says name = value, or so for several values."""
+    pieces, _ = split_top(text, _SEPARATOR)
+    is_values = isinstance(condition, Named | Many) and (isinstance(condition, Named) or condition.kind == "list")
+    return is_values and all(re.match(rf"^\s*{name}\s*=(?!=)[^<>]*$", piece) for piece in pieces)
 
 
 def _shared(name: str, regions: list[Region], separators: list[str]) -> Named:
