@@ -22,7 +22,8 @@ least (?:likely|plausible|correct); second[- ]best;
 _DOUBT = r"""unless; if; whether; when(?:ever)?; suppos\w+; assum\w+; maybe; perhaps; probabl[ey]; possibl[ey];
 might; may; could; unlikely; uncertain; unsure; doubt\w*; seems?; appears?; looks like; thought; believed;
 should have; used to; guess\w*; wish\w*; hope; hoping; pretend\w*; claim\w*; tempt\w*; naive\w*; remains? to;
-to (?:show|prove|check|verify)"""
+to (?:show|prove|check|verify); as long as; in case; provided that; prove that; careless\w*; sloppy; absurd; myth;
+contrary; ideally; faulty; (?:its|whose) (?:square|cube|reciprocal|inverse|negative|logarithm|root)"""
 _CHANGE = r"""almost; nearly; twice; thrice; doubled?; tripled?; halve[ds]?; half; plus; minus; squared; cubed; mod;
 modulo; multiplied; divided; raised; subtracted; added to; (?:increased|decreased|reduced) by; at (?:least|most);
 (?:more|less|fewer|greater|bigger|smaller|larger|higher|lower|other|rather|instead) (?:than|of);
@@ -33,7 +34,8 @@ _GERMAN = r"""nicht; keine?[nmrs]?; niemals; nie; falsch\w*; weder; ohne; außer
 doppelt?\w*; hälfte; mehr; weniger; mindestens; höchstens; unmöglich; ungleich; könnte; entfällt"""
 _CHINESE = """[不非没沒无無未错錯误誤否除舍捨加减減倍哪吗谁怎]; 什么; 可能; 也许; 或许; 如果; 假设; 假如; 若; 认为;
 据说; 一半; 大于; 小于; 多于; 少于; 至少; 至多; 最多有; 超过; 多少; 的平方; 的立方; 比[^例]{1,12}[多少大小高低];
-相反; 倒数; 绝对值; 另一; 干扰; (?:之前|原来|原先|先前|刚才)的?答案"""
+猜; 好像; 似乎; 随便; 岂; 休想; 拒绝; 万一; 假的; 平方后; 为了使; [令设]它;
+[二三四五六七八九十]分之一(?:是|为|等于)[-\d]; 相反; 倒数; 绝对值; 另一; 干扰; (?:之前|原来|原先|先前|刚才)的?答案"""
 _JAPANESE = """ない; ません; なし; でな; 違; 間違; かも; たぶん; おそらく; もし; 以外; 半分; 二乗; 以上で; 以下で; 未満;
 より大; より小"""
 _DENIAL = re.compile(

@@ -58,9 +58,10 @@ _PROSE = re.compile(r"(?<![\\A-Za-z])(?!sin|cos|tan|cot|sec|csc)[A-Za-z]?[a-z]{3
 _COLON, _COMMA, _SLASH = re.compile(":"), re.compile(","), re.compile("/")
 _FRACTION = re.compile(r"\\frac\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 # Words for one size each: a diameter is no radius.
-_SIZE_WORDS = """radius 半径; diameter 直径; length 长 长度; width 宽 宽度; height altitude 高 高度; area 面积; perimeter 周长;
-circumference; volume 体积; max maximum 最大值; min minimum 最小值; mean average 平均数; median 中位数; mode 众数; range; variance 方差;
-slope 斜率; intercept 截距; depth 深 深度; speed 速度; time 时间; distance 距离"""
+_SIZE_WORDS = """radius 半径; diameter 直径; length 长 长度; width 宽 宽度; height altitude 高 高度; area 面积;
+perimeter 周长; circumference; volume 体积; max maximum 最大值; min minimum 最小值; mean average 平均数;
+median 中位数; mode 众数; range; variance 方差; slope 斜率; intercept 截距;
+depth 深 深度; speed 速度; time 时间; distance 距离"""
 _SIZES = {word: place for place, words in enumerate(_SIZE_WORDS.split(";")) for word in words.split()}
 _UNORDERED = frozenset("xztλ") | {"\\lambda"}
 _FAMILIES = ("xyz", "abc", "pqr", "mn", "uvw", "rst", "abcd")

@@ -13,19 +13,20 @@ import re
 WINDOW = 1500
 # Somebody stops: another value behind it takes the answer's place.
 _STOPS = re.compile(
-    r"\b(?:wait|hmm+|hold\s+on|oops|whoops|sorry|apolog\w+|correction|scratch\s+that|on\s+(?:second\s+thoughts?|reflection)"
+    r"\b(?:wait|hmm+|hold\s+on|hang\s+on|nope|strike\s+that|disregard|alternatively|changed\s+my\s+mind|on\s+checking|update|oops|whoops|sorry|apolog\w+|correction|scratch\s+that|on\s+(?:second\s+thoughts?|reflection)"
     r"|actually|no(?=[,.!])|let\s+me\s+(?:re-?\w+|correct|fix)|re-?check\w*|re-?comput\w*|re-?calculat\w*|re-?count\w*"
     r"|however|non\s*,|attendez|désolé|pardon|moment\s*mal|warte|nein\s*,|entschuldigung|espera|perdón|aspetta|scusa\w*"
     r"|não|desculpe|нет|подожди\w*|извини\w*|khoan|xin\s+lỗi|tunggu|maaf)(?!\w)"
-    r"|等等|等一下|抱歉|对不起|更正|重新|再(?:检查|算|看|数|核)|检查(?:后)?发现|待って|すみません|訂正|잠깐|죄송|정정",
+    r"|等等|等一下|算了|^\W*不[，,]|抱歉|对不起|更正|重新|再(?:检查|算|看|数|核)|检查(?:后)?发现|待って|すみません|訂正|잠깐|죄송|정정",
     re.IGNORECASE,
 )
 # The answer itself is called wrong.
 _WRONG = re.compile(
     r"\b(?:that|this|it|which|above|answer|result|value)(?:['’]s|\s+(?:is|was|are))\s+(?:in\s+fact\s+|actually\s+|all\s+)?"
-    r"(?:wrong|incorrect|mistaken|false|not\s+(?:right|correct|true|it|the\s+answer))"
-    r"|(?<!if )\b(?:i|we)\s+(?:\w+\s+)?(?:mis\w+|made\s+an?\s+(?:\w+\s+)?(?:error|mistake|slip)|erred|forgot|dropped|overlooked"
-    r"|mixed\s+up|confused)|\bme\s+suis\s+tromp\w+|\bc['’]est\s+faux|\b(?:das|es)\s+ist\s+falsch|\bme\s+equivoqu\w+"
+    r"(?:likely\s+|probably\s+)?(?:wrong|incorrect|mistaken|false|not\s+(?:right|correct|true|it|the\s+answer))"
+    r"|\b(?:that|this|it)\s+(?:isn['’]t\s+right|doesn['’]t\s+work|does\s+not\s+work)|^\W*(?:wrong|incorrect|false)\b"
+    r"|(?<!if )\b(?:i|we)\s+(?:\w+\s+)?(?:mis\w+|made\s+an?\s+(?:\w+\s+)?(?:error|mistake|slip)|erred|forgot|dropped"
+    r"|overlooked|mixed\s+up|confused|take\s+(?:that|it)\s+back|guessed|am\s+not\s+sure)|\bi['’]m\s+not\s+sure\b|\bme\s+suis\s+tromp\w+|\bc['’]est\s+faux|\b(?:das|es)\s+ist\s+falsch|\bme\s+equivoqu\w+"
     r"|\bmi\s+sono\s+sbagliat\w+|неверно|неправильно|ошиб\w+|\bnhầm\b|\bkeliru\b"
     r"|(?:上面|这|此|刚才|之前)[^。]{0,12}(?:错|误|不对)|^\W*(?:不对|不正确|错了|有误)|算错|看错|弄错|漏了|但这是|間違い(?:です|でした)|틀렸",
     re.IGNORECASE,
@@ -33,7 +34,7 @@ _WRONG = re.compile(
 # Another value is put in the answer's place.
 _REPLACES = re.compile(
     r"\b(?:should|must|ought\s+to)\s+(?:\w+\s+)?(?:be|have\s+been)|\bis\s+(?:in\s+fact|actually)|\bin\s+fact|\binstead"
-    r"|\b(?:the\s+)?(?:final\s+|correct\s+|right\s+|true\s+|real\s+)?(?:answer|result|option|choice)\s+is|\bdevrait\s+être|\bplutôt"
+    r"|\b(?:the\s+)?(?:final\s+|correct\s+|right\s+|true\s+|real\s+)?(?:answer|result|option|choice)\s*(?:is|:)|\bdevrait\s+être|\bplutôt"
     r"|\bsollte\s+\w+\s+sein|\bdebería\s+ser|\bdeveria\s+ser|\bdovrebbe\s+essere|должн\w+\s+быть|\bphải\s+là|\bseharusnya"
     r"|应为|应是|应该[是为]?|应当[是为]?|应等于|其实|实际上|而是|(?:正确|最终|最后)?(?:答案|结果)[^。，,]{0,4}[是为]|正しくは|아니라",
     re.IGNORECASE,
@@ -52,7 +53,7 @@ _GOES_ON = re.compile(
 # What stands right before a box and makes another answer of it, or none.
 _BEFORE = re.compile(
     r"(?:(?:[=(\[$]|\\\(|^|\n)\s*[-−–]\s?|\\frac\s*\{[^{}]*\}\s*\{\s*|\\sqrt\s*(?:\[[^\]]*\])?\s*\{\s*|\\(?:cdot|times|neq?|not)\s*"
-    r"|[*^≠]\s*|\d\s*/\s*|\b(?:not|isn['’]t|never|cannot\s+be|than|except)\s+|(?:不是|不等于|不为|并非|≠)\s*)\$?\s*$",
+    r"|[\^≠]\s*|(?<!\*)\*\s*|\d\s*/\s*|\b(?:not|isn['’]t|never|cannot\s+be|than|except)\s+|(?:不是|不等于|不为|并非|≠)\s*)\$?\s*$",
     re.IGNORECASE,
 )
 _BULLET = re.compile(r"(?:^|\n)\s*[-−–]\s$")
