@@ -32,7 +32,7 @@ _FRENCH = """pas; jamais; aucune?; faux; fausses?; mauvaise?s?; sauf; sans; peut
 erronée?s?; pourrait; différente?"""
 _GERMAN = r"""nicht; keine?[nmrs]?; niemals; nie; falsch\w*; weder; ohne; außer; wenn; falls; vielleicht;
 doppelt?\w*; hälfte; mehr; weniger; mindestens; höchstens; unmöglich; ungleich; könnte; entfällt"""
-_CHINESE = """[不非没沒无無未错錯误誤否除舍捨加减減倍哪吗谁怎]; 什么; 可能; 也许; 或许; 如果; 假设; 假如; 若; 认为;
+_CHINESE = r"""[不非没沒无無未错錯误誤否除舍捨加减減倍哪吗谁怎]; 什么; 可能; 也许; 或许; 如果; 假设; 假如; 若; 认为;
 据说; 一半; 大于; 小于; 多于; 少于; 至少; 至多; 最多有; 超过; 多少; 的平方; 的立方; 比[^例]{1,12}[多少大小高低];
 猜; 好像; 似乎; 随便; 岂; 休想; 拒绝; 万一; 假的; 平方后; 为了使; [令设]它;
 [二三四五六七八九十]分之一(?:是|为|等于)[-\d]; 相反; 倒数; 绝对值; 另一; 干扰; (?:之前|原来|原先|先前|刚才)的?答案"""

@@ -40,7 +40,7 @@ _REPLACES = re.compile(
     re.IGNORECASE,
 )
 _VALUE = re.compile(
-    r"[-–−]?\s?\\?(?:\d+(?:[.,]\d+)*|sqrt|frac|pi)|[√π∞]|(?<![A-Za-z])[A-H](?![A-Za-z'’])|[一二两三四五六七八九十]"
+    r"[-–−]?\s?\d+(?:[.,]\d+)*|(?<![A-Za-z\\])[A-H](?![A-Za-z'’])|[一二两三四五六七八九十]"
     r"|\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b",
     re.IGNORECASE,
 )
@@ -73,9 +73,12 @@ def takes_back(rest: str, answer: str) -> bool:
     stop = _STOPS.search(rest)
     if stop and stop.start() < 60 and not _values(rest[stop.end() :]) <= own:
         return True
+    # A letter behind a value may name the choice that has it.
+    has_letter = any(each.isalpha() for each in own)
     # Only the first value behind the words counts: "In fact 5 = 10/2" says 5 again.
     firsts = (_VALUE.search(rest, found.end(), found.end() + 40) for found in _REPLACES.finditer(rest))
-    return any(first is not None and not _values(first[0]) <= own for first in firsts)
+    others = (first[0] for first in firsts if first is not None and not _values(first[0]) <= own)
+    return any(has_letter or not other.isalpha() for other in others)
 
 
 def denied_before(text: str) -> bool:

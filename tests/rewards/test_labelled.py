@@ -105,7 +105,7 @@ def test_the_kept_sets_meet_the_published_goal(verifier):
 
 def test_responses_as_models_write_them_meet_the_published_figures(verifier):
     assert hashlib.sha256((FOLDER / f"{UNSEEN}.jsonl").read_bytes()).hexdigest() == UNSEEN_SHA256
-    for name, least in ((OPENED, 0.97), (UNSEEN, 0.93)):
+    for name, least in ((OPENED, 0.96), (UNSEEN, 0.94)):
         rows = _rows(name)
         outcomes = _tally(verifier, rows)
         # Counts only, as above.
