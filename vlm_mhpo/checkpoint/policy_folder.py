@@ -13,7 +13,7 @@ from vlm_mhpo import checkpoint
 from vlm_mhpo.checkpoint import DISK, Disk
 from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.errors import CheckpointError, ModelError
-from vlm_mhpo.models.folder import examine_folder
+from vlm_mhpo.models.folder import ADAPTER_FILE, examine_folder
 from vlm_mhpo.models.loading import Codec
 from vlm_mhpo.models.weights import folder_digest
 from vlm_mhpo.runtime import ranks
@@ -37,7 +37,7 @@ def save_policy(engine: Engine, codec: Codec, folder: Path, disk: Disk = DISK) -
     policy = engine.policy
 
     def write(target: Path) -> None:
-        policy.weights.save(policy.model, target)
+        policy.save(target)
         codec.processor.save_pretrained(target)
         _make_readable(target)
 
@@ -58,7 +58,7 @@ def save_policy(engine: Engine, codec: Codec, folder: Path, disk: Disk = DISK) -
 
 def _make_readable(folder: Path) -> None:
     """Give every file of a policy the mode of its config.json: safetensors makes files that their owner alone reads."""
-    mode = stat.S_IMODE((folder / "config.json").stat().st_mode)
+    mode = stat.S_IMODE(next(folder.glob("*config.json")).stat().st_mode)
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(mode)
@@ -75,7 +75,7 @@ def find_policy(path: str, which: str = "newest") -> str:
     """
     folder = Path(path)
     for candidate in (folder, folder / POLICY_FOLDER):
-        if (candidate / "config.json").is_file():
+        if any((candidate / name).is_file() for name in ("config.json", ADAPTER_FILE)):
             return str(candidate)
     root = folder / "checkpoints"
     if root.is_dir():

@@ -4,9 +4,37 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from vlm_mhpo.config.base import FIXED, FREE, PLACE, Section
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (peft): the model's own weights stay as they are, and `r` columns beside a matrix learn."""
+
+    r: PositiveInt = Field(16, description="Rank of the adapters.")
+    alpha: PositiveFloat | None = Field(
+        None,
+        description="What an adapter adds is scaled by alpha / r (by alpha / sqrt(r) with use_rslora); null = 2 r.",
+    )
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of an adapter's inputs that a forward of training drops; above 0 the ratio of a token is not "
+        "1 although no weight has moved.",
+    )
+    target_modules: str | list[str] = Field(
+        "language_model",
+        description="Linear layers with adapters: `language_model`, `all` (vision tower and projector, too), names such "
+        "as [q_proj, v_proj], or a regular expression of whole names.",
+    )
+    exclude_modules: str | list[str] | None = Field(None, description="Names, or a regular expression, of exceptions.")
+    init: Literal["default", "gaussian"] = Field(
+        "default", description="How the first matrix of an adapter is drawn; the second begins at 0."
+    )
+    use_rslora: bool = Field(False, description="Scale by alpha / sqrt(r).")
+    use_dora: bool = Field(False, description="Learn the length of a matrix's columns apart from their direction.")
 
 
 class ModelConfig(Section):
@@ -24,6 +52,11 @@ class ModelConfig(Section):
     freeze_vision_tower: bool = Field(False, description="Do not train the vision encoder.", json_schema_extra=FIXED)
     freeze_projector: bool = Field(
         False, description="Do not train the vision-language merger.", json_schema_extra=FIXED
+    )
+    lora: LoraConfig | None = Field(
+        None,
+        description="Train low-rank adapters in place of the weights; null = train the weights.",
+        json_schema_extra=FIXED,
     )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in backward: less memory, slower.", json_schema_extra=FREE

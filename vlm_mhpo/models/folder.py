@@ -33,8 +33,8 @@ def read_config(path: str, *, revision: str | None = None, offline: bool = False
     try:
         if cached_file(path, ADAPTER_FILE, **place, **lenient):
             raise ModelError(
-                f"the model at {path!r} is an adapter, or has one beside its weights ({ADAPTER_FILE}): merge it into "
-                "its base model (peft: merge_and_unload) and give the merged folder, or take the adapter away"
+                f"the model at {path!r} is an adapter ({ADAPTER_FILE}), and one whose base is an adapter is not read: "
+                "merge it into its base model (vlm-mhpo export --merge) and give the merged folder"
             )
         values, _ = transformers.PreTrainedConfig.get_config_dict(path, **place)
         if isinstance(values, dict):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models import attention
+from vlm_mhpo.models.adapters import Adapter, add_adapters, add_saved, find_adapter, merge_adapters
 from vlm_mhpo.models.families import FAMILIES, family_for
 from vlm_mhpo.models.families.base import Family, banned_tokens, freeze
 from vlm_mhpo.models.families.text import check_plain_head
@@ -64,13 +65,16 @@ def load_policy(
     max_pixels: int | None = None,
     freeze_vision_tower: bool = False,
     freeze_projector: bool = False,
+    lora: Mapping[str, Any] | None = None,
     gradient_checkpointing: bool = False,
     zero3_settings: dict[str, Any] | None = None,
+    merges_adapter: bool = False,
 ) -> tuple[Policy, Codec]:
     """A policy on the CPU and its codec (processor and tokens); arguments as in `config.ModelConfig`.
 
     With `zero3_settings` (DeepSpeed's configuration) of stage 3 each rank holds only its share from the start.
-    Weights are read from safetensors only and no code of the model's folder is run.
+    Weights are read from safetensors only and no code of the model's folder is run. Where `path` is an adapter, its base
+    is loaded with it: apart from the weights, so that it may learn further, or with `merges_adapter` added to them.
 
     Raises:
         ModelError: nothing loadable at `path`, tensors that are not the model's (`weights.examine_weights`), a
@@ -83,16 +87,17 @@ def load_policy(
     transformers.utils.logging.disable_progress_bar()
     limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     frozen = {"freeze_vision_tower": freeze_vision_tower, "freeze_projector": freeze_projector}
-    family, weights, codec = examine_model(path, revision=revision, **limits, **frozen)
-    config = read_config(path, revision=revision)
+    family, weights, codec = examine_model(path, revision=revision, **limits, **frozen, lora=lora)
+    base = base_of(path, revision)
+    config = read_config(base.path, revision=base.revision)
     without_dropout(config)
     # transformers partitions while it loads for as long as this object lives.
     partition = HfDeepSpeedConfig(zero3_settings) if _stage_of(zero3_settings) == 3 else None
     try:
         model = family.auto_classes[0].from_pretrained(
-            path,
+            base.path,
             config=config,
-            revision=revision,
+            revision=base.revision,
             dtype=DTYPES[dtype],
             attn_implementation=attn_implementation,
             use_safetensors=True,
@@ -103,16 +108,45 @@ def load_policy(
     del partition
     # Under ZeRO-3 transformers keeps every renaming that it knows for the model, and would reverse them all on saving.
     model._weight_conversions = list(weights.conversions)
-    # What learns is settled here, before the policy and the optimizer look: LoRA's adapters belong behind `freeze`.
+    # What learns is settled here, before the policy and the optimizer look.
     freeze(model, family, vision_tower_frozen=freeze_vision_tower, projector_frozen=freeze_projector)
     adapt(model, family, attn_implementation)
+    if base.adapter:
+        add_saved(model, base.adapter, lora)
+        # Its digest and its messages are those of the adapter.
+        model.name_or_path = path
+    elif lora:
+        add_adapters(model, family, lora)
+    if base.adapter and merges_adapter:
+        merge_adapters(model)
+        freeze(
+            model.requires_grad_(True),
+            family,
+            vision_tower_frozen=freeze_vision_tower,
+            projector_frozen=freeze_projector,
+        )
     if gradient_checkpointing:
         # The name that transformers 6 keeps, and the one that 5.20 knows.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     vocabulary_size = model.config.get_text_config().vocab_size
     banned_V = banned_tokens(codec.tokenizer, vocabulary_size, family.placeholders)
-    return Policy(model, family, banned_V, weights), codec
+    return Policy(model, family, banned_V, weights, (base.path, base.revision)), codec
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The model that a path leads to: itself, or the one that the adapter there belongs to."""
+
+    path: str
+    revision: str | None
+    adapter: Adapter | None = None
+
+
+def base_of(path: str, revision: str | None = None, *, offline: bool = False) -> Base:
+    """See `Base`; raises as `adapters.find_adapter`."""
+    adapter = find_adapter(path, revision=revision, offline=offline)
+    return Base(adapter.base, adapter.revision, adapter) if adapter else Base(path, revision)
 
 
 def examine_model(
@@ -123,6 +157,7 @@ def examine_model(
     max_pixels: int | None = None,
     freeze_vision_tower: bool = False,
     freeze_projector: bool = False,
+    lora: Mapping[str, Any] | None = None,
     offline: bool = False,
 ) -> tuple[Family, Weights, Codec]:
     """Everything that a model can be refused for before its weights are read; arguments as `load_policy`.
@@ -131,12 +166,16 @@ def examine_model(
         offline: look on this machine alone.
     """
     _check_revision(revision)
-    config = read_config(path, revision=revision, offline=offline)
+    base = base_of(path, revision, offline=offline)
+    place = {"revision": base.revision, "offline": offline}
+    config = read_config(base.path, **place)
     family = family_for(config)
-    weights, empty = examine_weights(path, family, config, revision=revision, offline=offline)
+    weights, empty = examine_weights(base.path, family, config, **place)
     freeze(empty, family, vision_tower_frozen=freeze_vision_tower, projector_frozen=freeze_projector)
-    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-    return family, weights, load_codec(path, empty, family, revision=revision, offline=offline, **limits)
+    codec = load_codec(base.path, empty, family, min_pixels=min_pixels, max_pixels=max_pixels, **place)
+    if lora and not base.adapter:
+        add_adapters(empty, family, lora)
+    return family, weights, codec
 
 
 def adapt(model: nn.Module, family: Family, attn_implementation: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from vlm_mhpo.checkpoint.opening import open_policy
 from vlm_mhpo.checkpoint.policy_folder import save_policy
 from vlm_mhpo.config import Config, LoggingConfig, check_world_size
+from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.engine.reference import Reference
 from vlm_mhpo.evaluation.benchmark_run import benchmark_judge
 from vlm_mhpo.evaluation.chosen import BenchmarkRows, chosen_benchmarks
@@ -168,7 +169,7 @@ def _build_loop(
     """The stages of RL, each with the sections of the configuration that it reads."""
     train, rollout, engine = config.train, config.rollout, parts.engine
     settings = update_settings(train, rollout, objective, beta=config.objective.beta, pad_id=parts.codec.pad_id)
-    reference = _open_reference(config, engine.zero_stage) if config.objective.beta else None
+    reference = _open_reference(config, engine) if config.objective.beta else None
     return Loop(
         prompts=PromptStream(
             parts.train_rows,
@@ -208,10 +209,12 @@ def _build_loop(
     )
 
 
-def _open_reference(config: Config, zero_stage: int) -> Reference:
-    """The policy that the run started from, frozen."""
+def _open_reference(config: Config, engine: Engine) -> Reference:
+    """The policy that the run started from, frozen; of adapters their base."""
+    if engine.policy.has_adapters:
+        return Reference.below(engine)
     opened = open_policy(config.model, Path(config.output_dir), "reference", deepspeed=config.deepspeed)
-    if zero_stage < 3:
+    if engine.zero_stage < 3:
         # The trained weights are rank 0's everywhere; these are what each rank has read.
         check_same_weights(config.model.path, opened.policy)
     return Reference.hold(opened.policy, config.deepspeed, dtype=config.model.dtype)

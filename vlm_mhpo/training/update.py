@@ -248,7 +248,8 @@ def _gradient_sums(policy: Policy) -> Iterator[list[Tensor]]:
     sums: list[Tensor] = []
 
     def watch(module: torch.nn.Module, args: tuple[Tensor, ...], embedded: Tensor) -> None:
-        embedded.register_hook(lambda gradient: sums.append(gradient.sum()))
+        # Frozen embeddings, below adapters, would let no gradient come so far.
+        embedded.requires_grad_(True).register_hook(lambda gradient: sums.append(gradient.sum()))
 
     handle = policy.model.get_input_embeddings().register_forward_hook(watch)
     try:
