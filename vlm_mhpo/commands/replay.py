@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vlm_mhpo.checkpoint.opening import open_policy
-from vlm_mhpo.checkpoint.policy_folder import find_policy
+from vlm_mhpo.checkpoint.policy_folder import find_policy, holds_policy
 from vlm_mhpo.config import Config, parse_config
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.faults.dump import POLICY_FOLDER, Dump, read_dump
@@ -108,7 +108,7 @@ def _policy_for(folder: Path, dump: Dump, model: str | None) -> str:
     if model is not None:
         return find_policy(model)
     for candidate in (folder / POLICY_FOLDER, Path(dump.checkpoint or "-") / POLICY_FOLDER):
-        if (candidate / "config.json").is_file():
+        if holds_policy(candidate):
             return str(candidate)
     raise ModelError(f"{folder} holds no policy and the run's checkpoint is gone: give the weights with --model")
 

@@ -21,13 +21,13 @@ class LoraConfig(Section):
         0.0,
         ge=0,
         lt=1,
-        description="Share of an adapter's inputs that a forward of training drops; above 0 the ratio of a token is not "
-        "1 although no weight has moved.",
+        description="Share of an adapter's inputs that a forward of training drops; above 0 the ratio of a token is "
+        "not 1 although no weight has moved.",
     )
     target_modules: str | list[str] = Field(
         "language_model",
-        description="Linear layers with adapters: `language_model`, `all` (vision tower and projector, too), names such "
-        "as [q_proj, v_proj], or a regular expression of whole names.",
+        description="Linear layers with adapters: `language_model`, `all` (vision tower and projector, too), names "
+        "such as [q_proj, v_proj], or a regular expression of whole names.",
     )
     exclude_modules: str | list[str] | None = Field(None, description="Names, or a regular expression, of exceptions.")
     init: Literal["default", "gaussian"] = Field(

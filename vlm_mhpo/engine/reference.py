@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vlm_mhpo.config import DeepSpeedConfig
 from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.engine.settings import deepspeed_settings
-from vlm_mhpo.models.adapters import base_alone
+from vlm_mhpo.models.adapters import as_it_began
 from vlm_mhpo.runtime import ranks
 
 
@@ -23,10 +23,10 @@ class Reference:
 
     @staticmethod
     def below(engine: Engine) -> Reference:
-        """The policy without its adapters: the model that they began on, of which no second copy is held."""
+        """The policy without what its adapters have learnt: no second copy of the weights is held."""
 
         def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-            with base_alone(engine.policy.model):
+            with as_it_began(engine.policy.model):
                 return engine(*args, **kwargs)
 
         return Reference(forward)

@@ -1,90 +1,37 @@
 """Low-rank adapters (LoRA) in a policy: what learns beside weights that stay as they are; layers and files are peft's.
 
 An adapter of rank r adds (alpha / r) B A to a matrix W that is frozen, A [r, in] and B [out, r]; B begins at 0, so that
-the policy begins as its base. The base alone is the reference of a KL term: no second copy of it exists.
+the policy begins as its base. The policy that a run began with is the reference of a KL term, and no second copy of
+the weights exists for it: it is the base alone or, where the run goes on with an adapter, that with the adapter of the
+beginning, which then stays beside the one that learns.
 
 Layers go into the transformers model in place, so that everything else meets the same modules under the same names.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families.base import Family
-from vlm_mhpo.models.folder import ADAPTER_FILE
-from vlm_mhpo.models.weights import NUM_NAMED, first_line
+from vlm_mhpo.models.folder import ADAPTER_FILE, ADAPTER_WEIGHTS, Adapter
+from vlm_mhpo.models.weights import NUM_NAMED, first_line, read_tensors
 
-WEIGHTS_FILE = "adapter_model.safetensors"
 # peft's own name of an adapter that nobody has named, and what it writes before the names of a model's tensors.
 NAME, PREFIX = "default", "base_model.model."
+# The adapter that a run went on with, as it was then.
+BEGINNING = "beginning"
 LANGUAGE, ALL = "language_model", "all"
 # Of a configuration's `model.lora`, by peft's names.
 SETTINGS = {"r": "r", "alpha": "lora_alpha", "use_rslora": "use_rslora", "use_dora": "use_dora"}
-
-
-@dataclass(frozen=True, slots=True)
-class Adapter:
-    """A folder with an adapter.
-
-    Attributes:
-        folder: where it lies.
-        base: folder or hub name of the model that it belongs to.
-        revision: commit of a hub name, if it names one.
-        settings: its adapter_config.json.
-    """
-
-    folder: Path
-    base: str
-    revision: str | None
-    settings: Mapping[str, Any]
-
-
-def find_adapter(path: str, *, revision: str | None = None, offline: bool = False) -> Adapter | None:
-    """The adapter at a folder or hub name; None where there is a model or nothing.
-
-    Raises:
-        ModelError: an adapter of another kind than LoRA, without its base, or beside weights of a model.
-    """
-    from transformers.utils import cached_file
-
-    lenient = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    try:
-        place = {"revision": revision, "local_files_only": offline, **lenient}
-        found = cached_file(path, ADAPTER_FILE, **place)
-        if not found:
-            return None
-        beside = cached_file(path, "config.json", **place)
-        weights = cached_file(path, WEIGHTS_FILE, **place)
-        settings = json.loads(Path(found).read_text())
-    except (OSError, ValueError) as error:
-        if Path(path, ADAPTER_FILE).exists():
-            raise ModelError(f"the adapter at {path!r} cannot be read: {first_line(error)}") from error
-        return None
-    if beside:
-        raise ModelError(
-            f"the model at {path!r} has an adapter beside its weights ({ADAPTER_FILE}), so it is not said which of the "
-            "two is meant: put the adapter into a folder of its own"
-        )
-    kind, base = settings.get("peft_type"), settings.get("base_model_name_or_path")
-    if kind != "LORA":
-        raise ModelError(f"the adapter at {path!r} is of kind {kind}: LoRA alone is read; merge it with peft first")
-    if not weights:
-        raise ModelError(f"the adapter at {path!r} has no {WEIGHTS_FILE}: fetch the folder again")
-    if not base:
-        raise ModelError(
-            f"the adapter at {path!r} does not say whose it is: set base_model_name_or_path in its {ADAPTER_FILE}"
-        )
-    return Adapter(Path(found).parent, base, settings.get("revision"), settings)
 
 
 def add_adapters(model: nn.Module, family: Family, lora: Mapping[str, Any]) -> None:
@@ -96,34 +43,30 @@ def add_adapters(model: nn.Module, family: Family, lora: Mapping[str, Any]) -> N
         lora: as `config.LoraConfig`.
 
     Raises:
-        ModelError: no layer is meant, the head is, or a setting that reads weights that ZeRO-3 has partitioned.
+        ModelError: no layer is meant, one that is not linear, the head, or DoRA under ZeRO-3.
     """
     from peft import LoraConfig
 
     targets, exceptions = _targets(model, family, lora["target_modules"], lora["exclude_modules"])
-    if lora["use_dora"] and any(hasattr(weight, "ds_id") for weight in model.parameters()):
-        raise ModelError("model.lora.use_dora reads whole matrices, which ZeRO-3 cuts: use deepspeed.zero_stage=2")
-    _inject(
-        model,
-        LoraConfig(
-            r=lora["r"],
-            lora_alpha=lora["alpha"] or 2 * lora["r"],
-            lora_dropout=lora["dropout"],
-            target_modules=targets,
-            exclude_modules=exceptions,
-            init_lora_weights=lora["init"] == "default" or lora["init"],
-            use_rslora=lora["use_rslora"],
-            use_dora=lora["use_dora"],
-        ),
+    settings = LoraConfig(
+        r=lora["r"],
+        lora_alpha=lora["alpha"] or 2 * lora["r"],
+        lora_dropout=lora["dropout"],
+        target_modules=targets,
+        exclude_modules=exceptions,
+        init_lora_weights=lora["init"] == "default" or lora["init"],
+        use_rslora=lora["use_rslora"],
+        use_dora=lora["use_dora"],
     )
+    _inject(model, settings)
 
 
 def add_saved(model: nn.Module, adapter: Adapter, lora: Mapping[str, Any] | None = None) -> None:
-    """Put the adapter of a folder into its base model.
+    """Put the adapter of a folder into its base model; of a model without values, only see whether it fits.
 
     Args:
         model: the base.
-        adapter: of `find_adapter`.
+        adapter: of `folder.find_adapter`.
         lora: of the run that goes on with it, whose settings must be those of the adapter.
 
     Raises:
@@ -135,19 +78,19 @@ def add_saved(model: nn.Module, adapter: Adapter, lora: Mapping[str, Any] | None
 
     if lora and (differences := _differences(adapter.settings, lora)):
         raise ModelError(f"the adapter at {str(adapter.folder)!r} has {differences}: set model.lora alike, or null")
+    file = adapter.folder / ADAPTER_WEIGHTS
+    is_empty = next(model.parameters()).is_meta
     try:
         settings = LoraConfig.from_pretrained(str(adapter.folder))
-        tensors = load_file(adapter.folder / WEIGHTS_FILE)
+        settings.lora_dropout = lora["dropout"] if lora else 0.0
         _inject(model, settings)
-        result = set_peft_model_state_dict(model, tensors, NAME)
+        _check_tensors(adapter, {name: tuple(tensor.shape) for name, tensor in _state(model).items()})
+        for name in () if is_empty else (NAME, BEGINNING) if lora else (NAME,):
+            if name == BEGINNING:
+                _inject(model, settings, BEGINNING)
+            set_peft_model_state_dict(model, load_file(file), name)
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         raise ModelError(f"the adapter at {str(adapter.folder)!r} cannot be loaded: {first_line(error)}") from error
-    wrong = [f"{name} is not known" for name in sorted(result.unexpected_keys)]
-    wrong += [f"{name} is missing" for name in sorted(result.missing_keys) if ".lora_" in name]
-    if wrong:
-        raise ModelError(
-            f"the adapter at {str(adapter.folder)!r} is not one of {adapter.base!r}: {', '.join(wrong[:NUM_NAMED])}"
-        )
 
 
 def _differences(settings: Mapping[str, Any], lora: Mapping[str, Any]) -> str:
@@ -160,16 +103,52 @@ def _differences(settings: Mapping[str, Any], lora: Mapping[str, Any]) -> str:
     )
 
 
-def _inject(model: nn.Module, settings: Any) -> None:
-    """Put peft's layers in, freeze everything else, and remember the settings at the model as peft does."""
+def _check_tensors(adapter: Adapter, due: Mapping[str, tuple[int, ...]]) -> None:
+    """ModelError unless an adapter's file holds the tensors that it must have in its base, and no others."""
+    found = {name: shape for name, (shape, _) in read_tensors([adapter.folder / ADAPTER_WEIGHTS]).items()}
+    wrong = [f"{name} is missing" for name in sorted(due.keys() - found.keys())]
+    wrong += [f"{name} is not known" for name in sorted(found.keys() - due.keys())]
+    both = sorted(due.keys() & found.keys())
+    wrong += [f"{name} is {list(found[name])} for {list(due[name])}" for name in both if found[name] != due[name]]
+    if wrong:
+        raise ModelError(
+            f"the adapter at {str(adapter.folder)!r} is not one of {adapter.base!r} with the settings in its "
+            f"{ADAPTER_FILE}: {', '.join(wrong[:NUM_NAMED])}"
+        )
+
+
+def _inject(model: nn.Module, settings: Any, name: str = NAME) -> None:
+    """Put peft's layers in, freeze all but what learns, and remember the settings at the model as peft does."""
     from peft import inject_adapter_in_model
 
+    if settings.use_dora and any(hasattr(weight, "ds_id") for weight in model.parameters()):
+        raise ModelError("model.lora.use_dora reads whole matrices, which ZeRO-3 cuts: use deepspeed.zero_stage=2")
+    head = model.get_output_embeddings()
+    # peft warns of a model that it has met before.
+    vars(model).pop("peft_config", None)
     with torch.random.fork_rng(devices=[]):
         # Every rank draws the same, and each run again.
         torch.manual_seed(0)
-        model.requires_grad_(False)
-        inject_adapter_in_model(settings, model, NAME)
-    model.peft_config = {NAME: settings}
+        inject_adapter_in_model(settings, model, name)
+    model.peft_config = {NAME: settings, name: settings}
+    layers = adapter_layers(model)
+    _check_layers([layer.get_base_layer() for layer in layers], head)
+    for layer in layers:
+        layer._active_adapter = [NAME]
+    for parameter, weight in model.named_parameters():
+        weight.requires_grad_(is_adapter(parameter) and f".{NAME}" in parameter)
+
+
+def _check_layers(layers: Iterable[nn.Module], head: nn.Module) -> None:
+    """ModelError for layers that can have no adapter here."""
+    for layer in layers:
+        if layer is head:
+            raise ModelError("model.lora.target_modules names the head, which log-probs read directly: leave it out")
+        if not isinstance(layer, nn.Linear):
+            raise ModelError(
+                f"model.lora.target_modules names a {type(layer).__name__}, and adapters go to linear layers: say it "
+                "more closely, or add model.lora.exclude_modules"
+            )
 
 
 def _targets(
@@ -177,29 +156,26 @@ def _targets(
 ) -> tuple[str | list[str], str | list[str] | None]:
     """peft's target_modules and exclude_modules."""
     head = model.get_output_embeddings()
-    linear = {name: each for name, each in model.named_modules() if isinstance(each, nn.Linear) and each is not head}
-    eyes = _vision_names(model, family)
-    is_seen = re.compile(rf"({'|'.join(map(re.escape, eyes))})(\..*)?" if eyes else r"(?!)")
-    if wanted == ALL:
-        return _endings(linear), exceptions
-    if wanted == LANGUAGE:
-        endings = _endings(name for name in linear if not is_seen.fullmatch(name))
-        if exceptions is None and any(
-            name.rpartition(".")[2] in endings and is_seen.fullmatch(name) for name in linear
-        ):
-            exceptions = is_seen.pattern
-        elif exceptions is not None and eyes:
-            raise ModelError(
-                "model.lora.exclude_modules goes with named model.lora.target_modules, or with `all`: `language_model` "
-                "leaves out the vision tower in this place"
-            )
-        return endings, exceptions
-    names = [name for name in dict(model.named_modules()) if _is_meant(name, wanted)]
-    if any(model.get_submodule(name) is head for name in names):
-        raise ModelError("model.lora.target_modules names the head, which log-probs read directly: leave it out")
-    if not names:
-        raise ModelError(f"model.lora.target_modules={wanted}: no layer has such a name; layers: {_endings(linear)}")
-    return (wanted if isinstance(wanted, str) else list(wanted)), exceptions
+    modules = dict(model.named_modules())
+    linear = [name for name, each in modules.items() if isinstance(each, nn.Linear) and each is not head]
+    if wanted not in (LANGUAGE, ALL):
+        meant = [name for name in modules if _is_meant(name, wanted) and not _is_meant(name, exceptions or ())]
+        if not meant:
+            raise ModelError(f"model.lora.target_modules={wanted}: no layer has such a name; layers: {_ends(linear)}")
+        _check_layers([modules[name] for name in meant], head)
+        return (wanted if isinstance(wanted, str) else list(wanted)), exceptions
+    seeing = _vision_names(model, family) if wanted == LANGUAGE else []
+    is_seen = re.compile(rf"({'|'.join(map(re.escape, seeing))})(\..*)?" if seeing else r"(?!)")
+    meant = {name for name in linear if not is_seen.fullmatch(name)}
+    ends = _ends(meant)
+    # Names end alike in the tower, and a convolution there is called as a matrix is.
+    others = [name for name in modules if _is_meant(name, ends) and name not in meant]
+    if not others:
+        return ends, exceptions
+    patterns = [is_seen.pattern, *(re.escape(name) for name in others if not is_seen.fullmatch(name))]
+    if exceptions is not None:
+        patterns.append(exceptions if isinstance(exceptions, str) else rf"(.*\.)?({'|'.join(exceptions)})")
+    return ends, "|".join(f"({pattern})" for pattern in patterns if pattern != r"(?!)")
 
 
 def _is_meant(name: str, wanted: str | Sequence[str]) -> bool:
@@ -209,7 +185,7 @@ def _is_meant(name: str, wanted: str | Sequence[str]) -> bool:
     return any(name == each or name.endswith(f".{each}") for each in wanted)
 
 
-def _endings(names: Any) -> list[str]:
+def _ends(names: Iterable[str]) -> list[str]:
     """The last parts of names of modules."""
     return sorted({name.rpartition(".")[2] for name in names})
 
@@ -232,18 +208,29 @@ def adapter_layers(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
-@contextmanager
-def base_alone(model: nn.Module) -> Iterator[None]:
-    """Inside, the adapters add nothing."""
+def adapters_of(model: nn.Module) -> list[nn.Parameter]:
+    """The weights of the adapters that learn; none of a model whose weights learn themselves."""
+    return [weight for name, weight in model.named_parameters() if is_adapter(name) and weight.requires_grad]
+
+
+def is_adapter(parameter: str) -> bool:
+    """Whether a parameter of this name belongs to an adapter, one that learns or that of the beginning."""
+    return ".lora_" in parameter
+
+
+@contextlib.contextmanager
+def as_it_began(model: nn.Module) -> Iterator[None]:
+    """Inside, a model with adapters is the one that its run began with."""
     layers = adapter_layers(model)
     for layer in layers:
-        # Not `enable_adapters`: it would also switch off their gradients, which DeepSpeed has hooks on.
-        layer._disable_adapters = True
+        # Not `enable_adapters` and `set_adapter`: they would switch gradients, which DeepSpeed has hooks on.
+        layer._active_adapter = [BEGINNING]
+        layer._disable_adapters = BEGINNING not in layer.lora_A
     try:
         yield
     finally:
         for layer in layers:
-            layer._disable_adapters = False
+            layer._active_adapter, layer._disable_adapters = [NAME], False
 
 
 def merge_adapters(model: nn.Module) -> None:
@@ -256,27 +243,52 @@ def merge_adapters(model: nn.Module) -> None:
     del model.peft_config
 
 
+@torch.no_grad()
 def _merged(layer: Any) -> nn.Module:
-    """The layer below an adapter, with it."""
-    base, dtype = layer.get_base_layer(), layer.get_base_layer().weight.dtype
-    layer.float()
-    layer.merge()
-    return base.to(dtype)
+    """The layer below an adapter, with it; under ZeRO-3 the matrix is put together for it and cut again."""
+    base = layer.get_base_layer()
+    for part in (layer.lora_A, layer.lora_B, layer.lora_magnitude_vector):
+        part.float()
+    with _whole(base.weight):
+        weight = base.weight.float() + layer.get_delta_weight(NAME)
+        if NAME in layer.lora_magnitude_vector:
+            length = torch.linalg.norm(weight, dim=1, keepdim=True)
+            weight *= layer.lora_magnitude_vector[NAME].weight[:, None] / length
+        base.weight.copy_(weight)
+    return base
+
+
+def _whole(weight: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Inside, a weight is whole, whatever the ZeRO stage; changes on rank 0 stay."""
+    if not hasattr(weight, "ds_id"):
+        return contextlib.nullcontext()
+    from deepspeed.zero import GatheredParameters
+
+    return GatheredParameters([weight], modifier_rank=0)
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of the adapters that learn, by the names of peft's files."""
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
+    return {f"{PREFIX}{name}": value.detach() for name, value in state.items()}
 
 
 def save_adapter(model: nn.Module, folder: Path, base: str, revision: str | None) -> None:
     """Write the adapters as peft reads them: `PeftModel.from_pretrained(base model, folder)`.
 
     Args:
-        model: with adapters, whose own weights are whole.
+        model: with adapters, which are whole.
         folder: must exist.
         base, revision: of the model that they belong to.
     """
-    from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     settings = model.peft_config[NAME]
-    settings.base_model_name_or_path, settings.revision, settings.inference_mode = base, revision, True
+    # From elsewhere a path that begins here would lead nowhere.
+    settings.base_model_name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else base
+    settings.revision, settings.inference_mode = revision, True
     settings.save_pretrained(str(folder))
     # peft keeps sets, whose order is another one in every process.
     file = folder / ADAPTER_FILE
@@ -284,6 +296,5 @@ def save_adapter(model: nn.Module, folder: Path, base: str, revision: str | None
         name: sorted(each) if isinstance(each, list) else each for name, each in json.loads(file.read_text()).items()
     }
     file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
-    state = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
-    tensors = {f"{PREFIX}{name}": value.detach().cpu().contiguous() for name, value in state.items()}
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    tensors = {name: value.cpu().contiguous() for name, value in _state(model).items()}
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})

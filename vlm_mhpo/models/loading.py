@@ -13,11 +13,11 @@ from torch import nn
 
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models import attention
-from vlm_mhpo.models.adapters import Adapter, add_adapters, add_saved, find_adapter, merge_adapters
+from vlm_mhpo.models.adapters import add_adapters, add_saved, merge_adapters
 from vlm_mhpo.models.families import FAMILIES, family_for
 from vlm_mhpo.models.families.base import Family, banned_tokens, freeze
 from vlm_mhpo.models.families.text import check_plain_head
-from vlm_mhpo.models.folder import read_config, read_processor
+from vlm_mhpo.models.folder import ADAPTER_FILE, base_of, read_config, read_processor
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.models.template import give_template, turn_end
 from vlm_mhpo.models.weights import NUM_NAMED, Weights, examine_weights, first_line
@@ -73,8 +73,8 @@ def load_policy(
     """A policy on the CPU and its codec (processor and tokens); arguments as in `config.ModelConfig`.
 
     With `zero3_settings` (DeepSpeed's configuration) of stage 3 each rank holds only its share from the start.
-    Weights are read from safetensors only and no code of the model's folder is run. Where `path` is an adapter, its base
-    is loaded with it: apart from the weights, so that it may learn further, or with `merges_adapter` added to them.
+    Weights are read from safetensors only and no code of the model's folder is run. Where `path` is an adapter, its
+    base is loaded with it: beside the weights, to learn further, or with `merges_adapter` added to them.
 
     Raises:
         ModelError: nothing loadable at `path`, tensors that are not the model's (`weights.examine_weights`), a
@@ -89,7 +89,7 @@ def load_policy(
     frozen = {"freeze_vision_tower": freeze_vision_tower, "freeze_projector": freeze_projector}
     family, weights, codec = examine_model(path, revision=revision, **limits, **frozen, lora=lora)
     base = base_of(path, revision)
-    config = read_config(base.path, revision=base.revision)
+    config = read_config(path, revision=revision)
     without_dropout(config)
     # transformers partitions while it loads for as long as this object lives.
     partition = HfDeepSpeedConfig(zero3_settings) if _stage_of(zero3_settings) == 3 else None
@@ -119,12 +119,8 @@ def load_policy(
         add_adapters(model, family, lora)
     if base.adapter and merges_adapter:
         merge_adapters(model)
-        freeze(
-            model.requires_grad_(True),
-            family,
-            vision_tower_frozen=freeze_vision_tower,
-            projector_frozen=freeze_projector,
-        )
+        model.requires_grad_(True)
+        freeze(model, family, vision_tower_frozen=freeze_vision_tower, projector_frozen=freeze_projector)
     if gradient_checkpointing:
         # The name that transformers 6 keeps, and the one that 5.20 knows.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -132,21 +128,6 @@ def load_policy(
     vocabulary_size = model.config.get_text_config().vocab_size
     banned_V = banned_tokens(codec.tokenizer, vocabulary_size, family.placeholders)
     return Policy(model, family, banned_V, weights, (base.path, base.revision)), codec
-
-
-@dataclass(frozen=True, slots=True)
-class Base:
-    """The model that a path leads to: itself, or the one that the adapter there belongs to."""
-
-    path: str
-    revision: str | None
-    adapter: Adapter | None = None
-
-
-def base_of(path: str, revision: str | None = None, *, offline: bool = False) -> Base:
-    """See `Base`; raises as `adapters.find_adapter`."""
-    adapter = find_adapter(path, revision=revision, offline=offline)
-    return Base(adapter.base, adapter.revision, adapter) if adapter else Base(path, revision)
 
 
 def examine_model(
@@ -167,13 +148,14 @@ def examine_model(
     """
     _check_revision(revision)
     base = base_of(path, revision, offline=offline)
-    place = {"revision": base.revision, "offline": offline}
-    config = read_config(base.path, **place)
-    family = family_for(config)
+    config = read_config(path, revision=revision, offline=offline)
+    family, place = family_for(config), {"revision": base.revision, "offline": offline}
     weights, empty = examine_weights(base.path, family, config, **place)
     freeze(empty, family, vision_tower_frozen=freeze_vision_tower, projector_frozen=freeze_projector)
     codec = load_codec(base.path, empty, family, min_pixels=min_pixels, max_pixels=max_pixels, **place)
-    if lora and not base.adapter:
+    if base.adapter:
+        add_saved(empty, base.adapter, lora)
+    elif lora:
         add_adapters(empty, family, lora)
     return family, weights, codec
 
@@ -226,8 +208,8 @@ def model_folder(path: str, revision: str | None) -> Path | None:
 
     if Path(path).is_dir():
         return Path(path)
-    file = try_to_load_from_cache(path, "config.json", revision=revision)
-    return Path(file).parent if isinstance(file, str) else None
+    found = [try_to_load_from_cache(path, name, revision=revision) for name in ("config.json", ADAPTER_FILE)]
+    return next((Path(file).parent for file in found if isinstance(file, str)), None)
 
 
 def _stage_of(settings: dict[str, Any] | None) -> int:

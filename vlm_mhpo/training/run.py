@@ -210,7 +210,7 @@ def _build_loop(
 
 
 def _open_reference(config: Config, engine: Engine) -> Reference:
-    """The policy that the run started from, frozen; of adapters their base."""
+    """The policy that the run started from, frozen."""
     if engine.policy.has_adapters:
         return Reference.below(engine)
     opened = open_policy(config.model, Path(config.output_dir), "reference", deepspeed=config.deepspeed)

@@ -169,7 +169,9 @@ def estimate(config: Config, shapes: Shapes, *, stage: int, num_ranks: int, offl
         offload_param=offload[1],
     )
     weights = width * shapes.num_parameters
-    reference = (weights / num_ranks if stage == 3 else weights) if config.objective.beta else 0.0
+    # The reference of adapters is their base, which is here already.
+    holds_reference = config.objective.beta and not config.model.lora
+    reference = (weights / num_ranks if stage == 3 else weights) if holds_reference else 0.0
     return Estimate(
         states=states,
         reference=reference,

@@ -10,6 +10,7 @@ import torch
 
 from vlm_mhpo.config import ModelConfig
 from vlm_mhpo.errors import ModelError
+from vlm_mhpo.models.adapters import add_adapters
 from vlm_mhpo.models.families import family_for
 from vlm_mhpo.models.families.base import Family, freeze, tower_is_frozen
 from vlm_mhpo.models.families.costs import Stack
@@ -78,6 +79,8 @@ def shapes_of(model: ModelConfig) -> Shapes:
     with torch.device("meta"):
         module = family.auto_classes[0].from_config(config)
     freeze(module, family, vision_tower_frozen=model.freeze_vision_tower, projector_frozen=model.freeze_projector)
+    if model.lora:
+        add_adapters(module, family, model.lora.model_dump())
     weights = list(module.parameters())
     text = config.get_text_config()
     if unknown := [name for name in TEXT_SIZES if getattr(text, name, None) is None]:

@@ -1,0 +1,184 @@
+"""Runs with adapters on one and two gloo ranks under ZeRO 0 to 3: updates, what is saved, resuming, and the way of an
+adapter through the commands."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.reference import advantages as reference
+from tests.system.batches import REWARDS, load_tiny, plain_step, scored_groups
+from tests.system.launches import NO_CLIPPING, Launch, assert_same_weights, launch
+from tests.system.ranks import run_commands
+from tests.system.resume_cases import assert_same_checkpoint, rows_of, run_all
+from vlm_mhpo.checkpoint import folder_of
+from vlm_mhpo.config.model import LoraConfig
+from vlm_mhpo.models.tiny import build_tiny
+
+pytestmark = [pytest.mark.full, pytest.mark.timeout(400)]
+
+BASE = Path(__file__).with_name("base.yaml")
+STAGES = (0, 1, 2, 3)
+LORA = "model.lora={r: 4}"
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory) -> Path:
+    """An adapter that has learnt something: one whose B is 0 has no gradient for A."""
+    folder = tmp_path_factory.mktemp("adapter")
+    model = load_adapted(build_tiny(folder / "base", "qwen2_5_vl", hidden_size=64))
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.policy.parameters():
+            if weight.requires_grad:
+                weight.copy_(0.1 * torch.randn(weight.shape, generator=random))
+    model.policy.save(folder)
+    return folder
+
+
+load_adapted = partial(load_tiny, lora=LoraConfig(r=4).model_dump())
+
+
+def jobs() -> list[dict[str, Any]]:
+    common = {"case": "mixed", "save": True}
+    return [
+        {"name": f"{dtype}{stage}", "stage": stage, "overrides": [LORA, f"model.dtype={dtype}"], **common}
+        for stage in STAGES
+        for dtype in ("float32", "bfloat16")
+    ]
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def launched(request, tmp_path_factory, adapter) -> Launch:
+    return launch(tmp_path_factory.mktemp(f"ranks{request.param}"), adapter, jobs(), request.param)
+
+
+@pytest.fixture(scope="module")
+def plain(adapter) -> tuple[dict[str, Tensor], float]:
+    model = load_adapted(adapter)
+    advantages = reference.group_advantages(REWARDS, "group")
+    return plain_step(model, scored_groups(model, "mixed"), advantages, NO_CLIPPING)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_update_is_that_of_plain_torch_and_leaves_the_base(launched, stage, plain, adapter):
+    expected, norm = plain
+    start, found = load_adapted(adapter).policy.model.state_dict(), launched.weights(f"float32{stage}")
+    assert_same_weights(found, expected, start)
+    assert launched.result(f"float32{stage}")["metrics"]["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    learning = {name for name in start if not torch.equal(found[name], start[name])}
+    assert learning == {name for name in start if ".lora_" in name and ".default." in name}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_bfloat16_takes_the_same_step_to_its_own_precision(launched, stage, plain, adapter):
+    expected, norm = plain
+    assert launched.result(f"bfloat16{stage}")["metrics"]["grad_norm"] == pytest.approx(norm, rel=0.1)
+    start, found = load_adapted(adapter).policy.model.state_dict(), launched.weights(f"bfloat16{stage}")
+    names = [name for name in start if ".default." in name]
+    moved, real = (
+        torch.cat([(after[name].float() - start[name]).flatten() for name in names]) for after in (expected, found)
+    )
+    assert float(torch.nn.functional.cosine_similarity(moved, real, dim=0)) > 0.5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_is_saved_is_what_was_learnt_and_only_adapters_are_gathered(launched, stage, dtype):
+    name = f"{dtype}{stage}"
+    weights, written = launched.weights(name), load_file(launched.folder / name / WEIGHTS)
+    learnt = {key: value for key, value in weights.items() if ".default." in key}
+    assert written.keys() == {f"base_model.model.{key.replace('.default', '')}" for key in learnt}
+    for key, value in learnt.items():
+        assert torch.equal(written[f"base_model.model.{key.replace('.default', '')}"], value)
+    if stage == 3:
+        # A gather of the base would be that of a whole run's memory.
+        assert set(launched.result(name)["whole"]) == set(learnt)
+
+
+# ---- resuming --------------------------------------------------------------------------------------------------
+
+STEPS, STOPS = 5, (1, 3)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, adapter) -> Path:
+    """A straight run and resumed ones, one rank under ZeRO-2 with new adapters, two under ZeRO-3 with old ones."""
+    folder = tmp_path_factory.mktemp("resume")
+    for num_ranks, stage, more in ((1, 2, ()), (2, 3, (f"model.path={adapter}",))):
+        overrides = [LORA, f"deepspeed.zero_stage={stage}", "objective.beta=0.05", f"train.max_steps={STEPS}", *more]
+        overrides += ["train.num_prompts_per_step=2", "train.num_minibatches=1", "train.num_iterations=2"]
+        straight = str(folder / f"{num_ranks}_straight")
+        kept = [f"checkpoint.save_total_limit={STEPS}", "checkpoint.save_steps=1"]
+        requests: list[dict[str, Any]] = [{"output_dir": straight, "overrides": [*overrides, *kept]}]
+        requests += [
+            {
+                "output_dir": str(folder / f"{num_ranks}_{stop}"),
+                "overrides": [*overrides, "checkpoint.save_steps=0"],
+                "source": straight,
+                "step": stop,
+            }
+            for stop in STOPS
+        ]
+        printed = run_all(folder / f"ranks{num_ranks}", requests, num_ranks)
+        assert all(f"continuing after step {stop} of {STEPS}" in printed for stop in STOPS)
+    return folder
+
+
+@pytest.mark.parametrize("stop", STOPS)
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_resumed_run_ends_as_the_straight_one_to_the_bit(runs, num_ranks, stop):
+    straight, resumed = runs / f"{num_ranks}_straight", runs / f"{num_ranks}_{stop}"
+    assert_same_checkpoint(straight, resumed, STEPS)
+    rows = rows_of(straight)
+    assert rows_of(resumed) == rows and [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    # The reference is what the run began with: no distance at first, some at the end.
+    assert rows[0]["kl"] < rows[-1]["kl"] and rows[-1]["kl"] > 0
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_checkpoint_holds_adapters_alone(runs, num_ranks):
+    shards = folder_of(runs / f"{num_ranks}_straight" / "checkpoints", STEPS)
+    held = sum(file.stat().st_size for file in shards.rglob("*") if file.is_file() and file.suffix != ".json")
+    num_learning = sum(value.numel() for value in load_file(shards / "policy" / WEIGHTS).values())
+    # Weights, a master copy and two moments in float32, and the policy once more; the model is 40 times as large.
+    assert held < 8 * 4 * num_learning + 200_000
+
+
+# ---- through the commands --------------------------------------------------------------------------------------
+
+
+def test_an_adapter_goes_from_warm_start_to_rl_to_export_and_evaluation(tmp_path):
+    common = [LORA, "logging.report=true"]
+    rows = ["data.train=synthetic:shapes?seed=0&num_rows=16@train", "sft.max_steps=2", "train.max_steps=2"]
+    warm, run = tmp_path / "warm", tmp_path / "run"
+    fresh = tmp_path / "fresh"
+    commands = [
+        ["sft", BASE, f"output_dir={warm}", *common, *rows],
+        ["train", BASE, f"output_dir={run}", f"model.path={warm}/policy", "objective.beta=0.05", *common, *rows],
+        ["train", BASE, f"output_dir={fresh}", f"model.path={warm}/policy", "model.lora=null", *rows],
+        ["export", run, "--out", tmp_path / "exported"],
+        ["export", run, "--out", tmp_path / "merged", "--merge"],
+        ["evaluate", BASE, "--model", run, f"output_dir={tmp_path / 'one'}"],
+        ["evaluate", BASE, "--model", tmp_path / "merged", f"output_dir={tmp_path / 'other'}"],
+        ["doctor", BASE, f"output_dir={tmp_path / 'd'}", f"model.path={warm}/policy", *common],
+        ["report", run],
+    ]
+    answers = run_commands(commands, tmp_path / "commands", timeout_s=380)
+    for command, answer in zip(commands, answers, strict=True):
+        assert answer["code"] == 0, (command[0], answer["stdout"][-2000:], answer["stderr"][-2000:])
+    assert {path.name for path in (warm / "policy").glob("*.safetensors")} == {WEIGHTS}
+    assert {path.name for path in (tmp_path / "exported").glob("*.safetensors")} == {WEIGHTS}
+    # The whole model, without and with an adapter on its way.
+    assert not list((tmp_path / "merged").glob("adapter*")) and not list((fresh / "policy").glob("adapter*"))
+    records = [json.loads(next((tmp_path / name).rglob("*.json")).read_text()) for name in ("one", "other")]
+    assert records[0]["accuracy"] == records[1]["accuracy"]
+    assert "adapters" in answers[0]["stdout"] + answers[0]["stderr"]
