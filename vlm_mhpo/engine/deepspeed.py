@@ -117,7 +117,7 @@ class Engine:
             yield
             return
         if only:
-            from deepspeed.zero import GatheredParameters
+            from deepspeed.runtime.zero import GatheredParameters
 
             with GatheredParameters(list(only)):
                 yield

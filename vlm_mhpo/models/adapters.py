@@ -262,7 +262,7 @@ def _whole(weight: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Inside, a weight is whole, whatever the ZeRO stage; changes on rank 0 stay."""
     if not hasattr(weight, "ds_id"):
         return contextlib.nullcontext()
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero import GatheredParameters
 
     return GatheredParameters([weight], modifier_rank=0)
 
