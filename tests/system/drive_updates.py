@@ -53,9 +53,8 @@ def run(job: dict[str, Any], out: Path) -> dict[str, Any]:
     share = len(every) // ranks.world_size()
     mine = every[ranks.rank() * share : (ranks.rank() + 1) * share]
     objective = build_objective(config.objective, config.rollout.max_completion_length)
-    update = update_settings(
-        config.train, config.rollout, objective, beta=config.objective.beta, pad_id=model.codec.pad_id
-    )
+    weights = {"beta": config.objective.beta, "entropy_coef": config.objective.entropy_coef}
+    update = update_settings(config.train, config.rollout, objective, **weights, pad_id=model.codec.pad_id)
     update = replace(update, skips_idle=update.skips_idle and not job.get("reads_all"))
     result: dict[str, Any] = {}
     if job.get("sample"):
@@ -71,7 +70,7 @@ def run(job: dict[str, Any], out: Path) -> dict[str, Any]:
         result["log_probs"] = [row.tolist() for row in log_probs_of(engine, engine.policy, mine, update)]
     if job.get("nan"):
         inject_nan(engine, job["nan"])
-    advantages_PG = advantages_of(mine, config.train.scale_rewards)
+    advantages_PG = advantages_of(mine, config.train.scale_rewards, config.train.advantage)
     result["advantages"] = advantages_PG.tolist()
     batch = Minibatch(
         groups=mine,

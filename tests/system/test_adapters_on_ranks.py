@@ -16,9 +16,10 @@ from torch import Tensor
 from tests.reference import advantages as reference
 from tests.system.batches import REWARDS, load_tiny, plain_step, scored_groups
 from tests.system.launches import NO_CLIPPING, Launch, assert_same_weights, launch
-from tests.system.ranks import run_commands
+from tests.system.ranks import run_commands, run_ranks
 from tests.system.resume_cases import assert_same_checkpoint, rows_of, run_all
 from vlm_mhpo.checkpoint import folder_of
+from vlm_mhpo.checkpoint.exporting import export
 from vlm_mhpo.config.model import LoraConfig
 from vlm_mhpo.models.tiny import build_tiny
 
@@ -104,6 +105,24 @@ def test_what_is_saved_is_what_was_learnt_and_only_adapters_are_gathered(launche
         assert set(launched.result(name)["whole"]) == set(learnt)
 
 
+def test_two_ranks_under_zero_3_merge_an_adapter_as_one_does(tmp_path, adapter):
+    """Each of them holds half of every matrix."""
+    partitioned = tmp_path / "zero3.json"
+    partitioned.write_text(json.dumps({"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}))
+    overrides = ["model.dtype=float32", "deepspeed.zero_stage=3", f"deepspeed.config={partitioned}"]
+    job = {"config": str(BASE), "folder": str(adapter), "out": str(tmp_path / "out"), "merges": True}
+    (tmp_path / "jobs.json").write_text(json.dumps([job | {"overrides": overrides}]))
+    for ended in run_ranks(("-m", "tests.system.drive_saving", tmp_path / "jobs.json"), tmp_path, num_ranks=2):
+        assert ended.code == 0, ended.stderr[-3000:]
+    alone = export(str(adapter), tmp_path / "alone", merge=True)
+    found, expected = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", alone))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    # And it is another model than the base.
+    base = load_file(adapter / "base" / "model.safetensors")
+    assert any(not torch.equal(base[name], value) for name, value in expected.items())
+
+
 # ---- resuming --------------------------------------------------------------------------------------------------
 
 STEPS, STOPS = 5, (1, 3)
@@ -181,4 +200,4 @@ def test_an_adapter_goes_from_warm_start_to_rl_to_export_and_evaluation(tmp_path
     assert not list((tmp_path / "merged").glob("adapter*")) and not list((fresh / "policy").glob("adapter*"))
     records = [json.loads(next((tmp_path / name).rglob("*.json")).read_text()) for name in ("one", "other")]
     assert records[0]["accuracy"] == records[1]["accuracy"]
-    assert "adapters" in answers[0]["stdout"] + answers[0]["stderr"]
+    assert "adapters" in answers[1]["stdout"] + answers[1]["stderr"]

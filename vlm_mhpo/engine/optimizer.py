@@ -30,13 +30,16 @@ def build_optimizer(
 
 
 def learning_rate_at(step: int, config: OptimizerConfig, max_steps: int) -> float:
-    """The learning rate of training step `step` (0-based): linear warm-up, then constant, linear or cosine to 0."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)
+    """The learning rate of training step `step` (0-based): linear warm-up, then constant, or down to 0 or a share."""
+    warmup_steps = config.warmup_steps or math.ceil(config.warmup_ratio * max_steps)
+    if step < warmup_steps:
+        return config.learning_rate * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
+    least = config.min_lr_ratio
     shapes: dict[str, Callable[[float], float]] = {
         "constant": lambda _: 1.0,
         "linear": lambda p: 1.0 - p,
         "cosine": lambda p: 0.5 * (1.0 + math.cos(math.pi * p)),
+        "cosine_with_min_lr": lambda p: least + (1.0 - least) * 0.5 * (1.0 + math.cos(math.pi * p)),
     }
     return config.learning_rate * shapes[config.lr_scheduler_type](min(1.0, progress))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families.base import Family
-from vlm_mhpo.models.folder import ADAPTER_FILE, ADAPTER_WEIGHTS, Adapter
+from vlm_mhpo.models.folder import ADAPTER_FILE, ADAPTER_WEIGHTS, Adapter, Base
 from vlm_mhpo.models.weights import NUM_NAMED, first_line, read_tensors
 
 # peft's own name of an adapter that nobody has named, and what it writes before the names of a model's tensors.
@@ -32,6 +32,19 @@ BEGINNING = "beginning"
 LANGUAGE, ALL = "language_model", "all"
 # Of a configuration's `model.lora`, by peft's names.
 SETTINGS = {"r": "r", "alpha": "lora_alpha", "use_rslora": "use_rslora", "use_dora": "use_dora"}
+
+
+def fit_adapters(
+    model: nn.Module, family: Family, base: Base, lora: Mapping[str, Any] | None, *, merges: bool = False
+) -> None:
+    """Put the adapter of a folder, or new ones, or none, into a loaded model; with `merges` add the former to it."""
+    if base.adapter:
+        add_saved(model, base.adapter, lora)
+    elif lora:
+        add_adapters(model, family, lora)
+    if base.adapter and merges:
+        merge_adapters(model)
+        model.requires_grad_(True)
 
 
 def add_adapters(model: nn.Module, family: Family, lora: Mapping[str, Any]) -> None:

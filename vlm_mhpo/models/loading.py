@@ -13,11 +13,11 @@ from torch import nn
 
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models import attention
-from vlm_mhpo.models.adapters import add_adapters, add_saved, merge_adapters
+from vlm_mhpo.models.adapters import adapters_of, fit_adapters
 from vlm_mhpo.models.families import FAMILIES, family_for
 from vlm_mhpo.models.families.base import Family, banned_tokens, freeze
 from vlm_mhpo.models.families.text import check_plain_head
-from vlm_mhpo.models.folder import ADAPTER_FILE, base_of, read_config, read_processor
+from vlm_mhpo.models.folder import ADAPTER_FILE, Base, base_of, read_config, read_processor
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.models.template import give_template, turn_end
 from vlm_mhpo.models.weights import NUM_NAMED, Weights, examine_weights, first_line
@@ -81,8 +81,6 @@ def load_policy(
             `revision` that is no commit hash, or an architecture that is not in `families.FAMILIES`.
     """
     import transformers
-    from safetensors import SafetensorError
-    from transformers.integrations import HfDeepSpeedConfig
 
     transformers.utils.logging.disable_progress_bar()
     limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
@@ -91,35 +89,16 @@ def load_policy(
     base = base_of(path, revision)
     config = read_config(path, revision=revision)
     without_dropout(config)
-    # transformers partitions while it loads for as long as this object lives.
-    partition = HfDeepSpeedConfig(zero3_settings) if _stage_of(zero3_settings) == 3 else None
-    try:
-        model = family.auto_classes[0].from_pretrained(
-            base.path,
-            config=config,
-            revision=base.revision,
-            dtype=DTYPES[dtype],
-            attn_implementation=attn_implementation,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"the weights at {path!r} cannot be loaded: {first_line(error)}") from error
-    del partition
+    options = {"config": config, "dtype": DTYPES[dtype], "attn_implementation": attn_implementation}
+    model = _read_weights(base, family, zero3_settings, **options)
     # Under ZeRO-3 transformers keeps every renaming that it knows for the model, and would reverse them all on saving.
     model._weight_conversions = list(weights.conversions)
-    # What learns is settled here, before the policy and the optimizer look.
-    freeze(model, family, vision_tower_frozen=freeze_vision_tower, projector_frozen=freeze_projector)
     adapt(model, family, attn_implementation)
-    if base.adapter:
-        add_saved(model, base.adapter, lora)
-        # Its digest and its messages are those of the adapter.
-        model.name_or_path = path
-    elif lora:
-        add_adapters(model, family, lora)
-    if base.adapter and merges_adapter:
-        merge_adapters(model)
-        model.requires_grad_(True)
+    # What learns is settled here, before the policy and the optimizer look.
+    fit_adapters(model, family, base, lora, merges=merges_adapter)
+    # Digest and messages are those of the adapter.
+    model.name_or_path = path
+    if not adapters_of(model):
         freeze(model, family, vision_tower_frozen=freeze_vision_tower, projector_frozen=freeze_projector)
     if gradient_checkpointing:
         # The name that transformers 6 keeps, and the one that 5.20 knows.
@@ -128,6 +107,23 @@ def load_policy(
     vocabulary_size = model.config.get_text_config().vocab_size
     banned_V = banned_tokens(codec.tokenizer, vocabulary_size, family.placeholders)
     return Policy(model, family, banned_V, weights, (base.path, base.revision)), codec
+
+
+def _read_weights(base: Base, family: Family, zero3_settings: dict[str, Any] | None, **options: Any) -> nn.Module:
+    """The transformers model, under ZeRO-3 this rank's share of it; `options` of from_pretrained."""
+    from safetensors import SafetensorError
+    from transformers.integrations import HfDeepSpeedConfig
+
+    # transformers partitions while it loads for as long as this object lives.
+    partition = HfDeepSpeedConfig(zero3_settings) if _stage_of(zero3_settings) == 3 else None
+    try:
+        return family.auto_classes[0].from_pretrained(
+            base.path, revision=base.revision, use_safetensors=True, trust_remote_code=False, **options
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"the weights at {base.path!r} cannot be loaded: {first_line(error)}") from error
+    finally:
+        del partition
 
 
 def examine_model(
@@ -153,10 +149,7 @@ def examine_model(
     weights, empty = examine_weights(base.path, family, config, **place)
     freeze(empty, family, vision_tower_frozen=freeze_vision_tower, projector_frozen=freeze_projector)
     codec = load_codec(base.path, empty, family, min_pixels=min_pixels, max_pixels=max_pixels, **place)
-    if base.adapter:
-        add_saved(empty, base.adapter, lora)
-    elif lora:
-        add_adapters(empty, family, lora)
+    fit_adapters(empty, family, base, lora)
     return family, weights, codec
 
 

@@ -51,7 +51,13 @@ class Policy(nn.Module):
         self.trains_projectors = self.vision_frozen and any(w.requires_grad for w in vision_weights(model, family)[1])
 
     def forward(
-        self, rows: PackedRows, *, temperature: float, chunk_size: int, with_entropy: bool = True
+        self,
+        rows: PackedRows,
+        *,
+        temperature: float,
+        chunk_size: int,
+        with_entropy: bool = True,
+        entropy_learns: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probs and entropies, [N] float32 each, in the order of `rows.target_N`; see `token_log_probs`."""
         width = rows.input_ids_RS.shape[1]
@@ -67,6 +73,7 @@ class Policy(nn.Module):
             temperature=temperature,
             chunk_size=chunk_size,
             with_entropy=with_entropy,
+            entropy_learns=entropy_learns,
         )
 
     def inputs(self, rows: PackedRows) -> dict[str, Any]:

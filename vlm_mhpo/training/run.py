@@ -168,7 +168,8 @@ def _build_loop(
 ) -> Loop:
     """The stages of RL, each with the sections of the configuration that it reads."""
     train, rollout, engine = config.train, config.rollout, parts.engine
-    settings = update_settings(train, rollout, objective, beta=config.objective.beta, pad_id=parts.codec.pad_id)
+    weights = {"beta": config.objective.beta, "entropy_coef": config.objective.entropy_coef}
+    settings = update_settings(train, rollout, objective, **weights, pad_id=parts.codec.pad_id)
     reference = _open_reference(config, engine) if config.objective.beta else None
     return Loop(
         prompts=PromptStream(
@@ -185,6 +186,7 @@ def _build_loop(
             engine,
             reference,
             settings=settings,
+            advantage=train.advantage,
             scale_rewards=train.scale_rewards,
             mask_truncated=train.mask_truncated_completions,
         ),
