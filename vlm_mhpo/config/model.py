@@ -58,6 +58,12 @@ class ModelConfig(Section):
         description="Train low-rank adapters in place of the weights; null = train the weights.",
         json_schema_extra=FIXED,
     )
+    quantization: Literal["nf4", "int8"] | None = Field(
+        None,
+        description="Hold the matrices of the language model in 4 or 8 bits below model.lora (bitsandbytes); null = in "
+        "model.dtype.",
+        json_schema_extra=FIXED,
+    )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in backward: less memory, slower.", json_schema_extra=FREE
     )
@@ -70,6 +76,15 @@ class ModelConfig(Section):
             raise ValueError(
                 "model.attn_implementation=eager rounds attention scores to bfloat16, so that the policy that is "
                 "trained is not the one that samples: set it to sdpa, or model.dtype=float32"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _quantised_weights_do_not_learn(self) -> ModelConfig:
+        if self.quantization and not self.lora:
+            raise ValueError(
+                f"model.quantization={self.quantization} holds weights that cannot learn: set model.lora, or "
+                "model.quantization=null"
             )
         return self
 

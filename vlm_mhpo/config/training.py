@@ -12,6 +12,10 @@ from vlm_mhpo.config.base import FREE, Section
 class OptimizerConfig(Section):
     """AdamW and its learning-rate schedule."""
 
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw",
+        description="AdamW with moments in float32, or in 8 bits where a tensor has 4096 weights (bitsandbytes).",
+    )
     learning_rate: PositiveFloat = Field(1e-6, description="Peak learning rate.")
     lr_scheduler_type: Literal["constant", "linear", "cosine", "cosine_with_min_lr"] = Field(
         "constant", description="Shape after warm-up."

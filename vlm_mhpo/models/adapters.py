@@ -148,6 +148,9 @@ def _inject(model: nn.Module, settings: Any, name: str = NAME) -> None:
     _check_layers([layer.get_base_layer() for layer in layers], head)
     for layer in layers:
         layer._active_adapter = [NAME]
+        # Beside quantised weights they would be float32 whatever the model is.
+        for part in (layer.lora_A, layer.lora_B, layer.lora_magnitude_vector):
+            part.to(head.weight.dtype)
     for parameter, weight in model.named_parameters():
         weight.requires_grad_(is_adapter(parameter) and f".{NAME}" in parameter)
 
@@ -177,7 +180,7 @@ def _targets(
             raise ModelError(f"model.lora.target_modules={wanted}: no layer has such a name; layers: {_ends(linear)}")
         _check_layers([modules[name] for name in meant], head)
         return (wanted if isinstance(wanted, str) else list(wanted)), exceptions
-    seeing = _vision_names(model, family) if wanted == LANGUAGE else []
+    seeing = vision_names(model, family) if wanted == LANGUAGE else []
     is_seen = re.compile(rf"({'|'.join(map(re.escape, seeing))})(\..*)?" if seeing else r"(?!)")
     meant = {name for name in linear if not is_seen.fullmatch(name)}
     ends = _ends(meant)
@@ -203,7 +206,7 @@ def _ends(names: Iterable[str]) -> list[str]:
     return sorted({name.rpartition(".")[2] for name in names})
 
 
-def _vision_names(model: nn.Module, family: Family) -> list[str]:
+def vision_names(model: nn.Module, family: Family) -> list[str]:
     """Names of the tower and of projectors, those inside others left out."""
     if not family.vision:
         return []

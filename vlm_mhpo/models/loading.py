@@ -19,6 +19,7 @@ from vlm_mhpo.models.families.base import Family, banned_tokens, freeze
 from vlm_mhpo.models.families.text import check_plain_head
 from vlm_mhpo.models.folder import ADAPTER_FILE, Base, base_of, read_config, read_processor
 from vlm_mhpo.models.policy import Policy
+from vlm_mhpo.models.quantization import check_quantization, quantization_settings, settle_base
 from vlm_mhpo.models.template import give_template, turn_end
 from vlm_mhpo.models.weights import NUM_NAMED, Weights, examine_weights, first_line
 from vlm_mhpo.types import TAGS
@@ -66,6 +67,7 @@ def load_policy(
     freeze_vision_tower: bool = False,
     freeze_projector: bool = False,
     lora: Mapping[str, Any] | None = None,
+    quantization: str | None = None,
     gradient_checkpointing: bool = False,
     zero3_settings: dict[str, Any] | None = None,
     merges_adapter: bool = False,
@@ -90,6 +92,9 @@ def load_policy(
     config = read_config(path, revision=revision)
     without_dropout(config)
     options = {"config": config, "dtype": DTYPES[dtype], "attn_implementation": attn_implementation}
+    if quantization:
+        check_quantization(quantization, _stage_of(zero3_settings))
+        options["quantization_config"] = quantization_settings(quantization, DTYPES[dtype], family, config)
     model = _read_weights(base, family, zero3_settings, **options)
     # Under ZeRO-3 transformers keeps every renaming that it knows for the model, and would reverse them all on saving.
     model._weight_conversions = list(weights.conversions)
@@ -106,7 +111,10 @@ def load_policy(
         enable({"use_reentrant": False})
     vocabulary_size = model.config.get_text_config().vocab_size
     banned_V = banned_tokens(codec.tokenizer, vocabulary_size, family.placeholders)
-    return Policy(model, family, banned_V, weights, (base.path, base.revision)), codec
+    policy = Policy(model, family, banned_V, weights, (base.path, base.revision))
+    if quantization:
+        settle_base(policy)
+    return policy, codec
 
 
 def _read_weights(base: Base, family: Family, zero3_settings: dict[str, Any] | None, **options: Any) -> nn.Module:

@@ -21,10 +21,13 @@ from vlm_mhpo.commands.doctor.shapes import Shapes
 from vlm_mhpo.config import Config
 from vlm_mhpo.engine.settings import adds_in_float32
 from vlm_mhpo.models.families.costs import Stack
+from vlm_mhpo.models.quantization import BYTES as QUANTISED
 
 BYTES = {"float32": 4, "bfloat16": 2}
 FLOAT32 = 4
 ADAM_MOMENTS = 2 * FLOAT32
+# In 8 bits; a scale for each 256 of them does not count.
+SMALL_MOMENTS = 2
 # DeepSpeed's default, elements; one flat buffer, however small the model (a CPU never touches most of it). A bfloat16
 # model's ranks add in float32, in a bucket of half as many.
 REDUCE_BUCKET = 500_000_000
@@ -110,21 +113,32 @@ def model_states(
     dtype: str,
     offload_optimizer: bool = False,
     offload_param: bool = False,
+    quantised: tuple[int, float] = (0, 0.0),
+    moments: int = ADAM_MOMENTS,
 ) -> ModelStates:
-    """Weights, gradients and optimizer state of a rank; see the top of this file."""
+    """Weights, gradients and optimizer state of a rank; see the top of this file.
+
+    Args:
+        quantised: how many of the parameters have how many bytes each.
+        moments: bytes of Adam's two moments of a weight.
+    """
     width = BYTES[dtype]
     # Without ZeRO a float32 model needs neither a master copy nor a copy of its gradients.
     has_master = stage > 0 or dtype == "bfloat16"
     share = 1 / num_ranks if stage else 1.0
-    weights = width * num_parameters * (share if stage == 3 else 1.0)
+    num_small, small_width = quantised
+    weights = (width * (num_parameters - num_small) + small_width * num_small) * (share if stage == 3 else 1.0)
     gradients = FLOAT32 * num_trained * share if adds_in_float32(stage) else width * num_trained
     stepping = FLOAT32 * num_trained * share * has_master
     if stage == 2 and dtype == "bfloat16":
         stepping = 0.0
     if stage == 3:
         stepping = min(stepping, FLOAT32 * SUB_GROUP)
-    optimizer = (FLOAT32 * has_master + ADAM_MOMENTS) * num_trained * share
+    optimizer = (FLOAT32 * has_master + moments) * num_trained * share
     gathered = 2 * width * largest_module if stage == 3 else 0.0
+    if num_small:
+        # A quantised matrix is widened for its product.
+        gathered = float(width * largest_module)
     host = 0.0
     if offload_optimizer:
         host += optimizer + FLOAT32 * num_trained * share
@@ -167,6 +181,8 @@ def estimate(config: Config, shapes: Shapes, *, stage: int, num_ranks: int, offl
         dtype=dtype,
         offload_optimizer=offload[0],
         offload_param=offload[1],
+        quantised=(shapes.num_quantised, QUANTISED[config.model.quantization] if config.model.quantization else 0.0),
+        moments=SMALL_MOMENTS if config.train.optimizer == "adamw_8bit" else ADAM_MOMENTS,
     )
     weights = width * shapes.num_parameters
     # The reference of adapters is their base, which is here already.
