@@ -85,7 +85,7 @@ def add_saved(model: nn.Module, adapter: Adapter, lora: Mapping[str, Any] | None
     Raises:
         ModelError: other settings, or its tensors are not those of the model.
     """
-    from peft import LoraConfig, set_peft_model_state_dict
+    from peft import LoraConfig
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -101,9 +101,15 @@ def add_saved(model: nn.Module, adapter: Adapter, lora: Mapping[str, Any] | None
         for name in () if is_empty else (NAME, BEGINNING) if lora else (NAME,):
             if name == BEGINNING:
                 _inject(model, settings, BEGINNING)
-            set_peft_model_state_dict(model, load_file(file), name)
+            _fill(_state(model, name), load_file(file))
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         raise ModelError(f"the adapter at {str(adapter.folder)!r} cannot be loaded: {first_line(error)}") from error
+
+
+def _fill(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copy values into a model's own tensors."""
+    for name, value in state.items():
+        value.copy_(tensors[name])
 
 
 def _differences(settings: Mapping[str, Any], lora: Mapping[str, Any]) -> str:
@@ -283,11 +289,11 @@ def _whole(weight: Tensor) -> contextlib.AbstractContextManager[Any]:
     return GatheredParameters([weight], modifier_rank=0)
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of the adapters that learn, by the names of peft's files."""
+def _state(model: nn.Module, adapter: str = NAME) -> dict[str, Tensor]:
+    """The tensors of the adapters, those that learn or those of the beginning, by the names of peft's files."""
     from peft import get_peft_model_state_dict
 
-    state = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
+    state = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
     return {f"{PREFIX}{name}": value.detach() for name, value in state.items()}
 
 
