@@ -36,7 +36,7 @@ BY_CONTENT = {
     *("data.max_rows", "data.max_prompt_length", "data.overlong_prompts"),
     *("data.columns", "data.on_bad_row", "data.max_bad_share"),
 }
-NEVER = {"model.dtype", "model.freeze_vision_tower", "model.freeze_projector", "model.lora"}
+NEVER = {"model.dtype", "model.freeze_vision_tower", "model.freeze_projector", "model.lora", "model.quantization"}
 VALUES = {
     "output_dir": "run",
     "model": {"path": "nowhere"},
