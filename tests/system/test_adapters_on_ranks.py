@@ -130,9 +130,10 @@ STEPS, STOPS = 5, (1, 3)
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, adapter) -> Path:
-    """A straight run and resumed ones, one rank under ZeRO-2 with new adapters, two under ZeRO-3 with old ones."""
+    """Straight runs and resumed ones: new adapters on a quantised base, old ones on two ranks under ZeRO-3."""
     folder = tmp_path_factory.mktemp("resume")
-    for num_ranks, stage, more in ((1, 2, ()), (2, 3, (f"model.path={adapter}",))):
+    quantised = ("model.quantization=nf4", "train.optimizer=adamw_8bit", "model.dtype=bfloat16")
+    for num_ranks, stage, more in ((1, 2, quantised), (2, 3, (f"model.path={adapter}",))):
         overrides = [LORA, f"deepspeed.zero_stage={stage}", "objective.beta=0.05", f"train.max_steps={STEPS}", *more]
         overrides += ["train.num_prompts_per_step=2", "train.num_minibatches=1", "train.num_iterations=2"]
         straight = str(folder / f"{num_ranks}_straight")
