@@ -126,14 +126,14 @@ def test_two_ranks_under_zero_3_merge_an_adapter_as_one_does(tmp_path, adapter):
 # ---- resuming --------------------------------------------------------------------------------------------------
 
 STEPS, STOPS = 5, (1, 3)
+QUANTISED = ("model.quantization=nf4", "train.optimizer=adamw_8bit", "model.dtype=bfloat16")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, adapter) -> Path:
     """Straight runs and resumed ones: new adapters on a quantised base, old ones on two ranks under ZeRO-3."""
     folder = tmp_path_factory.mktemp("resume")
-    quantised = ("model.quantization=nf4", "train.optimizer=adamw_8bit", "model.dtype=bfloat16")
-    for num_ranks, stage, more in ((1, 2, quantised), (2, 3, (f"model.path={adapter}",))):
+    for num_ranks, stage, more in ((1, 2, QUANTISED), (2, 3, (f"model.path={adapter}",))):
         overrides = [LORA, f"deepspeed.zero_stage={stage}", "objective.beta=0.05", f"train.max_steps={STEPS}", *more]
         overrides += ["train.num_prompts_per_step=2", "train.num_minibatches=1", "train.num_iterations=2"]
         straight = str(folder / f"{num_ranks}_straight")
@@ -171,6 +171,41 @@ def test_a_checkpoint_holds_adapters_alone(runs, num_ranks):
     num_learning = sum(value.numel() for value in load_file(shards / "policy" / WEIGHTS).values())
     # Weights, a master copy and two moments in float32, and the policy once more; the model is 40 times as large.
     assert held < 8 * 4 * num_learning + 200_000
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory) -> Path:
+    """A run with adapters on one rank under ZeRO-2, on two under ZeRO-3, and on one under ZeRO-0."""
+    folder = tmp_path_factory.mktemp("chain")
+    for leg, (num_ranks, stage) in enumerate(((1, 2), (2, 3), (1, 0))):
+        overrides = [LORA, f"deepspeed.zero_stage={stage}", f"train.max_steps={leg + 2}", "checkpoint.save_steps=0"]
+        asked = {"output_dir": str(folder / f"leg{leg}"), "overrides": overrides, "record": str(folder / f"leg{leg}")}
+        asked |= {"source": str(folder / f"leg{leg - 1}"), "step": leg + 1} if leg else {}
+        printed = run_all(folder / f"ranks{leg}", [asked], num_ranks)
+        assert ("resharded: " in printed) == bool(leg)
+    return folder
+
+
+@pytest.mark.parametrize("leg", [1, 2])
+def test_other_ranks_and_stages_go_on_with_every_weight_and_moment(chain, leg):
+    saved, loaded = (
+        torch.load(chain / f"leg{number}" / f"{moment}.pt", weights_only=True)
+        for number, moment in ((leg - 1, "after"), (leg, "before"))
+    )
+    names = [name for name in saved if ".lora_" in name and not name.endswith(" in use")]
+    moved = [name for name in names if name.endswith("exp_avg_sq") and saved[name].any()]
+    assert len(moved) * 3 == len(names) > 40
+    assert all(torch.equal(saved[name], loaded[name]) for name in names)
+
+
+def test_eight_bit_moments_are_not_cut_anew_and_nothing_is_begun_again(runs, tmp_path):
+    """Resuming elsewhere would otherwise go on with moments of 0."""
+    overrides = [LORA, "objective.beta=0.05", f"train.max_steps={STEPS}", "deepspeed.zero_stage=0"]
+    overrides += ["train.num_prompts_per_step=2", "train.num_minibatches=1", "train.num_iterations=2", *QUANTISED]
+    source = {"source": str(runs / "1_straight"), "step": STOPS[0]}
+    asked = {"output_dir": str(tmp_path / "run"), "overrides": overrides, **source}
+    with pytest.raises(AssertionError, match="its 8-bit moments cannot be cut for other ranks or stages"):
+        run_all(tmp_path / "ranks", [asked], 1)
 
 
 # ---- through the commands --------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ BY_CONTENT = {
     *("data.columns", "data.on_bad_row", "data.max_bad_share"),
 }
 NEVER = {"model.dtype", "model.freeze_vision_tower", "model.freeze_projector", "model.lora", "model.quantization"}
+NEVER |= {"train.optimizer", "sft.optimizer"}
 VALUES = {
     "output_dir": "run",
     "model": {"path": "nowhere"},

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from vlm_mhpo.config.base import FREE, Section
+from vlm_mhpo.config.base import FIXED, FREE, Section
 
 
 class OptimizerConfig(Section):
@@ -15,6 +15,7 @@ class OptimizerConfig(Section):
     optimizer: Literal["adamw", "adamw_8bit"] = Field(
         "adamw",
         description="AdamW with moments in float32, or in 8 bits where a tensor has 4096 weights (bitsandbytes).",
+        json_schema_extra=FIXED,
     )
     learning_rate: PositiveFloat = Field(1e-6, description="Peak learning rate.")
     lr_scheduler_type: Literal["constant", "linear", "cosine", "cosine_with_min_lr"] = Field(
