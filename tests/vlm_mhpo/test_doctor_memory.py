@@ -11,6 +11,7 @@ import torch
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
+from vlm_mhpo.commands.doctor import Options, examine
 from vlm_mhpo.commands.doctor.memory import (
     Estimate,
     activation_bytes,
@@ -66,6 +67,13 @@ def test_a_recipe_with_adapters_fits_its_card_and_a_full_run_does_not(tmp_path, 
         found = estimate(config, shapes, stage=config.deepspeed.zero_stage, num_ranks=1, offload=(False, False))
         verdicts.append(fits(found, size * 2**30))
     assert verdicts == [True, False]
+    card = Options(quick=True, gpu_memory_gb=size)
+    for asked, subject, verdict in (
+        (load_config(f"configs/{recipe}.yaml", [f"model.path={tmp_path}"]), "instead: model.lora=null", "does not fit"),
+        (config, "instead: model.lora={r: 16}", "fits"),
+    ):
+        (told,) = [check.text for check in examine(asked, card) if check.subject == subject]
+        assert told.endswith(f", {verdict}")
     # Of each of 7 matrices in 28 layers rank times its height and width.
     text, rank = TEXTS["7B"], load_config(f"configs/{recipe}.yaml").model.lora.r
     width, inner, keys = text["hidden_size"], text["intermediate_size"], 4 * 128

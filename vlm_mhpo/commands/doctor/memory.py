@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from itertools import product
 
 from vlm_mhpo.commands.doctor.check import GIB, Check, in_gib
-from vlm_mhpo.commands.doctor.shapes import Shapes
-from vlm_mhpo.config import Config
+from vlm_mhpo.commands.doctor.shapes import Shapes, shapes_of
+from vlm_mhpo.config import Config, LoraConfig
 from vlm_mhpo.engine.settings import adds_in_float32
 from vlm_mhpo.models.families.costs import Stack
 from vlm_mhpo.models.quantization import BYTES as QUANTISED
@@ -274,7 +274,7 @@ def examine_memory(
     yield Check("ok", "parameters", counted)
     mine = estimate(config, shapes, stage=chosen[0], num_ranks=num_ranks, offload=chosen[1])
     yield from judge(config, mine, name_of(*chosen), num_ranks, device_bytes)
-    for other in settings():
+    for other in settings(quantised=bool(config.model.quantization)):
         if other != chosen:
             found = estimate(config, shapes, stage=other[0], num_ranks=num_ranks, offload=other[1])
             verdict = "" if device_bytes is None else ", fits" if fits(found, device_bytes) else ", does not fit"
@@ -283,11 +283,26 @@ def examine_memory(
             yield Check("ok", f"instead: {name_of(*other)}", f"{peaks}{host}{verdict}")
 
 
-def settings() -> list[tuple[int, tuple[bool, bool]]]:
-    """Every allowed stage with (optimizer, weights) in host memory or not."""
+def with_or_without_adapters(config: Config, *, stage: int, num_ranks: int, device_bytes: float | None) -> Check:
+    """The same run with all weights in the place of adapters, or the other way round; arguments as above."""
+    chosen = (stage, (config.deepspeed.offload_optimizer, config.deepspeed.offload_param))
+    given = config.model
+    name, changes = "model.lora={r: 16}", {"lora": LoraConfig()}
+    if given.lora:
+        name, changes = "model.lora=null", {"lora": None, "quantization": None}
+    model = given.model_copy(update=changes)
+    config = config.model_copy(update={"model": model})
+    found = estimate(config, shapes_of(model), stage=chosen[0], num_ranks=num_ranks, offload=chosen[1])
+    verdict = "" if device_bytes is None else ", fits" if fits(found, device_bytes) else ", does not fit"
+    peaks = f"update {in_gib(found.update)}, rollout {in_gib(found.rollout)}"
+    return Check("ok", f"instead: {name}", f"{name_of(*chosen)}, {peaks}{verdict}")
+
+
+def settings(*, quantised: bool = False) -> list[tuple[int, tuple[bool, bool]]]:
+    """Every allowed stage with (optimizer, weights) in host memory or not; quantised weights are never cut."""
     return [
         (stage, (optimizer, weights))
-        for stage, optimizer, weights in product(range(4), (False, True), (False, True))
+        for stage, optimizer, weights in product(range(3 if quantised else 4), (False, True), (False, True))
         if not (optimizer and stage == 0) and not (weights and stage < 3) and not (weights and not optimizer)
     ]
 
