@@ -57,7 +57,7 @@ def jobs() -> list[dict[str, Any]]:
     ]
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.long), 2])
 def launched(request, tmp_path_factory, adapter) -> Launch:
     return launch(tmp_path_factory.mktemp(f"ranks{request.param}"), adapter, jobs(), request.param)
 

@@ -44,6 +44,8 @@ RANK = 4
 # Ragged; the last of the three prompts gets one completion.
 LENGTHS = ((5, 1, 9), (2, 7), (4,))
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+# The other families go the same way; the full lane has them, too.
+FEW = [pytest.param(each, marks=[pytest.mark.full] * (each not in ("qwen2_5_vl", "qwen3_vl"))) for each in FAMILIES]
 
 
 def lora(**changes) -> dict:
@@ -172,7 +174,7 @@ def test_a_forward_of_the_base_that_fails_leaves_the_adapters_on(tmp_path):
     assert torch.equal(log_probs(model, model.policy), before)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FEW)
 def test_names_and_values_of_a_saved_adapter_are_what_peft_itself_would_write(tmp_path, family):
     model = adapted(tmp_path / "base", family, dtype="bfloat16")
     folder = saved(model)
@@ -188,7 +190,7 @@ def test_names_and_values_of_a_saved_adapter_are_what_peft_itself_would_write(tm
 
 
 @pytest.mark.parametrize("bias", [0.0, 60.0])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FEW)
 def test_the_sampler_is_the_trained_policy_in_bfloat16(tmp_path, family, bias):
     policy, codec = load_policy(str(build_tiny(tmp_path, family)), dtype="bfloat16", lora=lora())
     with torch.no_grad():
@@ -201,7 +203,7 @@ def test_the_sampler_is_the_trained_policy_in_bfloat16(tmp_path, family, bias):
     assert (sampled - trained).abs().mean() < 0.15
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FEW)
 def test_the_sampler_is_the_trained_policy_in_float32(tmp_path, family):
     model = adapted(tmp_path / "base", family)
     sampled, trained, truth = three_log_probs(model, groups_with_pixels(model))
@@ -226,7 +228,7 @@ def linear_of(folder: Path, *, seeing: bool) -> set[str]:
     return {name for name in names if seeing or ".visual." not in name}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FEW)
 def test_the_language_model_or_all_of_it(tmp_path, family):
     folder = build_tiny(tmp_path / "base", family, hidden_size=64)
     text = layers_of(folder)
