@@ -17,6 +17,8 @@ from vlm_mhpo.models.loading import Codec
 from vlm_mhpo.runtime import ranks
 
 POLICY_FOLDER = "policy"
+# One of them is in every model or adapter.
+SETTINGS = ("config.json", ADAPTER_FILE)
 
 
 def save_policy(engine: Engine, codec: Codec, folder: Path, disk: Disk = DISK) -> None:
@@ -49,8 +51,9 @@ def save_policy(engine: Engine, codec: Codec, folder: Path, disk: Disk = DISK) -
 
 
 def make_readable(folder: Path) -> None:
-    """Give every file of a policy the mode of its config.json: safetensors makes files that their owner alone reads."""
-    mode = stat.S_IMODE(next(folder.glob("*config.json")).stat().st_mode)
+    """Give every file of a policy the mode of its settings: safetensors makes files that their owner alone reads."""
+    settings = next(file for name in SETTINGS if (file := folder / name).exists())
+    mode = stat.S_IMODE(settings.stat().st_mode)
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(mode)
@@ -58,7 +61,7 @@ def make_readable(folder: Path) -> None:
 
 def holds_policy(folder: Path) -> bool:
     """Whether a model or an adapter lies directly in a folder."""
-    return any((folder / name).is_file() for name in ("config.json", ADAPTER_FILE))
+    return any((folder / name).is_file() for name in SETTINGS)
 
 
 def find_policy(path: str, which: str = "newest") -> str:
