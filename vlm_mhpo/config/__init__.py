@@ -3,7 +3,7 @@
 from vlm_mhpo.config.base import Section
 from vlm_mhpo.config.data import DataConfig
 from vlm_mhpo.config.evaluation import EvalConfig, JudgeConfig
-from vlm_mhpo.config.model import ModelConfig
+from vlm_mhpo.config.model import LoraConfig, ModelConfig
 from vlm_mhpo.config.objectives import OBJECTIVES, BaseObjective, GrpoConfig, MhpoConfig, ObjectiveConfig
 from vlm_mhpo.config.reading import describe, known_keys, load_config, parse_config
 from vlm_mhpo.config.rewards import RewardConfig, RewardsConfig
@@ -30,6 +30,7 @@ __all__ = [
     "GrpoConfig",
     "JudgeConfig",
     "LoggingConfig",
+    "LoraConfig",
     "MhpoConfig",
     "ModelConfig",
     "ObjectiveConfig",
