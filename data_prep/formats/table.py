@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from data_prep.formats.chat import is_chat, read_turns
+from data_prep.formats.chat import is_chat, read_turns, with_system
 from data_prep.formats.dialects import as_plain, of_chat
 from data_prep.formats.golds import number_as_text, read_gold
 from data_prep.formats.image_cells import IMAGE_COLUMNS, images_of, refuse_unread_images
@@ -32,7 +32,7 @@ _OWN = frozenset({field.name for field in fields(Row)} - {"metadata", "earlier_t
 _USED = frozenset({
     *_IDS, *_PROBLEMS, *_ANSWERS, *IMAGE_COLUMNS, *_UNITS, "problem", "answer", "solution", "Solution", "kind",
     "choices", "options", "precision", "unit", "source", "split", "metadata", "videos", "video", "earlier_turns",
-    "equivalent_answers",
+    "equivalent_answers", "system",
 })  # fmt: skip
 
 
@@ -169,7 +169,7 @@ def row_from_record(
         if record.get(name):
             raise RowError("holds videos, and rows are images and text", field=name)
     refuse_unread_images(record, _USED, image_root)
-    turns = read_turns(record.get("earlier_turns"), "earlier_turns")
+    turns = with_system(read_turns(record.get("earlier_turns"), "earlier_turns"), record.get("system"))
     turns, problem, choices, images = _placed(turns, _problem(record), choices, images_of(record, image_root))
     identity = next((record[name] for name in _IDS if record.get(name) is not None), None)
     return make_row(
