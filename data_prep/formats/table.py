@@ -53,7 +53,7 @@ def table_files(source: Path, split: str | None, suffixes: tuple[str, ...]) -> l
     """
     if source.is_file():
         return [TableFile(source, source.stem, split or "")]
-    files = [TableFile(path, source.name, split_of(path)) for path in _tables_in(source, suffixes)]
+    files = [TableFile(path, source.name, split_of(path)) for path in tables_in(source, suffixes)]
     return files_of_split(files, source, split)
 
 
@@ -78,16 +78,16 @@ def split_of(path: Path) -> str:
 
 def is_table(source: Path, suffixes: tuple[str, ...]) -> bool:
     """Whether `source` is such a file or a folder that holds some."""
-    return source.name.endswith(suffixes) if source.is_file() else bool(_tables_in(source, suffixes))
+    return source.name.endswith(suffixes) if source.is_file() else bool(tables_in(source, suffixes))
 
 
 def holds_one(folder: Path, suffix: str) -> bool:
     """Whether a folder holds exactly one such file: what else a folder of many is, nobody knows."""
-    return len(_tables_in(folder, (suffix,))) == 1
+    return len(tables_in(folder, (suffix,))) == 1
 
 
-def _tables_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    # Hub repositories keep their tables in data/.
+def tables_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files with these endings in a folder, and in its data/, where hub repositories keep their tables."""
     found = [path for place in (folder, folder / "data") if place.is_dir() for path in place.iterdir()]
     return sorted(path for path in found if path.name.endswith(suffixes) and path.is_file() and path.name[0] != ".")
 
@@ -159,7 +159,9 @@ def row_from_record(
         RowError: naming the field.
     """
     if KEY in record:
-        record = sample_columns({name: record[name] for name in record if name not in ignore_columns}, IMAGE_COLUMNS)
+        record = sample_columns(
+            {name: record[name] for name in record if name not in ignore_columns}, IMAGE_COLUMNS, _IDS
+        )
     record = {name: value for name, value in record.items() if name not in ignore_columns}
     if seen is not None:
         seen.update(record)
