@@ -12,7 +12,7 @@ from data_prep.formats.dialects import as_plain, of_chat
 from data_prep.formats.golds import number_as_text, read_gold
 from data_prep.formats.image_cells import IMAGE_COLUMNS, images_of, refuse_unread_images
 from data_prep.formats.listed import LISTS, read_equivalents, read_several
-from data_prep.formats.marks import place_images
+from data_prep.formats.marks import place_images, rename_marks
 from data_prep.formats.samples import KEY, sample_columns
 from data_prep.images.stored import ImageSource
 from data_prep.schema import DataError, Row, RowError, Turn, make_row
@@ -310,6 +310,7 @@ def _placed(
     if not all(isinstance(text, str) for text in (*asked, *(choices or ()))):
         return turns, problem, choices, images  # for `make_row` to refuse
     texts, named, order = place_images(asked, choices or (), len(images))
-    questions = iter(texts)
-    turns = tuple(Turn(turn.role, next(questions)) if turn.role == "user" else turn for turn in turns)
+    said = rename_marks([turn.text for turn in turns if turn.role != "user"], asked, choices or (), order)
+    questions, said = iter(texts), iter(said)
+    turns = tuple(Turn(turn.role, next(questions if turn.role == "user" else said)) for turn in turns)
     return turns, texts[-1], choices and named, [images[index] for index in order]
