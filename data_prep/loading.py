@@ -174,7 +174,7 @@ def _reading(source: _Source, format: str, split: str | None, options: Mapping[s
         if given := {"columns", "ignore_columns"} & options.keys():
             raise DataError(f"{path} has the layout of {name!r}, whose columns are known: leave data.{min(given)} out")
         options = {"image_root": options["image_root"]}
-    if not reader.matches(path):
+    if format != "auto" and not (reader.can_be or reader.matches)(path):
         raise DataError(f"{path} has not the layout of {format!r}; with format auto it would be {_recognise(path)!r}")
     return lambda: reader.read(path, split, **options)
 

@@ -1,6 +1,7 @@
 """The nouns of an audit: what is kept of each row, defects, histograms."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -21,7 +22,9 @@ class Record:
         place: (set, row): set 0 is the audited source, 1 the first benchmark; rows from 0 in order of reading.
         id, split, source, kind: the row's; for an unusable row `id` is its file and line.
         problem: the beginning of the question, to show.
-        question: hash of the normalised question and choices; num_words: its length.
+        content: hash of all that the row holds before the answer, earlier turns and choices too.
+        questions: {hash: number of words} of what may be asked elsewhere as well (see
+            `data_prep.prepare.asked.questions_of`), all questions in one first.
         num_chars: of the whole question.
         golds: the texts that are right, each alone.
         form: what the first gold looks like (see `data_prep.prepare.filters.answer_form`).
@@ -35,8 +38,8 @@ class Record:
     source: str = ""
     kind: str = ""
     problem: str = ""
-    question: str = ""
-    num_words: int = 0
+    content: str = ""
+    questions: Mapping[str, int] = field(default_factory=dict, hash=False)
     num_chars: int = 0
     golds: tuple[str, ...] = ()
     form: str = ""

@@ -40,9 +40,11 @@ def read_chat(messages: Any, field: str) -> Chat:
     """
     turns, images = [], []
     for role, content in (_turn(message, field) for message in _as_list(messages, field)):
-        if role == "system" and content in (None, ""):
+        if role == "system" and content is None:
             continue
         text, shown = _content(content, field)
+        if role == "system" and not shown and not text.strip():
+            continue
         if role != "user" and (shown or (isinstance(content, list) and IMAGE_PLACEHOLDER in text)):
             raise RowError(f"shows an image in a turn of the {role}: only a user shows images", field=field)
         turns.append(Turn(role, text))
@@ -65,8 +67,22 @@ def read_turns(messages: Any, field: str) -> tuple[Turn, ...]:
     Raises:
         RowError: naming `field`.
     """
-    turns = [_turn(message, field) for message in _as_list(messages, field)] if messages else []
-    return tuple(Turn(role, _content(content, field)[0]) for role, content in turns)
+    said = [_turn(message, field) for message in _as_list(messages, field)] if messages else []
+    turns = [Turn(role, _content(content, field)[0]) for role, content in said]
+    return tuple(turn for turn in turns if turn.role != "system" or turn.text.strip())
+
+
+def with_system(turns: tuple[Turn, ...], system: Any) -> tuple[Turn, ...]:
+    """The turns behind the system message that a column of its own holds, as ms-swift and LLaMA-Factory have it.
+
+    Raises:
+        RowError: it is no text, or not that of the turns.
+    """
+    if system is None or (isinstance(system, str) and not system.strip()):
+        return turns
+    if not isinstance(system, str) or (turns and turns[0].role == "system" and turns[0].text != system):
+        raise RowError("is no text, or another than the system message of the chat; keep one of them", field="system")
+    return turns if turns and turns[0].role == "system" else (Turn("system", system), *turns)
 
 
 def is_chat(value: Any) -> bool:

@@ -107,8 +107,8 @@ def _without(record: _Record, *names: str) -> dict[str, Any]:
 def of_chat(record: _Record, column: str) -> dict[str, Any]:
     """The record with the messages of a column replaced by the problem, the turns before it, images and the gold."""
     chat = read_chat(record[column], column)
-    plain = _without(record, column, "problem", "question", "query", "system")
-    plain |= {"problem": chat.problem, "earlier_turns": _with_system(chat.earlier_turns, record.get("system"))}
+    plain = _without(record, column, "problem", "question", "query")
+    plain |= {"problem": chat.problem, "earlier_turns": chat.earlier_turns}
     if chat.images:
         if any(record.get(name) not in (None, [], "") for name in ("images", "image")):
             raise RowError("holds images, and so do the messages; keep one of them", field="images")
@@ -118,22 +118,13 @@ def of_chat(record: _Record, column: str) -> dict[str, Any]:
     return plain
 
 
-def _with_system(turns: tuple[Turn, ...], system: Any) -> tuple[Turn, ...]:
-    """The turns behind the system message that a column of its own holds, as ms-swift and LLaMA-Factory have it."""
-    if not system:
-        return turns
-    if not isinstance(system, str) or (turns and turns[0].role == "system" and turns[0].text != system):
-        raise RowError("is no text, or another than the system message of the chat; keep one of them", field="system")
-    return turns if turns and turns[0].role == "system" else (Turn("system", system), *turns)
-
-
 def _answer(record: _Record) -> Any:
     return next((record[name] for name in ("answer", "ground_truth") if record.get(name) is not None), None)
 
 
 def _from_history(record: _Record) -> _Record:
     """ms-swift's and LLaMA-Factory's older form: `history` holds [question, answer] pairs before `query`."""
-    history = record["history"]
+    history = [] if record.get("history") is None else record["history"]
     pairs = history if isinstance(history, list | tuple) else [None]
     if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
         raise RowError("is no list of [question, answer] pairs", field="history")
@@ -257,5 +248,6 @@ DIALECTS: dict[str, Dialect] = {
     "vlm_r1": Dialect(frozenset({"conversations"}), lambda record: of_chat(record, "conversations"), _PLAIN),
     "ms_swift": Dialect(frozenset({"messages"}), lambda record: of_chat(record, "messages"), _PLAIN),
     "query_history": Dialect(frozenset({"query", "history"}), _from_history, _PLAIN),
+    "query_response": Dialect(frozenset({"query", "response"}), _from_history, _PLAIN),
     "trl": Dialect(frozenset({"prompt"}), _from_trl, _PLAIN),
 }

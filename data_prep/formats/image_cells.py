@@ -15,7 +15,7 @@ _SHOWN = ("images", "image", "img", "imgs", "picture", "pictures")
 IMAGE_COLUMNS = (*_SHOWN, "image_path", "image_paths", "image_file", "image_files", "img_path", "file_name")
 # A path is shorter, or has a dot or another character that base64 lacks.
 _LEAST_BASE64, _NOT_BASE64 = 100, re.compile(r"[^A-Za-z0-9+/=\s]")
-_IMAGE_FILE = re.compile(r".+\.(?:png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
+_IMAGE_END = re.compile(r"(?:.*\.)?(?:png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE | re.DOTALL)
 
 
 def images_of(record: Mapping[str, Any], image_root: Path | None) -> list[ImageSource]:
@@ -49,6 +49,11 @@ def image_from(image: Any, image_root: Path | None) -> ImageSource:
             field="images",
         )
     return resolve_image_path(image_root, _relative(image_root, image))
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file name, or the end of one without its dot, is that of an image that is opened."""
+    return _IMAGE_END.fullmatch(name) is not None
 
 
 def _from_base64(text: str) -> bytes | None:
@@ -102,7 +107,7 @@ def _is_image(value: Any, image_root: Path | None) -> bool:
         return any(_is_image(value.get(name), image_root) for name in ("bytes", "path"))
     if isinstance(value, StoredImage):
         return True
-    if not isinstance(value, str) or image_root is None or not _IMAGE_FILE.fullmatch(value):
+    if not isinstance(value, str) or image_root is None or "." not in value or not is_image_name(value):
         return False
     try:
         return resolve_image_path(image_root, _relative(image_root, value)).is_file()

@@ -57,6 +57,28 @@ def _number(mark: re.Match[str]) -> int:
     return int(mark[1] or mark[2])
 
 
+def rename_marks(
+    others: Sequence[str], texts: Sequence[str], choices: Sequence[str], order: Sequence[int]
+) -> list[str]:
+    """Texts that show no image (a system message, answers) with the numbers of the images as they are shown.
+
+    Args:
+        texts, choices: as they were given to `place_images`; order: what it gave. Where their marks are text, those of
+            the others are too.
+    """
+    asked = [_DRESSED.sub(r"\1", text) for text in texts]
+    if any(IMAGE_PLACEHOLDER in text for text in asked):
+        return list(others)
+    marks = [_number(mark) for text in (*asked, *choices) for mark in _NUMBERED.finditer(text)]
+    first = 0 if 0 in marks else 1
+    places = {index + first: place for place, index in enumerate(order, start=1)}
+
+    def named(mark: re.Match[str]) -> str:
+        return f"image {places[_number(mark)]}" if _number(mark) in places else mark[0]
+
+    return [_NUMBERED.sub(named, text) for text in others] if marks else list(others)
+
+
 def _by_number(texts: list[str], choices: list[str], num_images: int, first: int) -> Placed:
     named = [_number(mark) - first for text in texts for mark in _NUMBERED.finditer(text)]
     in_choices = [_number(mark) - first for choice in choices for mark in _NUMBERED.finditer(choice)]

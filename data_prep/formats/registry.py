@@ -38,11 +38,13 @@ class Reader:
 
     Attributes:
         matches: whether a path on disk has this layout.
+        can_be: whether a path that is said to have this layout may have it; None: as `matches`.
         read: (source, split, *, image_root) to rows; a bad row is yielded as its RowError, and reading goes on.
     """
 
     matches: Callable[[Path], bool]
     read: Callable[..., Iterator[Row | RowError]]
+    can_be: Callable[[Path], bool] | None = None
 
 
 _LAYOUTS = (mathvista, mathverse, mathvision, dynamath, puzzlevqa, we_math, tabmwp, logicvista, olympiadbench, mmk12,
@@ -55,7 +57,7 @@ READERS: dict[str, Reader] = {
     **{module.LAYOUT.name: Reader(module.LAYOUT.matches, module.LAYOUT.read) for module in _LAYOUTS},
     "saved": Reader(saved.matches, saved.read),
     "parquet": Reader(tables.PARQUET.matches, tables.PARQUET.read),
-    "webdataset": Reader(webdataset.matches, webdataset.read),
+    "webdataset": Reader(webdataset.matches, webdataset.read, webdataset.can_be),
     "jsonl": Reader(tables.JSONL.matches, tables.JSONL.read),
     "separated": Reader(tables.SEPARATED.matches, tables.SEPARATED.read),
     "hub": Reader(hub.matches, hub.read),

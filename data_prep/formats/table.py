@@ -7,12 +7,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from data_prep.formats.chat import is_chat, read_turns
+from data_prep.formats.chat import is_chat, read_turns, with_system
 from data_prep.formats.dialects import as_plain, of_chat
 from data_prep.formats.golds import number_as_text, read_gold
 from data_prep.formats.image_cells import IMAGE_COLUMNS, images_of, refuse_unread_images
 from data_prep.formats.listed import LISTS, read_equivalents, read_several
-from data_prep.formats.marks import place_images
+from data_prep.formats.marks import place_images, rename_marks
 from data_prep.formats.samples import KEY, sample_columns
 from data_prep.images.stored import ImageSource
 from data_prep.schema import DataError, Row, RowError, Turn, make_row
@@ -32,7 +32,7 @@ _OWN = frozenset({field.name for field in fields(Row)} - {"metadata", "earlier_t
 _USED = frozenset({
     *_IDS, *_PROBLEMS, *_ANSWERS, *IMAGE_COLUMNS, *_UNITS, "problem", "answer", "solution", "Solution", "kind",
     "choices", "options", "precision", "unit", "source", "split", "metadata", "videos", "video", "earlier_turns",
-    "equivalent_answers",
+    "equivalent_answers", "system",
 })  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def table_files(source: Path, split: str | None, suffixes: tuple[str, ...]) -> l
     """
     if source.is_file():
         return [TableFile(source, source.stem, split or "")]
-    files = [TableFile(path, source.name, split_of(path)) for path in _tables_in(source, suffixes)]
+    files = [TableFile(path, source.name, split_of(path)) for path in tables_in(source, suffixes)]
     return files_of_split(files, source, split)
 
 
@@ -78,16 +78,16 @@ def split_of(path: Path) -> str:
 
 def is_table(source: Path, suffixes: tuple[str, ...]) -> bool:
     """Whether `source` is such a file or a folder that holds some."""
-    return source.name.endswith(suffixes) if source.is_file() else bool(_tables_in(source, suffixes))
+    return source.name.endswith(suffixes) if source.is_file() else bool(tables_in(source, suffixes))
 
 
 def holds_one(folder: Path, suffix: str) -> bool:
     """Whether a folder holds exactly one such file: what else a folder of many is, nobody knows."""
-    return len(_tables_in(folder, (suffix,))) == 1
+    return len(tables_in(folder, (suffix,))) == 1
 
 
-def _tables_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    # Hub repositories keep their tables in data/.
+def tables_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files with these endings in a folder, and in its data/, where hub repositories keep their tables."""
     found = [path for place in (folder, folder / "data") if place.is_dir() for path in place.iterdir()]
     return sorted(path for path in found if path.name.endswith(suffixes) and path.is_file() and path.name[0] != ".")
 
@@ -159,7 +159,9 @@ def row_from_record(
         RowError: naming the field.
     """
     if KEY in record:
-        record = sample_columns({name: record[name] for name in record if name not in ignore_columns}, IMAGE_COLUMNS)
+        record = sample_columns(
+            {name: record[name] for name in record if name not in ignore_columns}, IMAGE_COLUMNS, _IDS
+        )
     record = {name: value for name, value in record.items() if name not in ignore_columns}
     if seen is not None:
         seen.update(record)
@@ -169,7 +171,7 @@ def row_from_record(
         if record.get(name):
             raise RowError("holds videos, and rows are images and text", field=name)
     refuse_unread_images(record, _USED, image_root)
-    turns = read_turns(record.get("earlier_turns"), "earlier_turns")
+    turns = with_system(read_turns(record.get("earlier_turns"), "earlier_turns"), record.get("system"))
     turns, problem, choices, images = _placed(turns, _problem(record), choices, images_of(record, image_root))
     identity = next((record[name] for name in _IDS if record.get(name) is not None), None)
     return make_row(
@@ -308,6 +310,7 @@ def _placed(
     if not all(isinstance(text, str) for text in (*asked, *(choices or ()))):
         return turns, problem, choices, images  # for `make_row` to refuse
     texts, named, order = place_images(asked, choices or (), len(images))
-    questions = iter(texts)
-    turns = tuple(Turn(turn.role, next(questions)) if turn.role == "user" else turn for turn in turns)
+    said = rename_marks([turn.text for turn in turns if turn.role != "user"], asked, choices or (), order)
+    questions, said = iter(texts), iter(said)
+    turns = tuple(Turn(turn.role, next(questions if turn.role == "user" else said)) for turn in turns)
     return turns, texts[-1], choices and named, [images[index] for index in order]

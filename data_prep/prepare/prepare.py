@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.formats.parquet import SCHEMA_VERSION
+from data_prep.prepare.asked import questions_of
 from data_prep.prepare.checks import check_gold as raise_unless_gold_verifies
 from data_prep.prepare.checks import is_compared_by_letters, open_pictures, with_bytes
 from data_prep.prepare.filters import Filter
@@ -192,7 +193,7 @@ def _checked(row: Row, filters: Sequence[Filter], check_gold: bool) -> tuple[Row
             raise_unless_gold_verifies(row)
     except DataError as error:
         return Refusal(row.id, str(error))
-    return row, names or (hashlib.sha256(row.conversation.encode()).hexdigest(),)
+    return row, names or tuple(hashlib.sha256(text.encode()).hexdigest() for text in questions_of(row))
 
 
 def _assemble(

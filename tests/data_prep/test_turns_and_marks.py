@@ -196,6 +196,27 @@ def test_a_mark_of_an_image_that_is_not_there_is_refused(folder, text, images):
 # What is ignored on purpose, and what is said of sets without images
 
 
+def test_answers_and_system_messages_call_images_by_the_place_at_which_they_are_shown(folder):
+    chat = [
+        said("system", "<image 1> is a map."),
+        said("user", "What is <image 2>?"),
+        said("assistant", "<image 2> is a bar, unlike <image 1>, and <image 9> is not there."),
+        said("user", "And <image 1>?"),
+    ]
+    (row,) = load_rows(table(folder, {"messages": chat, "answer": "7", "images": ["a.png", "b.png"]}))
+    assert [*(turn.text for turn in row.earlier_turns), row.problem] == [
+        "image 2 is a map.",
+        "What is <image>?",
+        "image 1 is a bar, unlike image 2, and <image 9> is not there.",
+        "And <image>?",
+    ]
+    assert [read_image(image) for image in row.images] == [SECOND, FIRST]
+    # Beside `<image>` numbered marks are text, in every turn.
+    chat[1], chat[3] = said("user", "<image>What is <image>?"), said("user", "And?")
+    (row,) = load_rows(table(folder, {"messages": chat, "answer": "7", "images": ["a.png", "b.png"]}))
+    assert row.earlier_turns[0].text == "<image 1> is a map."
+
+
 def test_a_column_that_is_meant_to_be_ignored_is_named_and_left_out(folder):
     source = table(folder, {"problem": "Q", "answer": "7", "image": "a.png", "worked": "b.png", "level": 2})
     with pytest.raises(RowError, match=r"'worked'.*data\.ignore_columns=\[worked\].*--ignore-columns worked"):

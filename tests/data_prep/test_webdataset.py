@@ -185,3 +185,114 @@ def test_folders_of_other_layouts_are_still_theirs(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps(ASKED | {"image": "rows.png"}))
     archive(tmp_path / "images.tar", {"x.png": IMAGES[0]})
     assert shown(load_rows(tmp_path)) == [(f"{tmp_path.name}/rows/1", "<image>Which?", "7", [IMAGES[0]])]
+
+
+@pytest.mark.parametrize("table", ["train.jsonl", "train.json", "train.csv"])
+def test_a_hub_folder_of_a_table_and_captioned_images_is_its_table(tmp_path, table):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "1.png").write_bytes(IMAGES[0])
+    (tmp_path / "images" / "1.txt").write_text("A bar.")
+    record = json.dumps(ASKED | {"image": "images/1.png"})
+    text = {"train.jsonl": record, "train.json": f"[{record}]"}.get(
+        table, "question,answer,image\nWhich?,7,images/1.png"
+    )
+    (tmp_path / "data" / table).write_text(text)
+    (row,) = load_rows(tmp_path, image_root=tmp_path)
+    assert shown([row]) == [(f"{tmp_path.name}/train/1", "<image>Which?", "7", [IMAGES[0]])]
+
+
+def test_shards_where_a_hub_keeps_its_files_are_found(tmp_path):
+    archive(tmp_path / "data" / "train-000.tar", {"a.png": IMAGES[0], "a.json": ASKED})
+    (row,) = load_rows(tmp_path)
+    assert (row.split, shown([row])) == ("train", [("a", "<image>Which?", "7", [IMAGES[0]])])
+
+
+@pytest.mark.parametrize("kind", ["heic", "HEIF", "avif", "jp2", "jxl", "svg", "b.tga", "ppm"])
+def test_an_image_that_is_not_opened_is_refused_by_name(tmp_path, kind):
+    file = archive(tmp_path / "set.tar", {"a.png": IMAGES[0], "a.json": ASKED, f"a.{kind}": b"x"})
+    (error,) = scan_rows(file)
+    assert isinstance(error, RowError) and error.field == kind.lower() and "not opened" in str(error)
+    (row,) = load_rows(file, ignore_columns=[kind.lower()])
+    assert shown([row]) == [("a", "<image>Which?", "7", [IMAGES[0]])]
+
+
+@pytest.mark.parametrize("name", ["a.{}.png", "{}.png", "images/a.{}.png", "file:///x/a.{}.png"])
+def test_messages_name_the_images_of_their_sample(tmp_path, name):
+    part = lambda index: {"type": "image", "image": name.format(index)}  # noqa: E731
+    chat = [
+        {"role": "user", "content": [part(2), {"type": "text", "text": "First?"}]},
+        {"role": "assistant", "content": "A bar."},
+        {"role": "user", "content": [part(1), {"type": "text", "text": "Second?"}]},
+    ]
+    members = {"a.1.png": IMAGES[1], "a.2.png": IMAGES[2], "a.json": {"messages": chat, "answer": "5"}}
+    (row,) = load_rows(archive(tmp_path / "set.tar", members))
+    assert (row.earlier_turns[0].text, row.problem) == ("<image>First?", "<image>Second?")
+    assert [read_image(image) for image in row.images] == [IMAGES[2], IMAGES[1]]
+    (error,) = scan_rows(archive(tmp_path / "three.tar", members | {"a.3.png": IMAGES[3]}))
+    assert isinstance(error, RowError) and error.field == "3.png"
+
+
+def test_messages_that_name_other_files_show_the_images_in_order(tmp_path):
+    content = [{"type": "image_url", "image_url": {"url": "https://x.org/one.png"}}, {"type": "text", "text": "Which?"}]
+    members = {"a.jpg": IMAGES[1], "a.json": {"messages": [{"role": "user", "content": content}], "answer": "5"}}
+    (row,) = load_rows(archive(tmp_path / "set.tar", members))
+    assert shown([row]) == [("a", "<image>Which?", "5", [IMAGES[1]])]
+
+
+@pytest.mark.parametrize("source", ["train-{000..001}.tar", "train-*.tar", "."])
+def test_the_name_of_a_shard_says_its_split_however_it_is_named(tmp_path, source):
+    for number in range(2):
+        members = {f"{number}.png": IMAGES[number], f"{number}.json": ASKED}
+        archive(tmp_path / "wds" / f"train-{number:03d}.tar", members)
+    rows = list(load_rows(str(tmp_path / "wds" / source)))
+    assert [(row.id, row.split) for row in rows] == [("0", "train"), ("1", "train")]
+    assert {row.source for row in rows} == {"wds" if source == "." else "train"}
+    assert len(list(load_rows(f"{tmp_path / 'wds' / source}", split="train"))) == 2
+    with pytest.raises(DataError, match="no split 'test'"):
+        list(load_rows(f"{tmp_path / 'wds' / source}", split="test"))
+
+
+def test_shards_that_are_only_numbered_have_the_folder_as_their_source(tmp_path):
+    archive(tmp_path / "wds" / "000.tar", {"a.png": IMAGES[0], "a.json": ASKED})
+    (row,) = load_rows(str(tmp_path / "wds" / "{000..000}.tar"))
+    assert (row.source, row.split) == ("wds", "")
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_samples_without_images_are_read(tmp_path, chat):
+    asked = {"messages": [{"role": "user", "content": "Which?"}], "solution": "7"} if chat else ASKED
+    expected = [("1", "Which?", "7", []), ("2", "Which?", "7", [])]
+    file = archive(tmp_path / "flat.tar", {"1.json": asked, "2.json": asked})
+    assert shown(load_rows(file)) == shown(load_rows(file, format="webdataset")) == expected
+    one = archive(tmp_path / "one.tar", {"1.json": asked})
+    assert shown(load_rows(one)) == shown(load_rows(one, format="webdataset")) == expected[:1]
+    deep = archive(tmp_path / "deep.tar", {"x/1.json": asked, "y/2.json": asked})
+    assert [row.id for row in load_rows(deep, format="webdataset")] == ["x/1", "y/2"]
+    texts = archive(
+        tmp_path / "texts.tar", {"1.txt": "Which?", "1.cls": "7", "2.question.txt": "Which?", "2.answer.txt": "7"}
+    )
+    assert shown(load_rows(texts)) == expected
+
+
+def test_a_tar_of_one_sample_is_its_row(tmp_path):
+    (row,) = load_rows(archive(tmp_path / "set.tar", {"1.json": ASKED, "1.jpg": IMAGES[0]}))
+    assert shown([row]) == [("1", "<image>Which?", "7", [IMAGES[0]])]
+    table = [ASKED | {"image": "rows.png"}]
+    rows = load_rows(archive(tmp_path / "table.tar", {"rows.json": json.dumps(table), "rows.png": IMAGES[0]}))
+    assert shown(rows) == [("table/rows/1", "<image>Which?", "7", [IMAGES[0]])]
+
+
+@pytest.mark.parametrize("name", ["id", "qid", "question_id"])
+def test_an_id_of_the_sample_itself_counts(tmp_path, name):
+    (row,) = load_rows(archive(tmp_path / "set.tar", {"1.json": ASKED | {name: "mine"}, "1.jpg": IMAGES[0]}))
+    assert row.id == "mine"
+
+
+@pytest.mark.parametrize(("column", "given"), [("answer", "7"), ("answer", 7), ("ground_truth", "7")])
+def test_a_text_that_contradicts_the_json_is_refused(tmp_path, column, given):
+    members = {"1.json": {"question": "Which?", column: given}, "1.jpg": IMAGES[0]}
+    (error,) = scan_rows(archive(tmp_path / "other.tar", members | {"1.answer.txt": "6"}))
+    assert isinstance(error, RowError) and error.field == "answer.txt" and "'6'" in str(error)
+    (row,) = load_rows(archive(tmp_path / "same.tar", members | {"1.answer.txt": "7\n"}))
+    assert row.answer == "7"
