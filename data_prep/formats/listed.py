@@ -1,17 +1,14 @@
 """A list in the place of the answer: texts of which each alone is right, or the parts of one answer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from data_prep.formats.dialects import python_list
-from data_prep.formats.golds import number_as_text, read_gold
+from data_prep.formats.golds import LIST_OPENINGS, number_as_text, read_gold
 from data_prep.schema import KINDS, RowError
 
 ANSWER_LISTS = ("any", "all")
-# Lists of answers, or of worked solutions that each hold one, where no other column has the answer.
-LISTS = ("answers", "solutions")
-_OPENINGS = ("['", '["')
 
 
 def as_list(cell: Any) -> list[Any] | None:
@@ -21,7 +18,7 @@ def as_list(cell: Any) -> list[Any] | None:
     """
     if isinstance(cell, list | tuple):
         return list(cell)
-    if not isinstance(cell, str) or not cell.lstrip().startswith(_OPENINGS):
+    if not isinstance(cell, str) or not cell.lstrip().startswith(LIST_OPENINGS):
         return None
     try:
         return list(python_list(cell, "answer"))
@@ -46,7 +43,6 @@ class Listed:
 
 
 def read_several(
-    record: Mapping[str, Any],
     answer: Any,
     solution: Any,
     meaning: str | None,
@@ -58,15 +54,14 @@ def read_several(
     Each item may be a bare answer or hold one, as a column of one answer may (see `read_gold`).
 
     Args:
-        answer, solution: of the row, where it has them; else `record` may have one of LISTS.
+        answer, solution: of the row.
         meaning: "any": each alone is right; "all": a response must give every one; None: "any" if all are the same
             value in other words, so that no part is paid for the whole, and "all" where the letters of several choices
             are listed.
     Raises:
         RowError: the list is empty or holds no texts, or what it means cannot be told.
     """
-    cells = (answer, solution, *(record.get(name) for name in LISTS))
-    cell = next((cell for cell in cells if cell is not None), None)
+    cell = solution if answer is None else answer
     items = as_list(cell)
     if items is None:
         return None

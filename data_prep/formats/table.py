@@ -9,9 +9,9 @@ from typing import Any
 
 from data_prep.formats.chat import is_chat, read_turns
 from data_prep.formats.dialects import as_plain, of_chat
-from data_prep.formats.golds import number_as_text, read_gold
+from data_prep.formats.golds import ANSWERS, LISTS, first_of, gold_cells, number_as_text, read_gold
 from data_prep.formats.image_cells import IMAGE_COLUMNS, images_of, refuse_unread_images
-from data_prep.formats.listed import LISTS, read_equivalents, read_several
+from data_prep.formats.listed import read_equivalents, read_several
 from data_prep.formats.marks import place_images
 from data_prep.formats.samples import KEY, sample_columns
 from data_prep.images.stored import ImageSource
@@ -22,7 +22,7 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 # Other names of our columns, in data sets that are plain tables otherwise; the first that is there counts for an id.
 _IDS = ("id", "qid", "unique_id", "problem_idx", "question_id", "ID")
-_PROBLEMS, _ANSWERS = ("prompt", "question", "Problem", "Question", "query"), ("ground_truth", "Answer", "gt", "target")
+_PROBLEMS = ("prompt", "question", "Problem", "Question", "query")
 _UNITS = ("units", "answer_unit")
 # What a user may say the names of.
 COLUMNS = ("problem", "answer", "images", "choices", "solution", "id", "kind", "precision", "unit", "source", "split",
@@ -30,7 +30,7 @@ COLUMNS = ("problem", "answer", "images", "choices", "solution", "id", "kind", "
 # What `prepare` writes; earlier versions had neither earlier turns nor equivalent answers.
 _OWN = frozenset({field.name for field in fields(Row)} - {"metadata", "earlier_turns", "equivalent_answers"})
 _USED = frozenset({
-    *_IDS, *_PROBLEMS, *_ANSWERS, *IMAGE_COLUMNS, *_UNITS, "problem", "answer", "solution", "Solution", "kind",
+    *_IDS, *_PROBLEMS, *ANSWERS, *IMAGE_COLUMNS, *_UNITS, "problem", "answer", "solution", "Solution", "kind",
     "choices", "options", "precision", "unit", "source", "split", "metadata", "videos", "video", "earlier_turns",
     "equivalent_answers",
 })  # fmt: skip
@@ -178,7 +178,7 @@ def row_from_record(
         problem=problem,
         choices=choices,
         precision=whole(record.get("precision")),
-        unit=_first(record, "unit", *_UNITS),
+        unit=first_of(record, "unit", *_UNITS),
         source=file.source if record.get("source") is None else record["source"],
         split=file.split if record.get("split") is None else record["split"],
         earlier_turns=turns,
@@ -196,12 +196,12 @@ def _answered(record: Mapping[str, Any], lists: str | None) -> tuple[dict[str, A
     if record.keys() >= _OWN and isinstance(record["answer"], str):
         answer, solution = record["answer"], record["solution"]
     else:
-        answer, solution = read_gold(_first(record, "answer", *_ANSWERS), _first(record, "solution", "Solution"))
-        listed = read_several(record, answer, solution, lists, kind, choices)
+        answer, solution = read_gold(*gold_cells(record))
+        listed = read_several(answer, solution, lists, kind, choices)
     if listed:
         answer, solution = listed.gold, listed.solution
     if choices and not given:
-        answer = _among(choices, _first(record, "answer", *_ANSWERS), answer)
+        answer = _among(choices, first_of(record, "answer", *ANSWERS), answer)
     others = (*(listed.others if listed else ()), *read_equivalents(record.get("equivalent_answers")))
     fields = {"answer": answer, "solution": solution, "kind": kind, "equivalent_answers": others}
     return fields, choices, plain_values(listed and listed.column)
@@ -218,7 +218,7 @@ def _renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str,
             raise RowError(f"is read from the column {column!r}; there is {', '.join(record) or 'none'}", field=name)
     aliases = {
         "problem": _PROBLEMS,
-        "answer": (*_ANSWERS, *LISTS),
+        "answer": (*ANSWERS, *LISTS),
         "images": IMAGE_COLUMNS,
         "id": _IDS,
         "choices": ("options",),
@@ -230,7 +230,7 @@ def _renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str,
 
 
 def _choices(record: Mapping[str, Any]) -> list[Any] | None:
-    choices = _first(record, "choices", "options")
+    choices = first_of(record, "choices", "options")
     if choices is not None and not isinstance(choices, list | tuple):
         raise RowError("is not a list of options", field="choices")
     return [number_as_text(choice) for choice in choices] if choices else None
@@ -283,18 +283,8 @@ def whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _first(record: Mapping[str, Any], name: str, *aliases: str) -> Any:
-    """The value under `name`, else under the only alias present; two aliases that differ are refused."""
-    if record.get(name) is not None:
-        return record[name]
-    values = [record[alias] for alias in aliases if record.get(alias) is not None]
-    if any(value != values[0] for value in values):
-        raise RowError(f"is missing, and {' and '.join(aliases)} both stand for it but differ", field=name)
-    return values[0] if values else None
-
-
 def _problem(record: Mapping[str, Any]) -> str:
-    problem = _first(record, "problem", *_PROBLEMS)
+    problem = first_of(record, "problem", *_PROBLEMS)
     if isinstance(problem, list):
         raise RowError("is a list of chat messages; give the question as one text", field="problem")
     return problem

@@ -122,6 +122,44 @@ def test_several_final_answers_of_olympiadbench_are_wanted_together(tmp_path):
     assert official(row, "So the final answer is $3$.").correct  # their grader reads the first one alone
 
 
+CHAT = [{"role": "user", "content": "How much is one half?"}, {"role": "assistant", "content": "It is one by two"}]
+
+
+@pytest.mark.parametrize("chat", [CHAT, CHAT[:1]])
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    "gold",
+    [
+        {"answers": HALF},
+        {"answers": '["1/2", "0.5"]'},
+        {"answers": HALF, "solution": "One by two"},
+        {"solutions": ["One by two is\n\\boxed{1/2}", "It is\n\\boxed{0.5}"]},
+        {"ground_truth": HALF},
+        {"gt": HALF},
+        {"target": "1/2", "equivalent_answers": ["0.5"]},
+        {"Answer": HALF},
+        {"solution": ["<answer>1/2</answer>", "\\boxed{0.5}"]},
+    ],
+)
+def test_the_golds_of_a_chat_are_its_columns_and_not_its_reply(tmp_path, gold, suffix, chat):
+    row = read(tmp_path, {"messages": chat} | gold, suffix)
+    assert row.gold == ("1/2", "0.5")
+    if not {"solution", "solutions"} & gold.keys() and len(chat) == 2:
+        assert row.solution == "It is one by two"
+
+
+def test_the_reply_of_a_chat_is_its_gold_where_no_column_has_one(tmp_path):
+    assert read(tmp_path, {"messages": CHAT}).gold == "It is one by two"
+    several = [CHAT[0], {"role": "assistant", "content": "One\nby two"}]
+    error = read(tmp_path, {"messages": several})
+    assert error.field == "answer" and "'solution'" not in str(error) and "the reply of the chat holds" in str(error)
+
+
+def test_answers_beside_a_prompt_go_before_a_solution_without_one(tmp_path):
+    row = read(tmp_path, {"prompt": "How much is one half?", "answers": HALF, "solution": "One by two"})
+    assert (row.gold, row.solution) == (("1/2", "0.5"), "One by two")
+
+
 # Carried on
 
 
