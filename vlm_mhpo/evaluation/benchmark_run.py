@@ -51,11 +51,14 @@ class Options:
     chunk_size: int = CHUNK_SIZE
 
 
-def overlaps(chosen: Sequence[BenchmarkRows], train: str | None) -> dict[str, Shared]:
-    """The rows of each benchmark that the training rows of `train` hold too; {} without such a source."""
+def overlaps(chosen: Sequence[BenchmarkRows], train: str | None, data: DataConfig) -> dict[str, Shared]:
+    """The rows of each benchmark that the training rows of `train` hold too; {} without such a source.
+
+    `data` says how that source is read: format, columns, image_root and whatever else a run's own source has.
+    """
     if train is None:
         return {}
-    training = read_training(train)
+    training = read_training(train, data)
     return {one.name: shared_rows(one.rows, training) for one in chosen}
 
 

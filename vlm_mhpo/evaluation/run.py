@@ -110,7 +110,7 @@ def evaluate_benchmarks(config: Config, chosen: Sequence[BenchmarkRows], model: 
     check_same_folder("--out", options.out)
     for one in chosen:
         check_same_rows(one.asked, f"rows of {one.name}")
-    shared = on_main(lambda: overlaps(chosen, options.train))
+    shared = on_main(lambda: overlaps(chosen, options.train, config.data))
     # Before anything is sampled, so that a judge who is not there is known at once.
     judging = config.eval.judge if any(one.benchmark.judge for one in chosen) else None
     asked = on_main(lambda: judging and open_judge(judging))
