@@ -92,6 +92,11 @@ def number_as_text(value: Any) -> Any:
     return str(int(value) if is_whole else value)
 
 
+def whole(value: Any) -> Any:
+    """An integer that came as a float (2.0 for 2, as in tables with gaps) as the integer; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _of_answer(answer: str, solution: Any) -> tuple[str, Any]:
     if isinstance(solution, str) and _is_wrapped(solution.strip()):
         solution = None

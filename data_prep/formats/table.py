@@ -4,12 +4,14 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_prep.formats.chat import is_chat, read_turns
+from data_prep.formats.choices import among, in_other_words
 from data_prep.formats.dialects import as_plain, of_chat
-from data_prep.formats.golds import ANSWERS, LISTS, first_of, gold_cells, number_as_text, read_gold
+from data_prep.formats.golds import ANSWERS, LISTS, first_of, gold_cells, number_as_text, read_gold, whole
 from data_prep.formats.image_cells import IMAGE_COLUMNS, images_of, refuse_unread_images
 from data_prep.formats.listed import read_equivalents, read_several
 from data_prep.formats.marks import place_images
@@ -18,7 +20,6 @@ from data_prep.images.stored import ImageSource
 from data_prep.schema import DataError, Row, RowError, Turn, make_row
 
 _SHARD = re.compile(r"-\d+(-of-\d+(-[0-9a-f]{16})?)?$")  # the hub once ended its shards in a checksum
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 # Other names of our columns, in data sets that are plain tables otherwise; the first that is there counts for an id.
 _IDS = ("id", "qid", "unique_id", "problem_idx", "question_id", "ID")
@@ -170,7 +171,10 @@ def row_from_record(
             raise RowError("holds videos, and rows are images and text", field=name)
     refuse_unread_images(record, _USED, image_root)
     turns = read_turns(record.get("earlier_turns"), "earlier_turns")
+    read = choices
     turns, problem, choices, images = _placed(turns, _problem(record), choices, images_of(record, image_root))
+    if choices != read and answered["kind"] == "choice":
+        answered = _as_shown(answered, read, choices)
     identity = next((record[name] for name in _IDS if record.get(name) is not None), None)
     return make_row(
         id=number_as_text(identity) or f"{file.source}/{file.split or file.path.stem}/{number}",
@@ -193,18 +197,29 @@ def _answered(record: Mapping[str, Any], lists: str | None) -> tuple[dict[str, A
     """What the answer gives a row, its choices, and the column of several answers as it stands."""
     choices, given, listed = _choices(record), record.get("kind"), None
     kind = given or ("choice" if choices else "auto")
+    asked = choices if kind == "choice" else None
+    name = partial(among, choices) if choices and not given else None
     if record.keys() >= _OWN and isinstance(record["answer"], str):
         answer, solution = record["answer"], record["solution"]
     else:
         answer, solution = read_gold(*gold_cells(record))
-        listed = read_several(answer, solution, lists, kind, choices)
+        listed = read_several(answer, solution, lists, kind, asked, name)
     if listed:
         answer, solution = listed.gold, listed.solution
-    if choices and not given:
-        answer = _among(choices, first_of(record, "answer", *ANSWERS), answer)
-    others = (*(listed.others if listed else ()), *read_equivalents(record.get("equivalent_answers")))
+    elif name:
+        answer = name(first_of(record, "answer", *ANSWERS), answer)
+    others = (*(listed.others if listed else ()), *read_equivalents(record.get("equivalent_answers"), name))
     fields = {"answer": answer, "solution": solution, "kind": kind, "equivalent_answers": others}
     return fields, choices, plain_values(listed and listed.column)
+
+
+def _as_shown(answered: Mapping[str, Any], choices: list[Any], shown: list[Any]) -> dict[str, Any]:
+    """What the answer gives a row whose choices are shown in other words than it was read with."""
+    answer, *others = (
+        in_other_words(text, choices, shown) if isinstance(text, str) else text
+        for text in (answered["answer"], *answered["equivalent_answers"])
+    )
+    return {**answered, "answer": answer, "equivalent_answers": tuple(others)}
 
 
 def _renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -236,33 +251,6 @@ def _choices(record: Mapping[str, Any]) -> list[Any] | None:
     return [number_as_text(choice) for choice in choices] if choices else None
 
 
-def _among(choices: list[Any], cell: Any, answer: Any) -> Any:
-    """The gold of a row with choices: as it is where it names some of them, a letter for an index from 0.
-
-    Raises:
-        RowError: it names none, so the row could be asked neither with its choices nor without.
-    """
-    from rewards.answers import read_choices
-
-    if not isinstance(answer, str) or not all(isinstance(choice, str) and choice.strip() for choice in choices):
-        return answer  # for `make_row` to refuse
-    named, index = read_choices(answer, tuple(choices)), whole(cell)
-    is_index = type(index) is int and 0 <= index < len(choices)
-    if not isinstance(named, str):
-        if is_index and named.right != {index}:
-            raise RowError(
-                f"{answer} is the text of one choice and the index of another: give a letter", field="answer"
-            )
-        return answer
-    if is_index:
-        return _LETTERS[index]
-    raise RowError(
-        f"{answer[:60]!r} names none of the {len(choices)} choices: give a letter, the text of a choice or its index "
-        "from 0; or a kind (auto, number, math or text) to have the question asked without its choices",
-        field="answer",
-    )
-
-
 def plain_values(values: Any) -> dict[str, Any]:
     """Of a mapping, what a row's metadata can hold: text, finite numbers and lists of those; else nothing."""
 
@@ -276,11 +264,6 @@ def plain_values(values: Any) -> dict[str, Any]:
         for name, value in values.items()
         if is_plain(value) or (isinstance(value, list | tuple) and all(map(is_plain, value)))
     }
-
-
-def whole(value: Any) -> Any:
-    """An integer that came as a float (2.0 for 2, as in tables with gaps) as the integer; anything else as it is."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _problem(record: Mapping[str, Any]) -> str:

@@ -16,11 +16,13 @@ from data_prep.audit import audit
 from data_prep.prepare.checks import check_gold
 from data_prep.prepare.prepare import prepare
 from data_prep.schema import make_row
+from data_prep.synthetic import generate
 from tests.data_prep.benchmark_files import build
 from vlm_mhpo.evaluation.benchmarks.olympiadbench import official
 
 ASK = {"problem": "How much is one half?"}
 HALF = ["1/2", "0.5"]
+PICTURE = next(iter(generate(["shapes"], 1, 0, "train"))).images[0]
 
 
 def read(folder: Path, record: Mapping[str, Any], suffix: str = ".jsonl", **options) -> Row:
@@ -97,6 +99,75 @@ def test_letters_of_several_choices_are_all_wanted(tmp_path):
     assert [is_right(row, text) for text in ("A, C", "CA", "A", "A, B, C")] == [True, True, False, False]
     row = read(tmp_path, record | {"answer": ["B", "blue"]})
     assert [is_right(row, text) for text in ("B", "blue", "A")] == [True, True, False]
+
+
+CHOICES = {"choices": ["red", "blue", "green"]}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    "record",
+    [
+        CHOICES | {"answer": ["red", "green"]},
+        CHOICES | {"answer": ["(A)", "C. green"]},
+        CHOICES | {"answer": [2, 0]},
+        CHOICES | {"answer": [0.0, 2.0]},
+        CHOICES | {"answers": ["green", "red"], "kind": "choice"},
+        CHOICES | {"answer": "['red', 'green']"},
+        {"choices": ["red, dark", "blue", "1,000"], "answer": ["red, dark", "1,000"]},
+        {"choices": ["10", "20", "30"], "answer": [10, 30]},
+    ],
+)
+def test_a_list_of_choices_wants_all_of_them_in_whatever_form(tmp_path, record, suffix):
+    row = read(tmp_path, ASK | record, suffix)
+    assert (row.answer, row.equivalent_answers, row.kind) == ("A, C", (), "choice")
+    check_gold(row)
+    assert all(is_right(row, text) for text in ("A, C", "CA"))
+    assert not any(is_right(row, text) for text in ("A", "C", "A, B, C", row.choices[0]))
+
+
+def test_a_list_of_choices_that_names_none_of_them_is_refused(tmp_path):
+    for answer in (["red", "pink"], [0, 3], ["red", -1]):
+        error = read(tmp_path, ASK | CHOICES | {"answer": answer})
+        assert error.field == "answer" and "names none of the 3 choices" in str(error)
+    # An index of one and the text of another.
+    assert "give a letter" in str(read(tmp_path, ASK | {"choices": ["1", "2", "3"], "answer": [0, 1]}))
+
+
+def test_either_of_several_choices_may_be_meant(tmp_path):
+    row = read(tmp_path, ASK | CHOICES | {"answer": [0, "blue"]}, answer_lists="any")
+    assert row.gold == ("A", "blue")
+
+
+def test_equivalent_answers_of_a_choice_are_choices_too(tmp_path):
+    row = read(tmp_path, ASK | CHOICES | {"answer": "red", "equivalent_answers": [1]})
+    assert row.gold == ("red", "B")
+    error = read(tmp_path, ASK | CHOICES | {"answer": "red", "equivalent_answers": ["pink"]})
+    assert error.field == "equivalent_answers" and "'pink' names none of the 3 choices" in str(error)
+
+
+def test_choices_do_not_say_what_a_list_means_where_they_are_not_asked_with(tmp_path):
+    error = read(tmp_path, ASK | CHOICES | {"answer": ["3", "5"], "kind": "number"})
+    assert error.field == "answer" and "answer_lists" in str(error)
+
+
+@pytest.mark.parametrize("nothing", ["", " ", [], [""], ["", None], None])
+def test_a_blank_equivalent_answer_is_none(tmp_path, nothing):
+    assert read(tmp_path, ASK | {"answer": "1/2", "equivalent_answers": nothing}).gold == "1/2"
+    verl = VERL | {"reward_model": {"ground_truth": "1/2", "equivalent_answers": nothing}}
+    assert read(tmp_path, verl).gold == "1/2"
+
+
+@pytest.mark.parametrize("kind", [{}, {"kind": "choice"}])
+def test_a_choice_that_is_an_image_is_named_by_its_letter(tmp_path, kind):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(PICTURE)
+    record = {"problem": "Which?", "images": ["a.png", "b.png"], "choices": ["<image 1>", "<image 2>"]}
+    row = read(tmp_path, record | kind | {"answer": "<image 2>"})
+    assert (row.choices, row.gold) == (("image 1", "image 2"), "B")
+    check_gold(row)
+    row = read(tmp_path, record | kind | {"answer": "<image 2>", "equivalent_answers": ["<image 1>"]})
+    assert row.gold == ("B", "A")
 
 
 def test_a_list_in_square_brackets_is_still_one_answer(tmp_path):
