@@ -17,14 +17,14 @@ from vlm_mhpo.evaluation.judge.verdicts import are_kept, judge_items, judge_prot
 from vlm_mhpo.evaluation.output import write_outputs
 from vlm_mhpo.evaluation.overlap import Shared, read_training, shared_rows
 from vlm_mhpo.evaluation.probes import PROBES
-from vlm_mhpo.evaluation.protocol import check_model, check_same, grader_version, protocol_hash, weights_digest
+from vlm_mhpo.evaluation.protocol import check_model, check_same, protocol_hash, weights_digest
 from vlm_mhpo.evaluation.results import benchmark_result, probe_score
 from vlm_mhpo.evaluation.tasks import CHUNK_SIZE, Judge, Task, Together, at_once, on_main, run_task
 from vlm_mhpo.models.families.base import Family
 from vlm_mhpo.models.loading import Codec
 from vlm_mhpo.records.evaluation import Item, JudgeProtocol, Protocol, Results, State, read_record, read_results
 from vlm_mhpo.rollout.base import Sampler, SamplingParams
-from vlm_mhpo.scoring import Verifier
+from vlm_mhpo.scoring import Verifier, grader_version
 
 STATE_FILE = "evaluation.json"
 GREEDY = "greedy"

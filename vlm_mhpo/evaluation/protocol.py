@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,8 +12,6 @@ from data_prep import Row, read_image
 from vlm_mhpo.errors import EvaluationError
 from vlm_mhpo.records.evaluation import BenchmarkProtocol, Protocol, State
 
-# Raise it with every change that gives some answer another verdict, under an official rule or our verifier.
-GRADER = 3
 HASH_DIGITS = 12
 # The configuration keys behind the fields of a protocol, for whoever must make two of them alike.
 KEYS = {
@@ -30,11 +27,6 @@ KEYS = {
     "seed": "eval.seed",
 }
 ALLOW_ADVICE = "evaluate both in the same way, or add --allow-protocol-difference to compare them all the same"
-
-
-def grader_version() -> str:
-    """The version of all verdicts; Math-Verify decides what our own grammar cannot read."""
-    return f"{GRADER} (math-verify {importlib.metadata.version('math-verify')})"
 
 
 def benchmark_protocol(rows: Sequence[Row], asked: Sequence[Row], *, split: str, instruction: str) -> BenchmarkProtocol:
