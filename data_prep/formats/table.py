@@ -171,16 +171,13 @@ def row_from_record(
             raise RowError("holds videos, and rows are images and text", field=name)
     refuse_unread_images(record, _USED, image_root)
     turns = read_turns(record.get("earlier_turns"), "earlier_turns")
-    read = choices
-    turns, problem, choices, images = _placed(turns, _problem(record), choices, images_of(record, image_root))
-    if choices != read and answered["kind"] == "choice":
-        answered = _as_shown(answered, read, choices)
+    turns, problem, shown, images = _placed(turns, _problem(record), choices, images_of(record, image_root))
     identity = next((record[name] for name in _IDS if record.get(name) is not None), None)
     return make_row(
         id=number_as_text(identity) or f"{file.source}/{file.split or file.path.stem}/{number}",
         images=images,
         problem=problem,
-        choices=choices,
+        choices=shown,
         precision=whole(record.get("precision")),
         unit=first_of(record, "unit", *_UNITS),
         source=file.source if record.get("source") is None else record["source"],
@@ -189,7 +186,7 @@ def row_from_record(
         metadata=column
         | plain_values({name: value for name, value in record.items() if name not in _USED})
         | plain_values(record.get("metadata")),
-        **answered,
+        **_as_shown(answered, choices, shown),
     )
 
 
@@ -213,8 +210,10 @@ def _answered(record: Mapping[str, Any], lists: str | None) -> tuple[dict[str, A
     return fields, choices, plain_values(listed and listed.column)
 
 
-def _as_shown(answered: Mapping[str, Any], choices: list[Any], shown: list[Any]) -> dict[str, Any]:
-    """What the answer gives a row whose choices are shown in other words than it was read with."""
+def _as_shown(answered: Mapping[str, Any], choices: list[Any] | None, shown: list[Any] | None) -> Mapping[str, Any]:
+    """What the answer gives a row whose choices may be shown in other words than it was read with."""
+    if choices is None or shown is None or shown == choices or answered["kind"] != "choice":
+        return answered
     answer, *others = (
         in_other_words(text, choices, shown) if isinstance(text, str) else text
         for text in (answered["answer"], *answered["equivalent_answers"])
