@@ -5,6 +5,7 @@ from rewards.functions.combine import Scorer, build_scorer
 from rewards.response.response import format_score
 from rewards.types import Item, RewardError, RewardSpec, RewardTable, Sample, Score, Verdict, VerifierError
 from rewards.verify import Verifier, verify
+from rewards.version import grader_version
 
 __all__ = [
     "Item",
@@ -19,6 +20,7 @@ __all__ = [
     "VerifierError",
     "build_scorer",
     "format_score",
+    "grader_version",
     "how_compared",
     "same_answer",
     "verify",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_prep.formats.chat import is_chat, read_chat
-from data_prep.formats.golds import read_gold
+from data_prep.formats.golds import gold_cells, read_gold
 from data_prep.schema import IMAGE_PLACEHOLDER, RowError, Turn
 
 _Record = Mapping[str, Any]
@@ -113,13 +113,11 @@ def of_chat(record: _Record, column: str) -> dict[str, Any]:
         if any(record.get(name) not in (None, [], "") for name in ("images", "image")):
             raise RowError("holds images, and so do the messages; keep one of them", field="images")
         plain = _without(plain, "image") | {"images": list(chat.images)}
-    solution = record.get("solution") or chat.reply
-    plain["answer"], plain["solution"] = read_gold(_answer(record), solution, bare=True)
+    answer, solution = gold_cells(record)
+    # The reply is the worked solution where no column is; the gold is its only where no column has one.
+    where = "the reply of the chat" if solution is None else "'solution'"
+    plain["answer"], plain["solution"] = read_gold(answer, solution or chat.reply, bare=True, where=where)
     return plain
-
-
-def _answer(record: _Record) -> Any:
-    return next((record[name] for name in ("answer", "ground_truth") if record.get(name) is not None), None)
 
 
 def _from_history(record: _Record) -> _Record:
@@ -137,7 +135,7 @@ def _from_history(record: _Record) -> _Record:
 def _from_trl(record: _Record) -> _Record:
     if is_chat(record["prompt"]):
         return of_chat(record, "prompt")
-    answer, solution = read_gold(_answer(record), record.get("solution"), bare=True)
+    answer, solution = read_gold(*gold_cells(record), bare=True)
     return dict(record) | {"answer": answer, "solution": solution}
 
 

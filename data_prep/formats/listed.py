@@ -1,17 +1,17 @@
 """A list in the place of the answer: texts of which each alone is right, or the parts of one answer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data_prep.formats.choices import letters_of
 from data_prep.formats.dialects import python_list
-from data_prep.formats.golds import number_as_text, read_gold
+from data_prep.formats.golds import LIST_OPENINGS, number_as_text, read_gold
 from data_prep.schema import KINDS, RowError
 
 ANSWER_LISTS = ("any", "all")
-# Lists of answers, or of worked solutions that each hold one, where no other column has the answer.
-LISTS = ("answers", "solutions")
-_OPENINGS = ("['", '["')
+Name = Callable[[Any, str, str], str]
+"""(cell, answer in it, field) to the answer as it stands among the choices of its row."""
 
 
 def as_list(cell: Any) -> list[Any] | None:
@@ -21,7 +21,7 @@ def as_list(cell: Any) -> list[Any] | None:
     """
     if isinstance(cell, list | tuple):
         return list(cell)
-    if not isinstance(cell, str) or not cell.lstrip().startswith(_OPENINGS):
+    if not isinstance(cell, str) or not cell.lstrip().startswith(LIST_OPENINGS):
         return None
     try:
         return list(python_list(cell, "answer"))
@@ -46,33 +46,34 @@ class Listed:
 
 
 def read_several(
-    record: Mapping[str, Any],
     answer: Any,
     solution: Any,
     meaning: str | None,
     kind: str = "auto",
     choices: Sequence[str] | None = None,
+    name: Name | None = None,
 ) -> Listed | None:
     """What the cell in the place of a row's answer says, where it is a list or the text of one; else None.
 
     Each item may be a bare answer or hold one, as a column of one answer may (see `read_gold`).
 
     Args:
-        answer, solution: of the row, where it has them; else `record` may have one of LISTS.
+        answer, solution: of the row.
+        choices: that the question is asked with, if it is.
+        name: says what an item is among them (see `choices.among`).
         meaning: "any": each alone is right; "all": a response must give every one; None: "any" if all are the same
             value in other words, so that no part is paid for the whole, and "all" where the letters of several choices
             are listed.
     Raises:
         RowError: the list is empty or holds no texts, or what it means cannot be told.
     """
-    cells = (answer, solution, *(record.get(name) for name in LISTS))
-    cell = next((cell for cell in cells if cell is not None), None)
+    cell = solution if answer is None else answer
     items = as_list(cell)
     if items is None:
         return None
     if not items:
         raise RowError("is an empty list", field="answer")
-    texts, worked = zip(*map(_read_item, items), strict=True)
+    texts, worked = zip(*(_read_item(item, "answer", name) for item in items), strict=True)
     if isinstance(solution, list | tuple) or not solution:
         solution = worked[0]
     gold, others = _read_together(texts, meaning, kind, choices)
@@ -86,6 +87,8 @@ def _read_together(
     meaning = "any" if len(texts) == 1 else meaning or _told(texts, kind, choices)
     if meaning == "any":
         return texts[0], tuple(texts[1:])
+    if meaning == "all" and choices and (letters := letters_of(texts, choices)):
+        return letters, ()
     if meaning == "all":
         return ("; " if any("," in text for text in texts) else ", ").join(texts), ()
     shown = ", ".join(repr(text[:40]) for text in texts[:3])
@@ -108,18 +111,20 @@ def _told(texts: Sequence[str], kind: str, choices: Sequence[str] | None) -> str
     return "any" if are_same else "all" if choices else None
 
 
-def read_equivalents(cell: Any) -> tuple[str, ...]:
-    """The answers in a column of other right ones, which may hold one, several or nothing.
+def read_equivalents(cell: Any, name: Name | None = None) -> tuple[str, ...]:
+    """The answers in a column of other right ones, which may hold one, several or nothing; `name` as above.
 
     Raises:
         RowError: an item is no text.
     """
     items = [cell] if (listed := as_list(cell)) is None else listed
-    return tuple(_read_item(item, "equivalent_answers")[0] for item in items if item is not None)
+    items = [item for item in items if item is not None and not (isinstance(item, str) and not item.strip())]
+    return tuple(_read_item(item, "equivalent_answers", name)[0] for item in items)
 
 
-def _read_item(cell: Any, field: str = "answer") -> tuple[str, str | None]:
+def _read_item(cell: Any, field: str, name: Name | None) -> tuple[str, str | None]:
     text = number_as_text(cell)
     if not isinstance(text, str) or not text.strip():
         raise RowError(f"is a list that holds {cell!r}, which is no answer", field=field)
-    return read_gold(text, None)
+    gold, worked = read_gold(text, None)
+    return (name(cell, gold, field) if name else gold), worked

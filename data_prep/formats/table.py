@@ -4,25 +4,26 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_prep.formats.chat import is_chat, read_turns, with_system
+from data_prep.formats.choices import among, in_other_words
 from data_prep.formats.dialects import as_plain, of_chat
-from data_prep.formats.golds import number_as_text, read_gold
+from data_prep.formats.golds import ANSWERS, LISTS, first_of, gold_cells, number_as_text, read_gold, whole
 from data_prep.formats.image_cells import IMAGE_COLUMNS, images_of, refuse_unread_images
-from data_prep.formats.listed import LISTS, read_equivalents, read_several
+from data_prep.formats.listed import read_equivalents, read_several
 from data_prep.formats.marks import place_images, rename_marks
 from data_prep.formats.samples import KEY, sample_columns
 from data_prep.images.stored import ImageSource
 from data_prep.schema import DataError, Row, RowError, Turn, make_row
 
 _SHARD = re.compile(r"-\d+(-of-\d+(-[0-9a-f]{16})?)?$")  # the hub once ended its shards in a checksum
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 # Other names of our columns, in data sets that are plain tables otherwise; the first that is there counts for an id.
 _IDS = ("id", "qid", "unique_id", "problem_idx", "question_id", "ID")
-_PROBLEMS, _ANSWERS = ("prompt", "question", "Problem", "Question", "query"), ("ground_truth", "Answer", "gt", "target")
+_PROBLEMS = ("prompt", "question", "Problem", "Question", "query")
 _UNITS = ("units", "answer_unit")
 # What a user may say the names of.
 COLUMNS = ("problem", "answer", "images", "choices", "solution", "id", "kind", "precision", "unit", "source", "split",
@@ -30,7 +31,7 @@ COLUMNS = ("problem", "answer", "images", "choices", "solution", "id", "kind", "
 # What `prepare` writes; earlier versions had neither earlier turns nor equivalent answers.
 _OWN = frozenset({field.name for field in fields(Row)} - {"metadata", "earlier_turns", "equivalent_answers"})
 _USED = frozenset({
-    *_IDS, *_PROBLEMS, *_ANSWERS, *IMAGE_COLUMNS, *_UNITS, "problem", "answer", "solution", "Solution", "kind",
+    *_IDS, *_PROBLEMS, *ANSWERS, *IMAGE_COLUMNS, *_UNITS, "problem", "answer", "solution", "Solution", "kind",
     "choices", "options", "precision", "unit", "source", "split", "metadata", "videos", "video", "earlier_turns",
     "equivalent_answers", "system",
 })  # fmt: skip
@@ -158,11 +159,9 @@ def row_from_record(
     Raises:
         RowError: naming the field.
     """
+    record = _without(record, ignore_columns)
     if KEY in record:
-        record = sample_columns(
-            {name: record[name] for name in record if name not in ignore_columns}, IMAGE_COLUMNS, _IDS
-        )
-    record = {name: value for name, value in record.items() if name not in ignore_columns}
+        record = _without(sample_columns(record, IMAGE_COLUMNS, _IDS), ignore_columns)
     if seen is not None:
         seen.update(record)
     record = _renamed(record, columns) if columns else as_plain(record, dialect)
@@ -172,41 +171,58 @@ def row_from_record(
             raise RowError("holds videos, and rows are images and text", field=name)
     refuse_unread_images(record, _USED, image_root)
     turns = with_system(read_turns(record.get("earlier_turns"), "earlier_turns"), record.get("system"))
-    turns, problem, choices, images = _placed(turns, _problem(record), choices, images_of(record, image_root))
+    turns, problem, shown, images = _placed(turns, _problem(record), choices, images_of(record, image_root))
     identity = next((record[name] for name in _IDS if record.get(name) is not None), None)
     return make_row(
         id=number_as_text(identity) or f"{file.source}/{file.split or file.path.stem}/{number}",
         images=images,
         problem=problem,
-        choices=choices,
+        choices=shown,
         precision=whole(record.get("precision")),
-        unit=_first(record, "unit", *_UNITS),
+        unit=first_of(record, "unit", *_UNITS),
         source=file.source if record.get("source") is None else record["source"],
         split=file.split if record.get("split") is None else record["split"],
         earlier_turns=turns,
         metadata=column
         | plain_values({name: value for name, value in record.items() if name not in _USED})
         | plain_values(record.get("metadata")),
-        **answered,
+        **_as_shown(answered, choices, shown),
     )
+
+
+def _without(record: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in names}
 
 
 def _answered(record: Mapping[str, Any], lists: str | None) -> tuple[dict[str, Any], list[Any] | None, dict[str, Any]]:
     """What the answer gives a row, its choices, and the column of several answers as it stands."""
     choices, given, listed = _choices(record), record.get("kind"), None
     kind = given or ("choice" if choices else "auto")
+    asked = choices if kind == "choice" else None
+    name = partial(among, choices) if choices and not given else None
     if record.keys() >= _OWN and isinstance(record["answer"], str):
         answer, solution = record["answer"], record["solution"]
     else:
-        answer, solution = read_gold(_first(record, "answer", *_ANSWERS), _first(record, "solution", "Solution"))
-        listed = read_several(record, answer, solution, lists, kind, choices)
+        answer, solution = read_gold(*gold_cells(record))
+        listed = read_several(answer, solution, lists, kind, asked, name)
     if listed:
         answer, solution = listed.gold, listed.solution
-    if choices and not given:
-        answer = _among(choices, _first(record, "answer", *_ANSWERS), answer)
-    others = (*(listed.others if listed else ()), *read_equivalents(record.get("equivalent_answers")))
+    elif name:
+        answer = name(first_of(record, "answer", *ANSWERS), answer)
+    others = (*(listed.others if listed else ()), *read_equivalents(record.get("equivalent_answers"), name))
     fields = {"answer": answer, "solution": solution, "kind": kind, "equivalent_answers": others}
     return fields, choices, plain_values(listed and listed.column)
+
+
+def _as_shown(answered: Mapping[str, Any], choices: list[Any] | None, shown: list[Any] | None) -> Mapping[str, Any]:
+    """What the answer gives a row whose choices may be shown in other words than it was read with."""
+    if choices is None or shown is None or shown == choices or answered["kind"] != "choice":
+        return answered
+    answer, *others = (
+        in_other_words(text, choices, shown) if isinstance(text, str) else text
+        for text in (answered["answer"], *answered["equivalent_answers"])
+    )
+    return {**answered, "answer": answer, "equivalent_answers": tuple(others)}
 
 
 def _renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -220,7 +236,7 @@ def _renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str,
             raise RowError(f"is read from the column {column!r}; there is {', '.join(record) or 'none'}", field=name)
     aliases = {
         "problem": _PROBLEMS,
-        "answer": (*_ANSWERS, *LISTS),
+        "answer": (*ANSWERS, *LISTS),
         "images": IMAGE_COLUMNS,
         "id": _IDS,
         "choices": ("options",),
@@ -232,37 +248,10 @@ def _renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str,
 
 
 def _choices(record: Mapping[str, Any]) -> list[Any] | None:
-    choices = _first(record, "choices", "options")
+    choices = first_of(record, "choices", "options")
     if choices is not None and not isinstance(choices, list | tuple):
         raise RowError("is not a list of options", field="choices")
     return [number_as_text(choice) for choice in choices] if choices else None
-
-
-def _among(choices: list[Any], cell: Any, answer: Any) -> Any:
-    """The gold of a row with choices: as it is where it names some of them, a letter for an index from 0.
-
-    Raises:
-        RowError: it names none, so the row could be asked neither with its choices nor without.
-    """
-    from rewards.answers import read_choices
-
-    if not isinstance(answer, str) or not all(isinstance(choice, str) and choice.strip() for choice in choices):
-        return answer  # for `make_row` to refuse
-    named, index = read_choices(answer, tuple(choices)), whole(cell)
-    is_index = type(index) is int and 0 <= index < len(choices)
-    if not isinstance(named, str):
-        if is_index and named.right != {index}:
-            raise RowError(
-                f"{answer} is the text of one choice and the index of another: give a letter", field="answer"
-            )
-        return answer
-    if is_index:
-        return _LETTERS[index]
-    raise RowError(
-        f"{answer[:60]!r} names none of the {len(choices)} choices: give a letter, the text of a choice or its index "
-        "from 0; or a kind (auto, number, math or text) to have the question asked without its choices",
-        field="answer",
-    )
 
 
 def plain_values(values: Any) -> dict[str, Any]:
@@ -280,23 +269,8 @@ def plain_values(values: Any) -> dict[str, Any]:
     }
 
 
-def whole(value: Any) -> Any:
-    """An integer that came as a float (2.0 for 2, as in tables with gaps) as the integer; anything else as it is."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _first(record: Mapping[str, Any], name: str, *aliases: str) -> Any:
-    """The value under `name`, else under the only alias present; two aliases that differ are refused."""
-    if record.get(name) is not None:
-        return record[name]
-    values = [record[alias] for alias in aliases if record.get(alias) is not None]
-    if any(value != values[0] for value in values):
-        raise RowError(f"is missing, and {' and '.join(aliases)} both stand for it but differ", field=name)
-    return values[0] if values else None
-
-
 def _problem(record: Mapping[str, Any]) -> str:
-    problem = _first(record, "problem", *_PROBLEMS)
+    problem = first_of(record, "problem", *_PROBLEMS)
     if isinstance(problem, list):
         raise RowError("is a list of chat messages; give the question as one text", field="problem")
     return problem

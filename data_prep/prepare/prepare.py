@@ -132,7 +132,10 @@ def _check_rows(
     """All parts of the source, and how many of its rows were there already."""
     from tqdm import tqdm
 
-    settings = json.dumps([SCHEMA_VERSION, check_gold, [(filter.name, filter.setting) for filter in filters]])
+    import rewards
+
+    named = [(filter.name, filter.setting) for filter in filters]
+    settings = json.dumps([SCHEMA_VERSION, rewards.grader_version(), check_gold, named])
     parts: list[Part] = []
     num_resumed = 0
     with tqdm(desc=f"prepare {name}", unit=" rows", disable=None) as bar:

@@ -149,6 +149,7 @@ def _call_easyr1(function: Callable[..., Any], label: str, samples: Sequence[Sam
 
 def _easyr1_sample(sample: Sample) -> dict[str, Any]:
     known = {"response": sample.completion, "response_length": sample.num_tokens, "ground_truth": _gold(sample)}
+    known["equivalent_answers"] = list(sample.columns.get("equivalent_answers", ()))
     return {"reward_input": known}
 
 

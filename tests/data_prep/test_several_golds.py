@@ -16,11 +16,13 @@ from data_prep.audit import audit
 from data_prep.prepare.checks import check_gold
 from data_prep.prepare.prepare import prepare
 from data_prep.schema import make_row
+from data_prep.synthetic import generate
 from tests.data_prep.benchmark_files import build
 from vlm_mhpo.evaluation.benchmarks.olympiadbench import official
 
 ASK = {"problem": "How much is one half?"}
 HALF = ["1/2", "0.5"]
+PICTURE = next(iter(generate(["shapes"], 1, 0, "train"))).images[0]
 
 
 def read(folder: Path, record: Mapping[str, Any], suffix: str = ".jsonl", **options) -> Row:
@@ -99,6 +101,75 @@ def test_letters_of_several_choices_are_all_wanted(tmp_path):
     assert [is_right(row, text) for text in ("B", "blue", "A")] == [True, True, False]
 
 
+CHOICES = {"choices": ["red", "blue", "green"]}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    "record",
+    [
+        CHOICES | {"answer": ["red", "green"]},
+        CHOICES | {"answer": ["(A)", "C. green"]},
+        CHOICES | {"answer": [2, 0]},
+        CHOICES | {"answer": [0.0, 2.0]},
+        CHOICES | {"answers": ["green", "red"], "kind": "choice"},
+        CHOICES | {"answer": "['red', 'green']"},
+        {"choices": ["red, dark", "blue", "1,000"], "answer": ["red, dark", "1,000"]},
+        {"choices": ["10", "20", "30"], "answer": [10, 30]},
+    ],
+)
+def test_a_list_of_choices_wants_all_of_them_in_whatever_form(tmp_path, record, suffix):
+    row = read(tmp_path, ASK | record, suffix)
+    assert (row.answer, row.equivalent_answers, row.kind) == ("A, C", (), "choice")
+    check_gold(row)
+    assert all(is_right(row, text) for text in ("A, C", "CA"))
+    assert not any(is_right(row, text) for text in ("A", "C", "A, B, C", row.choices[0]))
+
+
+def test_a_list_of_choices_that_names_none_of_them_is_refused(tmp_path):
+    for answer in (["red", "pink"], [0, 3], ["red", -1]):
+        error = read(tmp_path, ASK | CHOICES | {"answer": answer})
+        assert error.field == "answer" and "names none of the 3 choices" in str(error)
+    # An index of one and the text of another.
+    assert "give a letter" in str(read(tmp_path, ASK | {"choices": ["1", "2", "3"], "answer": [0, 1]}))
+
+
+def test_either_of_several_choices_may_be_meant(tmp_path):
+    row = read(tmp_path, ASK | CHOICES | {"answer": [0, "blue"]}, answer_lists="any")
+    assert row.gold == ("A", "blue")
+
+
+def test_equivalent_answers_of_a_choice_are_choices_too(tmp_path):
+    row = read(tmp_path, ASK | CHOICES | {"answer": "red", "equivalent_answers": [1]})
+    assert row.gold == ("red", "B")
+    error = read(tmp_path, ASK | CHOICES | {"answer": "red", "equivalent_answers": ["pink"]})
+    assert error.field == "equivalent_answers" and "'pink' names none of the 3 choices" in str(error)
+
+
+def test_choices_do_not_say_what_a_list_means_where_they_are_not_asked_with(tmp_path):
+    error = read(tmp_path, ASK | CHOICES | {"answer": ["3", "5"], "kind": "number"})
+    assert error.field == "answer" and "answer_lists" in str(error)
+
+
+@pytest.mark.parametrize("nothing", ["", " ", [], [""], ["", None], None])
+def test_a_blank_equivalent_answer_is_none(tmp_path, nothing):
+    assert read(tmp_path, ASK | {"answer": "1/2", "equivalent_answers": nothing}).gold == "1/2"
+    verl = VERL | {"reward_model": {"ground_truth": "1/2", "equivalent_answers": nothing}}
+    assert read(tmp_path, verl).gold == "1/2"
+
+
+@pytest.mark.parametrize("kind", [{}, {"kind": "choice"}])
+def test_a_choice_that_is_an_image_is_named_by_its_letter(tmp_path, kind):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(PICTURE)
+    record = {"problem": "Which?", "images": ["a.png", "b.png"], "choices": ["<image 1>", "<image 2>"]}
+    row = read(tmp_path, record | kind | {"answer": "<image 2>"})
+    assert (row.choices, row.gold) == (("image 1", "image 2"), "B")
+    check_gold(row)
+    row = read(tmp_path, record | kind | {"answer": "<image 2>", "equivalent_answers": ["<image 1>"]})
+    assert row.gold == ("B", "A")
+
+
 def test_a_list_in_square_brackets_is_still_one_answer(tmp_path):
     row = read(tmp_path, ASK | {"answer": "[1, 2]"})
     assert (row.answer, row.equivalent_answers) == ("[1, 2]", ())
@@ -120,6 +191,44 @@ def test_several_final_answers_of_olympiadbench_are_wanted_together(tmp_path):
     row = next(load_rows(folder, format="olympiadbench", split="OE_MM_maths_en_COMP"))
     assert [is_right(row, text) for text in ("3", "5, 3")] == [False, True]
     assert official(row, "So the final answer is $3$.").correct  # their grader reads the first one alone
+
+
+CHAT = [{"role": "user", "content": "How much is one half?"}, {"role": "assistant", "content": "It is one by two"}]
+
+
+@pytest.mark.parametrize("chat", [CHAT, CHAT[:1]])
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    "gold",
+    [
+        {"answers": HALF},
+        {"answers": '["1/2", "0.5"]'},
+        {"answers": HALF, "solution": "One by two"},
+        {"solutions": ["One by two is\n\\boxed{1/2}", "It is\n\\boxed{0.5}"]},
+        {"ground_truth": HALF},
+        {"gt": HALF},
+        {"target": "1/2", "equivalent_answers": ["0.5"]},
+        {"Answer": HALF},
+        {"solution": ["<answer>1/2</answer>", "\\boxed{0.5}"]},
+    ],
+)
+def test_the_golds_of_a_chat_are_its_columns_and_not_its_reply(tmp_path, gold, suffix, chat):
+    row = read(tmp_path, {"messages": chat} | gold, suffix)
+    assert row.gold == ("1/2", "0.5")
+    if not {"solution", "solutions"} & gold.keys() and len(chat) == 2:
+        assert row.solution == "It is one by two"
+
+
+def test_the_reply_of_a_chat_is_its_gold_where_no_column_has_one(tmp_path):
+    assert read(tmp_path, {"messages": CHAT}).gold == "It is one by two"
+    several = [CHAT[0], {"role": "assistant", "content": "One\nby two"}]
+    error = read(tmp_path, {"messages": several})
+    assert error.field == "answer" and "'solution'" not in str(error) and "the reply of the chat holds" in str(error)
+
+
+def test_answers_beside_a_prompt_go_before_a_solution_without_one(tmp_path):
+    row = read(tmp_path, {"prompt": "How much is one half?", "answers": HALF, "solution": "One by two"})
+    assert (row.gold, row.solution) == (("1/2", "0.5"), "One by two")
 
 
 # Carried on

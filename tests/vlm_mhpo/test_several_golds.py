@@ -48,6 +48,23 @@ def test_rewards_and_early_verdicts_pay_each_of_them():
     assert list(expected[0].rewards) == [1.0, 1.0, 0.0]
 
 
+OTHERS = {
+    "trl": "def f(completions, equivalent_answers, **kwargs):\n    return [len(each) for each in equivalent_answers]\n",
+    "easyr1": "def f(reward_input):\n    return {'overall': len(reward_input['equivalent_answers'])}\n",
+    "verl": "def f(solution_str, ground_truth, extra_info):\n    return len(extra_info['equivalent_answers'])\n",
+}
+
+
+@pytest.mark.parametrize("form", OTHERS)
+@pytest.mark.parametrize("others", [(), ("New York City",)])
+def test_a_reward_function_gets_the_other_answers_of_every_row(tmp_path, form, others):
+    (tmp_path / "mine.py").write_text(OTHERS[form])
+    spec = RewardSpec("mine", 1.0, f"{tmp_path}/mine.py:f")
+    with build_scorer([spec], num_workers=1, timeout_s=2.0, memory_limit_bytes=1 << 30) as scorer:
+        (scored,) = score_groups(scorer, [group(replace(ROW, equivalent_answers=others))], "think_answer")
+    assert scored.rewards == (float(len(others)),) * 3
+
+
 def test_held_out_rows_and_benchmarks_are_judged_by_all_of_them():
     with Verifier(num_workers=1) as verifier:
         (scores,) = verify_groups([ROW], [group()], verifier, "think_answer")
@@ -59,10 +76,11 @@ def test_every_gold_of_a_row_is_checked():
     bad = replace(ROW, kind="number", answer="7", equivalent_answers=("8", "many"))
     good = replace(bad, equivalent_answers=("8",))
     scores = list(gold_scores([good, bad, ROW], RewardsConfig()))
-    assert [score.correct for score in scores] == [True, False, True]
+    assert [(gold, score.correct) for gold, score in scores] == [("7", True), ("many", False), ("NYC", True)]
     config = parse_config({"output_dir": "run", "model": {"path": "m"}, "data": {"train": "x"}, "train": TRAIN})
     check = _examine_golds([bad, good], 2, "training", config)
-    assert check.state == "warning" and "1 of 2 golds verify" in check.text and "many" in check.text
+    assert check.state == "warning" and "1 of 2 golds verify" in check.text
+    assert "row a: 'many': " in check.text and "'7'" not in check.text
 
 
 def test_rows_with_other_golds_are_other_rows(tmp_path):

@@ -18,11 +18,11 @@ from vlm_mhpo.evaluation.benchmark_run import (
     judge_benchmark,
     overlaps,
     protocol_of,
+    ready_judge,
     start_report,
 )
 from vlm_mhpo.evaluation.chosen import BenchmarkRows
 from vlm_mhpo.evaluation.held_out import judge_held_out, write_evaluation
-from vlm_mhpo.evaluation.judge.asking import open_judge
 from vlm_mhpo.evaluation.tasks import Judge, on_main
 from vlm_mhpo.faults.agreement import check_same_folder, check_same_rows, check_same_setting, check_same_weights
 from vlm_mhpo.faults.dump import unscored, write_dump
@@ -110,10 +110,10 @@ def evaluate_benchmarks(config: Config, chosen: Sequence[BenchmarkRows], model: 
     check_same_folder("--out", options.out)
     for one in chosen:
         check_same_rows(one.asked, f"rows of {one.name}")
-    shared = on_main(lambda: overlaps(chosen, options.train))
+    shared = on_main(lambda: overlaps(chosen, options.train, config.data))
     # Before anything is sampled, so that a judge who is not there is known at once.
     judging = config.eval.judge if any(one.benchmark.judge for one in chosen) else None
-    asked = on_main(lambda: judging and open_judge(judging))
+    asked = on_main(lambda: judging and ready_judge(judging, chosen, options.out))
     opened = open_policy(config.model.model_copy(update={"path": model}), options.out, "judge")
     check_same_weights(model, opened.policy)
     codec = opened.codec

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -208,6 +209,9 @@ def _read_group(values: Mapping[str, Any], tensors: Mapping[str, Tensor], index:
     row["equivalent_answers"] = tuple(row.get("equivalent_answers", ()))
     row["earlier_turns"] = tuple(Turn(*turn) for turn in row.get("earlier_turns", ()))
     row["choices"] = None if row["choices"] is None else tuple(row["choices"])
+    row["metadata"] = MappingProxyType(
+        {name: tuple(value) if isinstance(value, list) else value for name, value in row["metadata"].items()}
+    )
     prefix = f"{index}/media/"
     media = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     prompt = Prompt(

@@ -10,22 +10,18 @@ from vlm_mhpo.config import RewardsConfig
 from vlm_mhpo.scoring.scorer import start_verifier
 
 
-def gold_scores(rows: Iterable[Row], config: RewardsConfig) -> Iterator[Score]:
-    """The verdict on each row's gold as its own answer, in order; of several golds on the first that is refused."""
+def gold_scores(rows: Iterable[Row], config: RewardsConfig) -> Iterator[tuple[str, Score]]:
+    """(gold, verdict on it as its own answer) of each row, in order; of several golds the first that is refused."""
     with start_verifier(config) as verifier:
         for row in rows:
+            about = (row.kind, row.choices, row.precision, row.unit)
             scores = [
-                verifier.score_one(
-                    Item(
-                        f"<think>gold</think><answer>{gold}</answer>",
-                        gold,
-                        "think_answer",
-                        row.kind,
-                        row.choices,
-                        row.precision,
-                        row.unit,
-                    )
+                (
+                    gold,
+                    verifier.score_one(
+                        Item(f"<think>gold</think><answer>{gold}</answer>", gold, "think_answer", *about)
+                    ),
                 )
                 for gold in row.golds
             ]
-            yield next((score for score in scores if not score.correct), scores[0])
+            yield next((pair for pair in scores if not pair[1].correct), scores[0])

@@ -46,7 +46,8 @@ def to_sample(
     own = {"id": row.id, "source": row.source, "split": row.split}
     own |= {"images": OpenedImages(row.images) if images is None else images}
     own |= {"solution": row.solution} if row.solution else {}
-    own |= {"equivalent_answers": list(row.equivalent_answers)} if row.equivalent_answers else {}
+    # Always there, so that no function that names it depends on the rows of its batch.
+    own |= {"equivalent_answers": list(row.equivalent_answers)}
     return Sample(
         prompt=row.problem,
         completion=completion.text,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import re
@@ -13,11 +14,13 @@ import pytest
 from tests.vlm_mhpo.test_evaluation.cases import BENCHMARK, item, items, protocol, result, results, row
 from tests.vlm_mhpo.test_evaluation.judge_server import SERVED, completion, judge_server, says, send
 from tests.vlm_mhpo.test_report.evaluation_cases import HOSTILE
-from vlm_mhpo.errors import EvaluationError
+from vlm_mhpo.errors import EvaluationError, JudgeError
 from vlm_mhpo.evaluation import shards
-from vlm_mhpo.evaluation.benchmark_run import ask_judge, keep_state
+from vlm_mhpo.evaluation.benchmark_run import Options, ask_judge, keep_state, ready_judge, start_report
 from vlm_mhpo.evaluation.benchmarks.types import JudgeRule, Official
 from vlm_mhpo.evaluation.chosen import BenchmarkRows
+from vlm_mhpo.evaluation.compare import compare_results
+from vlm_mhpo.evaluation.judge.answers import Answer, keep_answer
 from vlm_mhpo.evaluation.judge.asking import open_judge
 from vlm_mhpo.evaluation.judge.verdicts import judge_items, judge_protocol
 from vlm_mhpo.evaluation.tables import csv_text, latex, markdown
@@ -212,3 +215,76 @@ def test_a_report_of_rules_may_get_a_judge_and_keeps_it(tmp_path):
     for other in (one | {"served": "a-2"}, None):
         with pytest.raises(EvaluationError, match=r"benchmarks\.made\.judge: .*\nchoose another --out"):
             keep_state(tmp_path, state(other))
+
+
+def with_rows(out, found):
+    shards.write_items(out / "results" / "made.jsonl", found)
+    return out
+
+
+def test_a_judge_is_greeted_before_every_evaluation_that_may_ask_it(tmp_path):
+    one, out = BenchmarkRows(replace(BENCHMARK, judge=RULE), "test", tuple(ROWS), tuple(ROWS)), tmp_path / "report"
+    with judge_server(says(lambda prompt: "0" if prompt.startswith("compare") else prompt.split()[-1])) as played:
+        config = played.config(tmp_path, max_tries=1)
+        open_judge(config)
+        ready_judge(config, [one], out)
+        assert len(played.requests) == 2
+        asked = ready_judge(config, [replace(one, benchmark=BENCHMARK)], out)
+        assert len(played.requests) == 2
+        judge_items(RULE, ROWS, texts(("7",), ("8",), ("",)), asked, name="t")
+        before = len(played.requests)
+        # Every answer is kept, then one is not.
+        ready_judge(config, [one], with_rows(out, texts(("8",), ("7",), ("",))))
+        assert len(played.requests) == before
+        ready_judge(config, [one], with_rows(out, texts(("7",), ("9",), ("8",))))
+        assert len(played.requests) == before + 1
+    # It has gone.
+    with_rows(out, texts(("8",), ("7",), ("",)))
+    assert ask_judge(one, texts(("8",), ("7",), ("",)), ready_judge(config, [one], out), out)
+    ready_judge(config, [one], out)
+    with pytest.raises(JudgeError, match="cannot be reached"):
+        ready_judge(config, [one], tmp_path / "other")
+
+
+def test_a_report_whose_judge_died_is_finished_by_rules_alone_or_another(tmp_path):
+    one = {"model": "a", "served": "a-1", "prompts": "ee", "max_tokens": 9}
+    for later in (None, one | {"served": "a-2"}):
+        out = tmp_path / str(later is None)
+        keep_state(out, state(one).model_copy(update={"model_digest": None}))
+        with_rows(out, texts(("7",), ("8",)))
+        begun = start_report(protocol(judge=later), "m", "m", Options(out))
+        assert begun.protocol.benchmarks["made"].judge == (later and JudgeProtocol(**later))
+    # What a judge has said stays, with its name, and no other may join it.
+    spoken = [marked(found, "right") for found in texts(("7",), ("8",))]
+    out = tmp_path / "spoken"
+    keep_state(out, state(one).model_copy(update={"model_digest": None}))
+    with_rows(out, spoken)
+    found = start_report(protocol(), "m", "m", Options(out))
+    assert found.protocol.benchmarks["made"].judge == JudgeProtocol(**one)
+    with pytest.raises(EvaluationError, match=r"benchmarks\.made\.judge"):
+        start_report(protocol(judge=one | {"served": "a-2"}), "m", "m", Options(out))
+
+
+def test_a_judged_report_is_compared_with_one_by_rules_alone(judging, tmp_path):
+    base = tmp_path / "base"
+    found = texts(("7",), ("8",))
+    with_rows(base, found)
+    plain = results(found)
+    (base / "results.json").write_text(plain.model_dump_json(by_alias=True))
+    one = {"model": "a", "served": "a-1", "prompts": "ee", "max_tokens": 9}
+    start_report(protocol(judge=one), "m", "m", Options(tmp_path / "out", baseline=base))
+    ours = [marked(each, "right") for each in found]
+    comparison = compare_results(results(ours, judge=one), {"made": ours}, base, allowed=False)
+    assert comparison.protocol_differences == ()
+    with pytest.raises(EvaluationError, match="seed: 1 and 0"):
+        start_report(protocol(judge=one, seed=1), "m", "m", Options(tmp_path / "more", baseline=base))
+
+
+def test_a_full_disk_leaves_no_half_an_answer(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("vlm_mhpo.evaluation.judge.answers.json.dump", full)
+    with pytest.raises(JudgeError, match="No space left on device"):
+        keep_answer(tmp_path, {"model": "m"}, Answer("7", "m"))
+    assert [file for file in tmp_path.glob("**/*") if file.is_file()] == []

@@ -68,8 +68,7 @@ def official(row: Row, response: str) -> Official:
     if options:
         named = _named(response, options, (_BRACKETED, _APART))
         return verdict(named == gold(row), named)
-    # Rows of several golds have them all in `golds`.
-    golds = row.metadata.get("answers") or getattr(row, "golds", (row.answer,))
+    golds = row.metadata.get("answers") or row.golds
     rights = [form for text in golds for form in _forms(str(text))]
     taken = _ends_of(response)
     correct = any(_holds(each, rights) for each in taken)

@@ -43,14 +43,18 @@ def keep_answer(folder: Path, body: dict[str, Any], answer: Answer) -> None:
     Raises:
         JudgeError: the disk refuses it.
     """
-    file = _file_of(folder, body)
+    file, replacement = _file_of(folder, body), None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".tmp", encoding="utf-8", delete=False) as stream:
+            replacement = Path(stream.name)
             json.dump({"text": answer.text, "served": answer.served}, stream)
-        Path(stream.name).replace(file)
+        replacement.replace(file)
     except OSError as error:
         raise JudgeError(f"eval.judge.cache_dir={folder}: an answer cannot be kept: {error.strerror}") from error
+    finally:
+        if replacement is not None:
+            replacement.unlink(missing_ok=True)
 
 
 def _file_of(folder: Path, body: dict[str, Any]) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,20 @@ class JudgeModel:
                 bar.update(len(found) - bar.n)
         return found
 
+    def recall(self, prompts: Sequence[str]) -> dict[str, Answer]:
+        """The kept answer to each prompt; nobody is asked.
+
+        Raises:
+            KeyError: one is not kept; JudgeError: it is another model's.
+        """
+        folder, found = Path(self.server.config.cache_dir), {}
+        for prompt in dict.fromkeys(prompts):
+            answer = find_answer(folder, self.body(prompt))
+            if answer is None:
+                raise KeyError(prompt)
+            found[prompt] = self._checked(answer)
+        return found
+
     def _share(self, prompts: Sequence[str], on_answer: Callable[[], object]) -> dict[str, Answer]:
         """The answers to this rank's prompts, kept ones first."""
         folder = Path(self.server.config.cache_dir)
@@ -116,12 +130,28 @@ class JudgeModel:
         return answer
 
 
-def open_judge(config: JudgeConfig) -> JudgeModel:
-    """The judge, once it has answered a first question, now or in an earlier evaluation.
+def find_judge(config: JudgeConfig) -> JudgeModel | None:
+    """The judge that has answered the first question in an earlier evaluation; None = none has.
+
+    Raises:
+        ConfigError: there is no token in the file.
+    """
+    judge = JudgeModel(Server(config, read_token(config)), "")
+    answer = find_answer(Path(config.cache_dir), judge.body(_GREETING))
+    return answer and replace(judge, served=answer.served)
+
+
+def open_judge(config: JudgeConfig, *, now: bool = False) -> JudgeModel:
+    """The judge, once it has answered a first question.
+
+    Args:
+        now: it must answer now, whatever it answered in an earlier evaluation: only so it is known to be there.
 
     Raises:
         ConfigError: there is no token in the file; JudgeError: nobody answers, or not as a language model does.
     """
+    if not now and (found := find_judge(config)):
+        return found
     server = Server(config, read_token(config))
     judge, folder = JudgeModel(server, ""), Path(config.cache_dir)
     body = judge.body(_GREETING)
@@ -130,10 +160,8 @@ def open_judge(config: JudgeConfig) -> JudgeModel:
         async with server.client() as client:
             return await server.ask(client, body)
 
-    answer = find_answer(folder, body)
-    if answer is None:
-        answer = asyncio.run(greet())
-        if answer.text is None:
-            raise JudgeError(f"eval.judge: {server.address} {answer.refusal} to its first question: check eval.judge")
-        keep_answer(folder, body, answer)
+    answer = asyncio.run(greet())
+    if answer.text is None:
+        raise JudgeError(f"eval.judge: {server.address} {answer.refusal} to its first question: check eval.judge")
+    keep_answer(folder, body, answer)
     return JudgeModel(server, answer.served)

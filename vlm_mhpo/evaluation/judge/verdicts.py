@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from data_prep import Row
 from vlm_mhpo.evaluation.benchmarks.types import JudgeRule, JudgeSteps, Official
@@ -38,17 +39,30 @@ def judge_items(
     Raises:
         JudgeError: see `JudgeModel.ask`.
     """
-    talks = [
-        rule.steps(row, completion.text) if completion.text.strip() else _nothing_to_judge()
-        for row, item in zip(rows, items, strict=True)
-        for completion in item.completions
-    ]
-    verdicts = iter(_verdicts(talks, judge, name))
+    verdicts = iter(_verdicts(_talks(rule, rows, items), partial(judge.ask, name=name)))
     return [
         item.model_copy(
             update={"completions": tuple(one.model_copy(update={"judge": next(verdicts)}) for one in item.completions)}
         )
         for item in items
+    ]
+
+
+def are_kept(rule: JudgeRule, rows: Sequence[Row], items: Sequence[Item], judge: JudgeModel) -> bool:
+    """Whether every answer is kept that the verdicts on these items take."""
+    try:
+        _verdicts(_talks(rule, rows, items), judge.recall)
+    except KeyError:
+        return False
+    return True
+
+
+def _talks(rule: JudgeRule, rows: Sequence[Row], items: Sequence[Item]) -> list[JudgeSteps]:
+    """What is asked about each completion, not begun yet."""
+    return [
+        rule.steps(row, completion.text) if completion.text.strip() else _nothing_to_judge()
+        for row, item in zip(rows, items, strict=True)
+        for completion in item.completions
     ]
 
 
@@ -58,7 +72,7 @@ def _nothing_to_judge() -> JudgeSteps:
     yield
 
 
-def _verdicts(talks: Sequence[JudgeSteps], judge: JudgeModel, name: str) -> list[JudgeVerdict]:
+def _verdicts(talks: Sequence[JudgeSteps], ask: Callable[[Sequence[str]], Mapping[str, Answer]]) -> list[JudgeVerdict]:
     """Lead all talks to their ends: the open question of each is put together with those of all others."""
     verdicts: dict[int, JudgeVerdict] = {}
     said: Mapping[int, str | None] = dict.fromkeys(range(len(talks)))
@@ -69,7 +83,7 @@ def _verdicts(talks: Sequence[JudgeSteps], judge: JudgeModel, name: str) -> list
                 questions[place] = talks[place].send(text)
             except StopIteration as end:
                 verdicts[place] = _verdict(end.value)
-        answers = judge.ask(list(questions.values()), name)
+        answers = ask(list(questions.values()))
         refused = {place for place, question in questions.items() if answers[question].text is None}
         verdicts |= {place: JudgeVerdict(verdict="refused", extracted=None) for place in refused}
         said = {place: _spoken(answers[question]) for place, question in questions.items() if place not in refused}
