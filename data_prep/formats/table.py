@@ -158,11 +158,10 @@ def row_from_record(
     Raises:
         RowError: naming the field.
     """
-    if KEY in record:
-        record = sample_columns(
-            {name: record[name] for name in record if name not in ignore_columns}, IMAGE_COLUMNS, _IDS
-        )
     record = {name: value for name, value in record.items() if name not in ignore_columns}
+    if KEY in record:
+        columns_of_sample = sample_columns(record, IMAGE_COLUMNS, _IDS)
+        record = {name: value for name, value in columns_of_sample.items() if name not in ignore_columns}
     if seen is not None:
         seen.update(record)
     record = _renamed(record, columns) if columns else as_plain(record, dialect)
