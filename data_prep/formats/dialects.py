@@ -179,10 +179,17 @@ def _from_mmmu(record: _Record) -> _Record:
     options = python_list(options, "options") if isinstance(options, str) else options
     if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
         raise RowError("is no list of texts, nor Python's text of one", field="options")
-    problem, order = _place_pictures(record["question"], options)
-    numbers = [number for number in range(1, 8) if record.get(f"image_{number}") is not None]
-    if missing := [number for number in order if number not in numbers]:
-        raise RowError(f"is named in the question as <image {missing[0]}>, and is empty", field=f"image_{missing[0]}")
+    question = record["question"]
+    if not isinstance(question, str):
+        raise RowError(f"holds a {type(question).__name__}, not text", field="question")
+    numbers = [str(number) for number in range(1, 8) if record.get(f"image_{number}") is not None]
+    for tag in _NUMBERED_TAG.finditer("\n".join((question, *options))):
+        if tag[1] not in numbers:
+            raise RowError(f"is named in the question as {tag[0]}, and is empty", field=f"image_{tag[1]}")
+    # Images are counted as they are there; the marks are read as those of any table.
+    question, *options = (
+        _NUMBERED_TAG.sub(lambda tag: f"<image {numbers.index(tag[1]) + 1}>", text) for text in (question, *options)
+    )
     answer = record.get("answer")
     if isinstance(answer, str) and answer.strip() in ("?", ""):
         raise RowError("is hidden, as in the test split of MMMU; use validation or dev", field="answer")
@@ -192,11 +199,11 @@ def _from_mmmu(record: _Record) -> _Record:
         answer, *others = python_list(answer, "answer")
     plain = _without(record, "question", "options", "solution", *(f"image_{number}" for number in range(1, 8)))
     return plain | {
-        "problem": IMAGE_PLACEHOLDER * (len(numbers) - len(order)) + problem,
-        "images": [record[f"image_{n}"] for n in [n for n in numbers if n not in order] + order],
+        "problem": question,
+        "images": [record[f"image_{number}"] for number in numbers],
         "answer": answer,
         "equivalent_answers": others,
-        "choices": [_NUMBERED_TAG.sub(r"image \1", option) for option in options],
+        "choices": options,
         "kind": "choice" if options else "auto",
     }
 
@@ -208,29 +215,6 @@ def _from_mmmu_pro_vision(record: _Record) -> _Record:
         "problem": "",
         "options": python_list(options, "options") if isinstance(options, str) else options,
     }
-
-
-def _place_pictures(question: Any, options: list[str]) -> tuple[str, list[int]]:
-    """The question with one placeholder where an image is first named, and the order of the images so named.
-
-    Images that only options name follow the question, each behind its number.
-    """
-    if not isinstance(question, str):
-        raise RowError(f"holds a {type(question).__name__}, not text", field="question")
-    order: list[int] = []
-
-    def place(tag: re.Match[str]) -> str:
-        number = int(tag[1])
-        if number in order:
-            return f"image {number}"
-        order.append(number)
-        return IMAGE_PLACEHOLDER
-
-    problem = _NUMBERED_TAG.sub(place, question)
-    for tag in _NUMBERED_TAG.finditer("\n".join(options)):
-        if int(tag[1]) not in order:
-            problem += f"\nimage {tag[1]}: {place(tag)}"
-    return problem, order
 
 
 _PLAIN = frozenset({"problem", "question"})

@@ -292,7 +292,7 @@ LAYOUTS = {
         },
         {
             "id": "validation_Math_1",
-            "problem": "In <image>, see image 2 and <image>.",
+            "problem": "In <image>, see image 1 and <image>.",
             "answer": "B",
             "images": ("b.png", "a.png"),
             "kind": "choice",
@@ -315,6 +315,23 @@ LAYOUTS = {
             "images": ("a.png", "b.png", "c.png"),
             "kind": "choice",
             "choices": ("image 2", "image 3"),
+        },
+    ),
+    "MMMU, a number that no image has, and an image shown before that is an option too": (
+        {
+            "question": "See <image 4> and <image 3>.",
+            "options": "['<image 3>', '<image 4>']",
+            "image_1": "a.png",
+            "image_3": "b.png",
+            "image_4": "c.png",
+            "answer": "A",
+        },
+        {
+            "problem": "<image>See <image> and <image>.",
+            "answer": "A",
+            "images": ("a.png", "c.png", "b.png"),
+            "kind": "choice",
+            "choices": ("image 3", "image 2"),
         },
     ),
     "MMMU, open": (
