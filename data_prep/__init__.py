@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from data_prep.images.opening import ImageLimits, open_image, read_image, resolve_image_path
 from data_prep.images.stored import ImageSource
 from data_prep.loading import load_rows, scan_rows
-from data_prep.schema import IMAGE_PLACEHOLDER, DataError, Row, RowError
+from data_prep.schema import IMAGE_PLACEHOLDER, DataError, Row, RowError, Turn
 
 if TYPE_CHECKING:
     from data_prep.audit.collect import Collected, collect
@@ -32,6 +32,7 @@ __all__ = [
     "ImageSource",
     "Row",
     "RowError",
+    "Turn",
     "collect",
     "load_rows",
     "open_image",

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from data_prep.images.stored import ImageSource
 
 IMAGE_PLACEHOLDER = "<image>"
 MAX_PRECISION = 100
 KINDS = ("auto", "number", "math", "choice", "text")
+ROLES = ("system", "user", "assistant")
 
 # What a row may carry beside the columns we use: plain values, so that they can be saved and printed.
 MetadataValue = str | int | float | bool | tuple[str | int | float | bool, ...]
@@ -59,6 +61,13 @@ class RowError(DataError):
         )
 
 
+class Turn(NamedTuple):
+    """One message of a chat: who speaks (of ROLES) and what, with `<image>` where a user shows an image."""
+
+    role: str
+    text: str
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One problem with its gold answer.
@@ -67,14 +76,17 @@ class Row:
         id: unique within one `load_rows` call; seeds are derived from it.
         images: handles, paths or encoded bytes, in the order of their placeholders; empty for a text-only row. What
             needs the bytes calls `data_prep.read_image`, what needs the image `data_prep.open_image`.
-        problem: the question, with exactly one `<image>` per image; an image may be the whole question.
-        answer: the gold answer, never blank.
+        problem: the question, with exactly one `<image>` per image; an image may be the whole question. With earlier
+            turns the last question, and the images stand in all questions.
+        answer: the gold answer, never blank; of several the first.
         kind: which verifier compares answers: auto, number, math, choice or text.
         choices: the options of a multiple-choice question, in order.
         precision: decimals to which both sides are rounded, 0 to MAX_PRECISION.
         unit: unit of the gold answer; None for none.
         source, split: where the row comes from; for counts and reports.
         solution: a worked answer, the target of the cold-start stage.
+        equivalent_answers: other texts that are right as well, each alone.
+        earlier_turns: what the chat holds before the problem: a system message or none, questions and their answers.
         metadata: columns of the source that scoring or reports need by their own names; read-only, lists as tuples.
     """
 
@@ -89,7 +101,26 @@ class Row:
     source: str = ""
     split: str = ""
     solution: str | None = None
+    equivalent_answers: tuple[str, ...] = ()
+    earlier_turns: tuple[Turn, ...] = ()
     metadata: Mapping[str, MetadataValue] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+
+    @property
+    def gold(self) -> str | tuple[str, ...]:
+        """What a verifier compares with: the answer, or where several are right, all of them."""
+        return self.golds if self.equivalent_answers else self.answer
+
+    @property
+    def golds(self) -> tuple[str, ...]:
+        """Every text that is right."""
+        return (self.answer, *self.equivalent_answers)
+
+    @property
+    def conversation(self) -> str:
+        """All that is asked, for people and comparisons: the problem, behind the earlier turns where there are any."""
+        if not self.earlier_turns:
+            return self.problem
+        return "\n\n".join(f"{turn.role}: {turn.text}" for turn in (*self.earlier_turns, Turn("user", self.problem)))
 
     def __reduce__(self) -> tuple[object, ...]:
         """Copies and pickles of a row: its read-only mapping has none of its own."""
@@ -114,9 +145,11 @@ def make_row(
     source: str = "",
     split: str = "",
     solution: str | None = None,
+    equivalent_answers: Iterable[str] = (),
+    earlier_turns: Iterable[tuple[str, str]] = (),
     metadata: Mapping[str, object] = MappingProxyType({}),
 ) -> Row:
-    """Build a `Row` that holds every promise of its docstring; puts missing placeholders in front.
+    """Build a `Row` that holds every promise of its docstring; puts missing placeholders before the first question.
 
     Raises:
         RowError: naming the field at fault (file and row are the reader's to add, with `placed`).
@@ -130,10 +163,13 @@ def make_row(
         raise RowError(f"{precision!r} is not a number of decimals (0 to {MAX_PRECISION})", field="precision")
     if split and not _SPLIT_NAME.fullmatch(_text("split", split)):
         raise RowError(f"{split!r} is not a split name (letters, digits, '_', '.', '-')", field="split")
+    turns = _turns(earlier_turns)
+    problem = _text("problem", problem, required=not images or bool(turns))
+    turns, problem = _with_placeholders(turns, problem, len(images))
     return Row(
         id=_text("id", id, required=True),
         images=images,
-        problem=_with_placeholders(_text("problem", problem, required=not images), len(images)),
+        problem=problem,
         answer=_text("answer", answer, required=True),
         kind=kind,
         choices=None if choices is None else _choices(choices),
@@ -142,6 +178,8 @@ def make_row(
         source=_text("source", source),
         split=split,
         solution=None if solution is None else _text("solution", solution, required=True),
+        equivalent_answers=_others(equivalent_answers, answer),
+        earlier_turns=turns,
         metadata=_metadata(metadata),
     )
 
@@ -158,6 +196,14 @@ def _text(field: str, value: object, required: bool = False) -> str:
     except UnicodeEncodeError as error:
         raise RowError("holds half of a surrogate pair, which is not valid text", field=field) from error
     return value
+
+
+def _others(answers: Iterable[str], answer: str) -> tuple[str, ...]:
+    """Each other answer once."""
+    if isinstance(answers, str):
+        raise RowError("is one text, not a list of answers", field="equivalent_answers")
+    texts = dict.fromkeys(_text("equivalent_answers", other, required=True) for other in answers)
+    return tuple(text for text in texts if text != answer)
 
 
 def _choices(choices: Iterable[str]) -> tuple[str, ...]:
@@ -188,14 +234,33 @@ def _plain(name: str, value: object) -> MetadataValue:
     return value
 
 
-def _with_placeholders(problem: str, num_images: int) -> str:
-    num_placeholders = problem.count(IMAGE_PLACEHOLDER)
-    if num_placeholders == 0:
-        problem = IMAGE_PLACEHOLDER * num_images + problem
-    elif num_placeholders != num_images:
+def _turns(turns: Iterable[tuple[str, str]]) -> tuple[Turn, ...]:
+    turns = tuple(Turn(role, _text("earlier_turns", text)) for role, text in turns)
+    roles = [turn.role for turn in turns]
+    spoken = roles[1:] if roles[:1] == ["system"] else roles
+    if len(spoken) % 2 or spoken != ["user", "assistant"] * (len(spoken) // 2):
+        raise RowError(
+            f"has the turns {', '.join(map(str, roles))} before the last question: a system message or none, then each "
+            "question with its answer",
+            field="earlier_turns",
+        )
+    return turns
+
+
+def _with_placeholders(turns: tuple[Turn, ...], problem: str, num_images: int) -> tuple[tuple[Turn, ...], str]:
+    """The turns and the problem with one placeholder per image; missing ones stand before the first question."""
+    asked = [turn.text for turn in turns if turn.role == "user"] + [problem]
+    num_placeholders = sum(text.count(IMAGE_PLACEHOLDER) for text in asked)
+    if num_placeholders not in (0, num_images):
         raise RowError(
             f"has {num_placeholders} {IMAGE_PLACEHOLDER} placeholder(s) for {num_images} image(s); "
             "write one per image, or none to have them put in front",
             field="problem",
         )
-    return problem
+    if num_placeholders == num_images:
+        return turns, problem
+    marks = IMAGE_PLACEHOLDER * num_images
+    first = next((index for index, turn in enumerate(turns) if turn.role == "user"), None)
+    if first is None:
+        return turns, marks + problem
+    return (*turns[:first], Turn("user", marks + turns[first].text), *turns[first + 1 :]), problem

@@ -10,6 +10,9 @@ from typing import Any
 TEMPLATES = ("auto", "think_answer", "think_boxed", "boxed", "bare")
 KINDS = ("auto", "math", "number", "choice", "text")
 
+Golds = str | tuple[str, ...]
+"""The reference answer (gold), or several of which each alone is right."""
+
 
 class VerifierError(RuntimeError):
     """The verifier itself cannot work (workers do not start); never the fault of one completion."""
@@ -34,23 +37,29 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A verdict with the answer that was cut out (None if there was none) and one sentence why."""
+    """A verdict with the answer that was cut out (None if there was none) and one sentence why.
+
+    `by_worker`: a worker process was asked, because our own grammar did not decide.
+    """
 
     verdict: Verdict
     correct: bool
     extracted: str | None
     reason: str
+    by_worker: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One completion to verify against one gold; `choices`, `precision` and `unit` describe the gold.
+    """One completion to verify; `choices`, `precision` and `unit` describe the gold.
+
+    A gold is a text, or a tuple of texts of which each alone is a right answer.
 
     `opened` is what the prompt had opened of the response, such as "<think>": the whole is judged.
     """
 
     completion: str
-    gold: str
+    gold: Golds
     template: str = "auto"
     kind: str = "auto"
     choices: tuple[str, ...] | None = None
@@ -80,11 +89,14 @@ class RewardSpec:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sampled completion with what any reward may need; `columns` holds further row columns, `opened` as Item."""
+    """One sampled completion with what any reward may need.
+
+    `columns` holds further row columns, `opened` is as Item's, `earlier_turns` (role, text) what came before `prompt`.
+    """
 
     prompt: str
     completion: str
-    gold: str
+    gold: Golds
     template: str
     kind: str
     choices: tuple[str, ...] | None
@@ -95,6 +107,7 @@ class Sample:
     completion_ids: tuple[int, ...] = ()
     columns: Mapping[str, Any] = field(default_factory=dict)
     opened: str = ""
+    earlier_turns: tuple[tuple[str, str], ...] = ()
 
     @property
     def response(self) -> str:

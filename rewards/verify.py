@@ -4,171 +4,27 @@ from __future__ import annotations
 
 import atexit
 import os
-import re
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import replace
 
-from rewards.answers.choice import Choices, decide_choice, read_choices
-from rewards.answers.equality import Undecided, is_defined
-from rewards.answers.math import Comparison, read, suits_the_engine, worth_a_worker
-from rewards.answers.notation import clean
-from rewards.answers.number import Quantity
-from rewards.answers.text import normal_text, same_text
-from rewards.answers.units import parse_unit
-from rewards.answers.values import Chain, Named, Value
-from rewards.response.response import extract
-from rewards.types import KINDS, Item, Sample, Score, Verdict, VerifierError
+from rewards.judge import Gold, Pending, judge_item, score_of
+from rewards.types import Item, Sample, Score, Verdict, VerifierError
 from rewards.workers import limits
-from rewards.workers.limits import TooLarge
 from rewards.workers.pool import Pool, WorkerTimeout
 from rewards.workers.worker import WorkerDied
 
-_INTEGER = re.compile(r"[+-]?\d{1,15}", re.ASCII)
-_CACHED_CHARS = 200
 _PROBE = ("$\\frac{1}{2}$", "$\\frac{2}{4}$")
-_LETTER_GOLD = re.compile(r"^\(?[A-H]\)?\.?$")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Gold:
-    """A gold that was read once: its route and what that route compares with."""
-
-    text: str
-    kind: str
-    value: Value | Chain | None = None
-    choices: Choices | None = None
-    comparison: Comparison | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """A comparison that only a worker can make; `gold_is_read`: our own grammar reads the gold."""
-
-    gold: str
-    answer: str
-    time_share: float
-    gold_is_read: bool = False
-
-
-@lru_cache(maxsize=8192)
-def read_gold(
-    gold: str, kind: str, choices: tuple[str, ...] | None, precision: int | None, unit: str | None
-) -> Gold | str:
-    """The gold in the form its kind compares, or why it cannot be verified against.
-
-    Raises:
-        ValueError: unknown kind.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"unknown kind {kind!r}; use one of {', '.join(KINDS)}")
-    try:
-        limits.check_size(gold)
-        text = clean(_unboxed(gold))
-        if not text:
-            return "the gold is empty"
-        if kind == "choice" or (kind == "auto" and (choices or _LETTER_GOLD.match(text))):
-            read_in = read_choices(text, choices)
-            return read_in if isinstance(read_in, str) else Gold(text, "choice", choices=read_in)
-        if kind == "text":
-            return Gold(text, "text") if normal_text(text) else "the gold is empty"
-        return _read_math_gold(text, kind, Comparison(precision, parse_unit(clean(unit)) if unit else None))
-    except (TooLarge, RecursionError) as error:
-        return f"the gold is too large: {error}"
-
-
-def _read_math_gold(text: str, kind: str, comparison: Comparison) -> Gold | str:
-    value = read(text)
-    if kind == "number" and not isinstance(value.value if isinstance(value, Named) else value, Quantity):
-        return f"the gold {text[:60]!r} is not a number"
-    if value is not None:
-        return Gold(text, "math", value, comparison=comparison)
-    if worth_a_worker(text):
-        return Gold(text, "symbolic", comparison=comparison)
-    return Gold(text, "text") if kind == "auto" else f"the gold {text[:60]!r} is not mathematics we can read"
-
-
-def _unboxed(gold: str) -> str:
-    """A gold may come as a whole response: cut its answer out by the same rules."""
-    return extract(gold, "auto").answer or "" if "\\boxed" in gold or "<answer>" in gold else gold
-
-
-def _judge(gold: Gold, answer: str) -> Score | Pending:
-    """Decide one extracted answer in-process, or say what a worker has to compare."""
-    try:
-        limits.check_size(answer)
-        if gold.kind == "choice" and gold.choices is not None:
-            right, reason = decide_choice(gold.choices, answer)
-            return _score(right, answer, reason)
-        if gold.kind == "text":
-            right = same_text(gold.text, answer)
-            return _score(right, answer, "the texts are equal" if right else "the texts differ")
-        return _judge_math(gold, answer)
-    except TooLarge as error:
-        return Score(Verdict.too_large, False, answer[:200], str(error))
-    except RecursionError:
-        return Score(Verdict.too_large, False, answer[:200], "the answer is nested too deep")
-
-
-_judge_cached = lru_cache(maxsize=16384)(_judge)
-
-
-def _judge_math(gold: Gold, answer: str) -> Score | Pending:
-    if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold.text):
-        right = int(answer) == int(gold.text)
-        return _score(right, answer, "equal integers" if right else "different integers")
-    text = clean(answer)
-    if text == gold.text:
-        return _score(True, answer, "identical to the gold")
-    value = read(text)
-    if gold.value is not None and value is not None and gold.comparison is not None:
-        try:
-            right = gold.comparison.same(gold.value, value)
-            return _score(right, answer, "equal to the gold" if right else "differs from the gold")
-        except Undecided:
-            pass
-    if not worth_a_worker(text, plain=value is not None) or not suits_the_engine(gold.value):
-        return _score(False, answer, "the answer is not one value in mathematical notation")
-    if isinstance(value, Quantity) and not is_defined(value.node):
-        return _score(False, answer, "the answer has no value")
-    share = limits.worker_time_share(text)
-    return Pending(f"${gold.text}$", f"${text}$", share, gold.value is not None)
-
-
-def _score(right: bool, answer: str, reason: str) -> Score:
-    return Score(Verdict.correct if right else Verdict.wrong, right, answer, reason)
-
-
-def judge_item(item: Item | Sample) -> Score | Pending:
-    """Everything of a verification that needs no worker.
-
-    Raises:
-        ValueError: unknown template or kind.
-    """
-    choices = item.choices
-    if choices is not None and type(choices) is not tuple:
-        choices = tuple(str(choice) for choice in choices)
-    gold = read_gold(item.gold, item.kind, choices or None, item.precision, item.unit)
-    if isinstance(gold, str):
-        return Score(Verdict.bad_gold, False, None, gold)
-    extraction = extract(item.response, item.template)
-    answer = extraction.answer
-    if answer is None:
-        return Score(extraction.verdict or Verdict.no_answer, False, None, extraction.reason)
-    if len(answer) > limits.MAX_ANSWER_CHARS:
-        return Score(Verdict.too_large, False, answer[:200], f"the answer has {len(answer)} characters")
-    # Only short answers come again, and long ones would fill the memory.
-    return (_judge_cached if len(answer) <= _CACHED_CHARS else _judge)(gold, answer)
 
 
 class Verifier:
     """Verifies completions with a pool of killable workers; safe to use from several threads.
 
-    Workers start at the first answer that needs one; `with` and `start` load their engine in the background before.
+    Fewer than one answer in two hundred needs a worker, so one is enough. It starts at the first answer that needs it;
+    `with` and `start` load its engine in the background before. `timeout_s` is processor time.
     """
 
-    def __init__(self, num_workers: int = 2, timeout_s: float = 1.0, memory_limit_bytes: int = 2**30) -> None:
+    def __init__(self, num_workers: int = 1, timeout_s: float = 1.0, memory_limit_bytes: int = 2**30) -> None:
         if num_workers < 1 or timeout_s <= 0 or memory_limit_bytes < 2**28:
             raise ValueError(
                 f"Verifier needs num_workers >= 1, timeout_s > 0 and memory_limit_bytes >= 2**28, "
@@ -212,7 +68,15 @@ class Verifier:
         return self.compare(outcome) if isinstance(outcome, Pending) else outcome
 
     def compare(self, pending: Pending) -> Score:
-        """Let a worker decide; a dead worker is replaced once, then other answers are tried."""
+        """Let a worker decide, gold after gold until one equals the answer."""
+        score = replace(self._compare_with_one(pending), by_worker=True)
+        if score.correct or pending.then is None:
+            return score
+        other = self.compare(pending.then)
+        return other if other.correct or score.verdict is Verdict.bad_gold else score
+
+    def _compare_with_one(self, pending: Pending) -> Score:
+        """A dead worker is replaced once, then other answers are tried."""
         timeout_s = self.timeout_s * pending.time_share
         answer = pending.answer[1:-1]
         # The first worker may have been killed while idle, so the second try always gets a fresh one.
@@ -239,9 +103,9 @@ class Verifier:
 
 def _worker_score(reply: str, answer: str, gold_is_read: bool) -> Score:
     if reply == "same":
-        return _score(True, answer, "math-verify finds them equal")
+        return score_of(True, answer, "math-verify finds them equal")
     if reply == "different":
-        return _score(False, answer, "math-verify finds them different")
+        return score_of(False, answer, "math-verify finds them different")
     if reply == "bad_gold" and not gold_is_read:
         return Score(Verdict.bad_gold, False, answer, "neither our grammar nor math-verify reads the gold")
     if reply == "memory":
@@ -264,7 +128,7 @@ def _shared_verifier() -> Verifier:
 
 def verify(
     completion: str,
-    gold: str,
+    gold: str | Sequence[str],
     *,
     template: str = "auto",
     kind: str = "auto",
@@ -276,7 +140,7 @@ def verify(
 
     Args:
         completion: the sampled text.
-        gold: the reference answer.
+        gold: the reference answer, or several of which each alone is right.
         template: where the answer stands: "think_answer", "think_boxed", "boxed", "bare" or "auto".
         kind: how it is compared: "math", "number", "choice", "text" or "auto" (by the gold and `choices`).
         choices: the options of a multiple-choice question, in letter order.
@@ -287,6 +151,18 @@ def verify(
         VerifierError: worker processes cannot be started at all.
     """
     frozen = tuple(str(choice) for choice in choices) if choices else None
-    item = Item(completion, gold, template, kind, frozen, precision, unit)
+    golds = gold if isinstance(gold, str) else tuple(gold)
+    item = Item(completion, golds, template, kind, frozen, precision, unit)
     outcome = judge_item(item)
     return outcome if isinstance(outcome, Score) else _shared_verifier().compare(outcome)
+
+
+def gold_is_parsed(gold: Gold) -> bool:
+    """Whether math-verify makes anything of a gold that our grammar does not read.
+
+    Raises:
+        VerifierError: worker processes cannot be started at all.
+    """
+    text = f"${gold.text}$"
+    pending = Pending(text, text, limits.worker_time_share(gold.text))
+    return _shared_verifier().compare(pending).correct

@@ -67,3 +67,9 @@ class Stopped(VlmMhpoError):
 
 class EvaluationError(VlmMhpoError):
     """A benchmark, its records or a comparison of reports cannot be used."""
+
+
+class JudgeError(EvaluationError):
+    """The language model that judges cannot be asked, or answers with something else than a completion."""
+
+    exit_code = 7

@@ -114,6 +114,7 @@ class ScoredGroup:
         extracted: the answer that the verifier read, or None.
         logged: numbers that users' reward functions logged for the batch of this group, by name.
         columns: what they logged for each completion, by name.
+        num_by_worker: completions whose verdict a worker process gave.
     """
 
     group: Group
@@ -123,6 +124,7 @@ class ScoredGroup:
     extracted: tuple[str | None, ...]
     logged: Mapping[str, float] = field(default_factory=dict)
     columns: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    num_by_worker: int = 0
 
     @property
     def is_flat(self) -> bool:

@@ -1,20 +1,17 @@
 """One pass over a source: what the checks need of each row, and what is wrong with rows taken alone."""
 
 import hashlib
-import re
-import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from data_prep.audit.types import Offence, Picture, Record
 from data_prep.images.hashes import perceptual_hash, pixel_hash
-from data_prep.prepare.checks import check_gold, open_pictures
+from data_prep.prepare.asked import normalised, questions_of
+from data_prep.prepare.checks import check_gold, is_compared_by_letters, open_pictures
 from data_prep.prepare.filters import answer_form
 from data_prep.schema import IMAGE_PLACEHOLDER, DataError, Row, RowError
 
 _MAX_SHOWN = 300  # characters of a question
-# Signs that carry meaning in a question; other punctuation, dollar signs and spaces are how it is written.
-_NOT_MEANING = re.compile(r"[^\w+\-*/^=<>%°√π]+")
 
 
 @dataclass(slots=True)
@@ -30,6 +27,7 @@ class Collected:
     placeholders: list[Offence] = field(default_factory=list)
     pictures: list[Offence] = field(default_factory=list)
     golds: list[Offence] = field(default_factory=list)
+    letters: list[Offence] = field(default_factory=list)
     tokens: list[Offence] = field(default_factory=list)
 
     @property
@@ -70,14 +68,11 @@ def collect(
                 check_gold(row)
             except RowError as error:
                 found.golds.append(Offence(record, None, error.message))
+            else:
+                if is_compared_by_letters(row):
+                    found.letters.append(Offence(record, None, row.answer))
         found.records.append(record)
     return found
-
-
-def normalised(row: Row) -> str:
-    """The words and signs of a row's question and choices, without spelling of spaces, dollars and case."""
-    text = " ".join([row.problem.replace(IMAGE_PLACEHOLDER, " "), *(row.choices or ())])
-    return " ".join(_NOT_MEANING.sub(" ", unicodedata.normalize("NFKC", text).casefold()).split())
 
 
 def _sort_in(found: Collected, error: RowError, record: Record) -> None:
@@ -98,21 +93,24 @@ def _record(row: Row, place: tuple[int, int]) -> tuple[Record, str | None]:
         pictures = [Picture(pixel_hash(image), perceptual_hash(image), image.size) for image in open_pictures(row)]
     except DataError as error:
         problem = str(error)
-    question = normalised(row)
     return Record(
         place,
         id=row.id,
         split=row.split,
         source=row.source,
         kind=row.kind,
-        problem=row.problem[:_MAX_SHOWN],
-        question=hashlib.sha256(question.encode()).hexdigest(),
-        num_words=len(question.split()),
-        num_chars=len(row.problem),
-        gold=row.answer.strip(),
+        problem=row.conversation[:_MAX_SHOWN],
+        content=_hash(normalised(row)),
+        questions={_hash(text): len(text.split()) for text in questions_of(row)},
+        num_chars=len(row.conversation),
+        golds=tuple(gold.strip() for gold in row.golds),
         form=answer_form(row),
         pictures=tuple(pictures),
     ), problem
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _counted(found: Collected, record: Record, row: Row, count_tokens: Callable[[Row], int]) -> Record:

@@ -73,7 +73,7 @@ def _copies(records: Sequence[Record]) -> tuple[list[Offence], list[Offence]]:
         earlier = first.setdefault(_content(record), record)
         if earlier is record:
             continue
-        if earlier.gold == record.gold:
+        if record.agrees(earlier):
             copies.append(Offence(record, earlier, f"gold {record.gold}"))
         else:
             conflicts.append(Offence(record, earlier, f"gold {record.gold} here, {earlier.gold} there"))
@@ -81,7 +81,7 @@ def _copies(records: Sequence[Record]) -> tuple[list[Offence], list[Offence]]:
 
 
 def _content(record: Record) -> tuple:
-    return (record.question, *sorted(picture.pixels for picture in record.pictures))
+    return (record.content, *sorted(picture.pixels for picture in record.pictures))
 
 
 def _shared_pictures(records: Sequence[Record]) -> Iterator[Offence]:
@@ -127,7 +127,7 @@ def _same_picture(records: Iterable[Record], others: Iterable[Record]) -> Iterat
     for record in records:
         other = next((users[picture.pixels][1] for picture in record.pictures if picture.pixels in users), None)
         if other:
-            yield Offence(record, other, "same question" if other.question == record.question else "")
+            yield Offence(record, other, "same question" if record.questions.keys() & other.questions else "")
 
 
 def _near_picture(records: Sequence[Record], others: Iterable[Record], limit: int) -> Iterator[Offence]:
@@ -147,18 +147,21 @@ def _near_picture(records: Sequence[Record], others: Iterable[Record], limit: in
 def _same_question(records: Iterable[Record], others: Iterable[Record]) -> Iterator[Offence]:
     askers = defaultdict(list)
     for other in others:
-        askers[other.question].append(other)
+        for question in other.questions:
+            askers[question].append(other)
     for record in records:
-        other = next((asker for asker in askers[record.question] if _is_telling(record, asker)), None)
+        same = ((asker, question) for question in record.questions for asker in askers.get(question, ()))
+        other = next((asker for asker, question in same if _is_telling(record, asker, question)), None)
         if other:
-            yield Offence(record, other, "" if other.gold == record.gold else f"gold {record.gold}, there {other.gold}")
+            yield Offence(record, other, "" if record.agrees(other) else f"gold {record.gold}, there {other.gold}")
 
 
-def _is_telling(record: Record, other: Record) -> bool:
-    """Whether the same words mean the same problem."""
-    if not record.pictures and not other.pictures:
+def _is_telling(record: Record, other: Record, question: str) -> bool:
+    """Whether the same words mean the same problem: a part of two longer chats may be about what came before it."""
+    wholes = [next(iter(each.questions), None) for each in (record, other)]
+    if question in wholes and not record.pictures and not other.pictures:
         return True
-    return record.num_words >= _MIN_TELLING_WORDS and record.gold == other.gold
+    return record.questions[question] >= _MIN_TELLING_WORDS and record.agrees(other)
 
 
 def _apart(distance: int) -> str:

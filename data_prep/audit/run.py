@@ -1,7 +1,7 @@
 """`audit`: read a source and the benchmarks it must not hold, run every check, count and measure."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from data_prep.audit.collect import Collected, collect
 from data_prep.audit.defects import by_split, inside, overlap
 from data_prep.audit.types import Audit, Defect, Histogram, Record
 from data_prep.images.hashes import NEAR_LIMIT
-from data_prep.loading import scan_rows
+from data_prep.loading import none_has_an_image, scan_rows
 from data_prep.schema import DataError, Row, RowError
 
 _NUM_BINS = 12
@@ -26,6 +26,9 @@ def audit(
     format: str = "auto",
     split: str | None = None,
     image_root: Path | None = None,
+    answer_lists: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    ignore_columns: Collection[str] = (),
     count_tokens: Callable[[Row], int] | None = None,
     near_limit: int = NEAR_LIMIT,
 ) -> Audit:
@@ -35,13 +38,15 @@ def audit(
         source: as for `load_rows`; several splits of it are compared with each other.
         against: benchmarks whose images and questions must not be in the source.
         open_benchmark: rows of one of those; the layout of a place is recognised.
-        format, split, image_root: of the source, as for `load_rows`.
+        format, split, image_root, answer_lists, columns, ignore_columns: of the source, as for `load_rows`.
         count_tokens: length of a row's prompt under some processor; may raise DataError.
         near_limit: bits of the perceptual hash, of 256, up to which images count as nearly the same.
     Raises:
         DataError: a source does not exist or has no rows at all.
     """
-    rows = scan_rows(source, format=format, split=split, image_root=image_root)
+    seen: set[str] = set()
+    names = {"columns": columns, "ignore_columns": ignore_columns, "answer_lists": answer_lists, "seen": seen}
+    rows = scan_rows(source, format=format, split=split, image_root=image_root, **names)
     # All sources are looked for before the first is read.
     benchmarks = [(str(name), open_benchmark(str(name))) for name in against]
     mine = collect(rows, str(source), 0, gold_is_checked=True, count_tokens=count_tokens)
@@ -64,7 +69,7 @@ def audit(
         defects=tuple(defects),
         tallies={name: _tally(mine.records, attribute) for name, attribute in _TALLIES.items()},
         histograms=tuple(_histograms(mine.records)),
-        unchecked=tuple(_unchecked(theirs)),
+        unchecked=(*_without_images(mine, seen), *_unchecked(theirs)),
     )
 
 
@@ -77,9 +82,11 @@ def _alone(found: Collected, tokens_counted: bool) -> Iterator[Defect]:
         ("placeholders", "<image> placeholders and images differ in number", found.placeholders),
         ("pictures", "an image is missing or does not open", found.pictures),
         ("golds", "the gold does not verify against itself", found.golds),
+        ("letters", "no reader reads the gold: it is compared letter by letter", found.letters),
         *([("prompts", "no prompt can be made for the model", found.tokens)] if tokens_counted else []),
     ):
-        yield Defect(check, title, "defect", len(offences), num_seen, tuple(offences))
+        severity = "look" if check == "letters" else "defect"
+        yield Defect(check, title, severity, len(offences), num_seen, tuple(offences))
 
 
 def _between_splits(splits: dict[str, list[Record]], near_limit: int) -> Iterator[Defect]:
@@ -93,6 +100,11 @@ def _between_splits(splits: dict[str, list[Record]], near_limit: int) -> Iterato
     num_rows = sum(map(len, splits.values()))
     none = Defect("splits", "shared by two splits: image, near image or question", "defect", 0, num_rows, ())
     yield from [defect for defect in found if defect.num_rows] or [none]
+
+
+def _without_images(found: Collected, seen: Collection[str]) -> Iterator[str]:
+    if found.records and not found.pictures and not any(record.pictures for record in found.records):
+        yield none_has_an_image(len(found.records), seen)
 
 
 def _unchecked(benchmarks: Sequence[Collected]) -> Iterator[str]:
@@ -109,7 +121,7 @@ def _histograms(records: Sequence[Record]) -> Iterator[Histogram]:
     sizes = [picture.size for record in records for picture in record.pictures]
     for name, values in (
         ("characters of a question", [record.num_chars for record in records]),
-        ("characters of a gold", [len(record.gold) for record in records]),
+        ("characters of a gold", [len(gold) for record in records for gold in record.golds]),
         ("tokens of a prompt", [record.num_tokens for record in records if record.num_tokens is not None]),
         ("pictures of a row", [len(record.pictures) for record in records]),
         ("longer side of an image, pixels", [max(size) for size in sizes]),

@@ -1,6 +1,7 @@
 """The nouns of an audit: what is kept of each row, defects, histograms."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -21,9 +22,12 @@ class Record:
         place: (set, row): set 0 is the audited source, 1 the first benchmark; rows from 0 in order of reading.
         id, split, source, kind: the row's; for an unusable row `id` is its file and line.
         problem: the beginning of the question, to show.
-        question: hash of the normalised question and choices; num_words: its length.
+        content: hash of all that the row holds before the answer, earlier turns and choices too.
+        questions: {hash: number of words} of what may be asked elsewhere as well (see
+            `data_prep.prepare.asked.questions_of`), all questions in one first.
         num_chars: of the whole question.
-        gold, form: the gold answer and what it looks like (see `data_prep.prepare.filters.answer_form`).
+        golds: the texts that are right, each alone.
+        form: what the first gold looks like (see `data_prep.prepare.filters.answer_form`).
         images: those that open.
         num_tokens: of the prompt, if they were counted.
     """
@@ -34,13 +38,22 @@ class Record:
     source: str = ""
     kind: str = ""
     problem: str = ""
-    question: str = ""
-    num_words: int = 0
+    content: str = ""
+    questions: Mapping[str, int] = field(default_factory=dict, hash=False)
     num_chars: int = 0
-    gold: str = ""
+    golds: tuple[str, ...] = ()
     form: str = ""
     pictures: tuple[Picture, ...] = ()
     num_tokens: int | None = None
+
+    @property
+    def gold(self) -> str:
+        """Every text that is right, for people."""
+        return " or ".join(self.golds)
+
+    def agrees(self, other: "Record") -> bool:
+        """Whether some text is right for both."""
+        return not {*self.golds}.isdisjoint(other.golds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +109,7 @@ class Audit:
         defects: every check, also those that found nothing.
         tallies: {"split" | "kind" | "answer form" | "source": {value: rows}} of the audited source.
         histograms: of the audited source.
-        unchecked: what could not be looked at, one sentence each.
+        unchecked: what could not be looked at, or is not there to be looked at, one sentence each.
     """
 
     sources: tuple[str, ...]

@@ -1,11 +1,11 @@
-"""One question out of chat messages: the prompts of TRL, verl, VLM-R1, ms-swift, MM-Eureka and LMM-R1."""
+"""The questions of chat messages: the prompts of TRL, verl, VLM-R1, ms-swift, MM-Eureka and LMM-R1."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.schema import IMAGE_PLACEHOLDER, RowError
+from data_prep.schema import IMAGE_PLACEHOLDER, RowError, Turn
 
 _MAX_CHARACTERS = 2**20
 # OpenAI's role names and those of LLaVA's conversations.
@@ -17,32 +17,72 @@ class Chat:
     """What a chat asks.
 
     Attributes:
-        problem: the text of its one user turn, with its placeholders.
+        problem: the text of the last user turn, with its placeholders.
         images: the images that stand inside the messages, in order, as they were written.
         reply: the assistant turn after it, or None.
+        earlier_turns: those before it, the system message first.
     """
 
     problem: str
     images: tuple[Any, ...]
     reply: str | None
+    earlier_turns: tuple[Turn, ...]
 
 
 def read_chat(messages: Any, field: str) -> Chat:
-    """The question of a list of messages, or of its JSON text.
+    """The turns of a list of messages, or of its JSON text; a blank system message says nothing and is left out.
 
-    A message has `role` and `content` (text or a list of parts) or `from` and `value`. System messages are left out:
-    how to answer is said by the configuration (`data.system_prompt`, `data.instruction`).
+    A message has `role` and `content` (text or a list of parts) or `from` and `value`.
 
     Raises:
-        RowError: naming `field`: no messages, several user turns, a part that is neither text nor image.
+        RowError: naming `field`: no messages, turns that do not alternate, a part that is neither text nor image, an
+            image that no user shows.
     """
-    turns = [_turn(message, field) for message in _as_list(messages, field)]
-    turns = [(role, content) for role, content in turns if role != "system"]
-    roles = [role for role, _ in turns]
-    if roles not in (["user"], ["user", "assistant"]):
-        raise RowError(f"has the turns {', '.join(roles) or 'none'}; a row is one question of a user", field=field)
-    problem, images = _content(turns[0][1], field)
-    return Chat(problem, images, _content(turns[1][1], field)[0] if len(turns) == 2 else None)
+    turns, images = [], []
+    for role, content in (_turn(message, field) for message in _as_list(messages, field)):
+        if role == "system" and content is None:
+            continue
+        text, shown = _content(content, field)
+        if role == "system" and not shown and not text.strip():
+            continue
+        if role != "user" and (shown or (isinstance(content, list) and IMAGE_PLACEHOLDER in text)):
+            raise RowError(f"shows an image in a turn of the {role}: only a user shows images", field=field)
+        turns.append(Turn(role, text))
+        images += shown
+    roles = [turn.role for turn in turns]
+    reply = turns.pop().text if roles[-1:] == ["assistant"] else None
+    spoken = [role for role in roles if role != "system"]
+    if "user" not in roles or "system" in roles[1:] or spoken != (["user", "assistant"] * len(spoken))[: len(spoken)]:
+        raise RowError(
+            f"has the turns {', '.join(roles) or 'none'}; a row is a system message or none, questions of a user, each "
+            "but the last with its answer, and perhaps the answer to the last",
+            field=field,
+        )
+    return Chat(turns[-1].text, tuple(images), reply, tuple(turns[:-1]))
+
+
+def read_turns(messages: Any, field: str) -> tuple[Turn, ...]:
+    """Turns of plain texts, as `prepare` writes those before the last question; None or nothing: none.
+
+    Raises:
+        RowError: naming `field`.
+    """
+    said = [_turn(message, field) for message in _as_list(messages, field)] if messages else []
+    turns = [Turn(role, _content(content, field)[0]) for role, content in said]
+    return tuple(turn for turn in turns if turn.role != "system" or turn.text.strip())
+
+
+def with_system(turns: tuple[Turn, ...], system: Any) -> tuple[Turn, ...]:
+    """The turns behind the system message that a column of its own holds, as ms-swift and LLaMA-Factory have it.
+
+    Raises:
+        RowError: it is no text, or not that of the turns.
+    """
+    if system is None or (isinstance(system, str) and not system.strip()):
+        return turns
+    if not isinstance(system, str) or (turns and turns[0].role == "system" and turns[0].text != system):
+        raise RowError("is no text, or another than the system message of the chat; keep one of them", field="system")
+    return turns if turns and turns[0].role == "system" else (Turn("system", system), *turns)
 
 
 def is_chat(value: Any) -> bool:
@@ -58,12 +98,14 @@ def _as_list(messages: Any, field: str) -> list[Any]:
             messages = json.loads(messages)
         except (ValueError, RecursionError) as error:
             raise RowError(f"is text but no JSON list of messages: {error}", field=field) from error
-    if not isinstance(messages, list):
+    if not isinstance(messages, list | tuple):
         raise RowError(f"holds a {type(messages).__name__}, not a list of messages", field=field)
     return messages
 
 
 def _turn(message: Any, field: str) -> tuple[str, Any]:
+    if isinstance(message, Turn):
+        return message
     if not isinstance(message, Mapping):
         raise RowError(f"holds a {type(message).__name__} where a message should be", field=field)
     role, content = (message.get("role"), message.get("content"))

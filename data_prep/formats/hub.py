@@ -1,20 +1,35 @@
 """Reader for a data set on the Hugging Face hub, by `name` or `name:configuration`: a benchmark or a table."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_prep.formats import dynamath, mathverse, mathvision, mathvista, mmk12, olympiadbench, we_math
+from data_prep.formats import (
+    chartqa,
+    charxiv,
+    dynamath,
+    hallusionbench,
+    m3cot,
+    mathverse,
+    mathvision,
+    mathvista,
+    mm_math,
+    mmk12,
+    olympiadbench,
+    we_math,
+)
+from data_prep.formats.coarse import mends
 from data_prep.formats.layout import make_from
-from data_prep.formats.parquet import COARSE, shortest
 from data_prep.formats.table import TableFile, row_from_record, rows_of
 from data_prep.images.stored import Keys, with_handles
 from data_prep.schema import DataError, Row, RowError
 
-_BENCHMARKS = tuple(m.LAYOUT for m in (mathvista, mathverse, mathvision, dynamath, we_math, olympiadbench, mmk12))
+_MODULES = (mathvista, mathverse, mathvision, dynamath, we_math, olympiadbench, mmk12, charxiv, hallusionbench, mm_math,
+            m3cot, chartqa)  # fmt: skip
+_BENCHMARKS = tuple(module.LAYOUT for module in _MODULES)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,52 +55,41 @@ def matches(source: Path) -> bool:
     return False
 
 
-def read(
-    name: str,
-    split: str | None,
-    *,
-    image_root: Path | None = None,
-    dialect: str | None = None,
-    columns: Mapping[str, str] | None = None,
-) -> Iterator[Row | RowError]:
+def read(name: str, split: str | None, *, image_root: Path | None = None, **options: Any) -> Iterator[Row | RowError]:
     """Rows of `name`'s split, in order.
 
     Args:
         name: `org/name` or `org/name:configuration`.
         image_root: a local folder for rows that name their images; None: a row that names a path or URL is refused.
-        dialect: of `data_prep.formats.dialects`, when all rows must be in it.
-        columns: names of the columns that stand for ours, where a user gives them.
+        options: of `data_prep.formats.table.row_from_record`.
     Raises:
         DataError: the data set cannot be had (offline, no such name, split or configuration), or a split must be
             chosen.
     """
     table = _load(name, split)
     label = re.match(r"[A-Za-z0-9_.-]*", split or str(table.split or ""))[0]  # "train[:10%]" -> "train"
-    return rows_of_table(name, table, label, image_root=image_root, dialect=dialect, columns=columns)
+    return rows_of_table(name, table, label, image_root=image_root, **options)
 
 
 def rows_of_table(
-    name: str,
-    table: Any,
-    label: str,
-    *,
-    image_root: Path | None,
-    dialect: str | None = None,
-    columns: Mapping[str, str] | None = None,
+    name: str, table: Any, label: str, *, image_root: Path | None, **options: Any
 ) -> Iterator[Row | RowError]:
-    """Rows of a `datasets.Dataset`: of a benchmark that is known by its columns, or of a plain table."""
+    """Rows of a `datasets.Dataset`: of a benchmark that is known by its columns, or of a plain table.
+
+    Args:
+        options: of `data_prep.formats.table.row_from_record`.
+    """
     table = _without_decoding(table)
     own = dict.fromkeys(table.column_names)
-    is_known = dialect is None and not columns
+    is_known = options.get("dialect") is None and not options.get("columns")
     layout = next((layout for layout in _BENCHMARKS if layout.has(own)), None) if is_known else None
     file = TableFile(Path(name), source=layout.name if layout else name, split=label)
-    make = partial(make_from, layout) if layout else partial(row_from_record, dialect=dialect, columns=columns)
+    make = partial(make_from, layout) if layout else partial(row_from_record, **options)
     source = HubTable(name, table)
-    kinds = {key: getattr(kind, "dtype", "") for key, kind in table.features.items()}
-    coarse = {key: kind for key, kind in kinds.items() if kind in COARSE}
+    coarse = mends(table.features.arrow_schema)
 
     def made(index: int, record: dict[str, Any]) -> tuple[int, Any]:
-        fine = record | {key: shortest(record[key], kind) for key, kind in coarse.items()}
+        fine = record | {key: mend(record[key]) for key, mend in coarse.items()}
         return index + 1, with_handles(fine, source, index)
 
     records = (made(index, record) for index, record in enumerate(table))

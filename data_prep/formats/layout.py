@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.formats import jsonl, parquet
-from data_prep.formats.table import TableFile, files_of_split, image_from, plain_values, rows_of, split_of
+from data_prep.formats.image_cells import image_from
+from data_prep.formats.table import TableFile, files_of_split, plain_values, rows_of, split_of
 from data_prep.images.stored import ImageSource
 from data_prep.schema import DataError, Row, RowError, make_row
 

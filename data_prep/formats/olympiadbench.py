@@ -3,15 +3,16 @@
 The splits are the files, such as OE_MM_maths_en_COMP. `error` is the allowed difference.
 The files' columns are those of the authors' README; of the hub's tables (Hothan/OlympiadBench with image_1 to
 image_9, lmms-lab/OlympiadBench with a list `images`) the columns are known from public loaders, not from the tables.
-Not covered: theorem proofs (TP_*): they have no gold to compare with, and a row of one is refused. `final_answer`
-beyond its first entry, which the authors' grader does not read either, is only kept in the metadata.
+Not covered: theorem proofs (TP_*): they have no gold to compare with, and a row of one is refused. Of several entries
+of `final_answer` our verifier wants all; the authors' grader reads the first one, from the metadata.
 """
 
 import re
 from pathlib import Path
 
+from data_prep.formats.image_cells import image_from
 from data_prep.formats.layout import Fields, Layout, Record, column, kept
-from data_prep.formats.table import TableFile, image_from
+from data_prep.formats.table import TableFile
 from data_prep.images.stored import ImageSource
 from data_prep.schema import IMAGE_PLACEHOLDER, RowError
 
@@ -40,7 +41,7 @@ def _make(record: Record, file: TableFile, key: int | str, image_root: Path | No
         "id": column(record, "id" if "id" in record else "question_id"),
         "images": images,
         "problem": problem,
-        "answer": answers[0],
+        "answer": answers[0] if len(answers) == 1 else "; ".join(map(str, answers)),
         "unit": unit if unit is None or isinstance(unit, str) else str(unit),
         "metadata": kept(record, *_KEPT),
     }

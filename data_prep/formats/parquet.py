@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_prep.formats.coarse import mends
 from data_prep.images.stored import ParquetTable, release_memory, with_handles
 from data_prep.schema import DataError, RowError
 
 SCHEMA_KEY = b"vlm_mhpo.schema_version"
-SCHEMA_VERSION = 2  # 1 had no column `metadata`
+SCHEMA_VERSION = 3  # 1 had no column `metadata`, 2 neither `earlier_turns` nor `equivalent_answers`
 _ROWS_AT_ONCE = 16
-# Floats of few bits, by their names in pyarrow and `datasets`, and numpy's.
-COARSE = {"float": "float32", "float32": "float32", "halffloat": "float16", "float16": "float16"}
 
 
 def read_records(path: Path) -> Iterator[tuple[int, Any]]:
@@ -31,10 +30,10 @@ def read_records(path: Path) -> Iterator[tuple[int, Any]]:
             version = int((table.schema_arrow.metadata or {}).get(SCHEMA_KEY, 0))  # 0: not written by us
             if version > SCHEMA_VERSION:
                 raise DataError(f"{path} has schema version {version}, newer than {SCHEMA_VERSION}; update vlm_mhpo")
-            coarse = {field.name: str(field.type) for field in table.schema_arrow if str(field.type) in COARSE}
+            coarse = mends(table.schema_arrow)
             for batch in table.iter_batches(_ROWS_AT_ONCE):
                 for record in batch.to_pylist():
-                    record |= {name: shortest(record[name], kind) for name, kind in coarse.items()}
+                    record |= {name: mend(record[name]) for name, mend in coarse.items()}
                     record = with_handles(record, source, number)
                     number += 1
                     yield number, _with_metadata(record) if version >= 2 else record
@@ -42,13 +41,6 @@ def read_records(path: Path) -> Iterator[tuple[int, Any]]:
         raise DataError(f"{path} cannot be read as parquet (after {number} rows): {error}") from error
     finally:
         release_memory()
-
-
-def shortest(value: float | None, kind: str) -> float | None:
-    """The number of fewest digits that a float of a kind in COARSE stands for: 0.1, not 0.10000000149011612."""
-    import numpy as np
-
-    return None if value is None else float(str(np.dtype(COARSE[kind]).type(value)))
 
 
 def _with_metadata(record: dict[str, Any]) -> dict[str, Any] | RowError:

@@ -1,18 +1,23 @@
 r"""Answers written in sympy's syntax (`27/5`, `5*sqrt(3)`) as LaTeX, by a small grammar: nothing is evaluated.
 
+answer  = sum | "(" sum ("," sum)+ ")"
 sum     = ["-"] product (("+" | "-") product)*
 product = power (("*" | "/") power)*
 power   = atom ["**" power]
-atom    = number | "pi" | function "(" sum ")" | "(" sum ")"
+atom    = number | "pi" | "I" | function "(" sum ")" | "(" sum ")"
 """
 
 import re
 from dataclasses import dataclass
+from itertools import accumulate
 
 from data_prep.schema import DataError
 
-_MAX_CHARACTERS = 200  # Bounds the recursion too.
-_TOKEN = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|[a-z]+|\*\*|[-+*/()])")
+# formalgeo7k has golds of several hundred characters.
+_MAX_CHARACTERS = 2000
+# Brackets inside brackets, and powers; they bound the recursion.
+_MAX_DEPTH = 60
+_TOKEN = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|[a-z]+|I|\*\*|[-+*/(),])")
 _FUNCTIONS = {name: rf"\{name}" for name in ("sin", "cos", "tan", "cot", "sec", "csc")}
 _FUNCTIONS |= {"asin": r"\arcsin", "acos": r"\arccos", "atan": r"\arctan"}
 
@@ -29,13 +34,37 @@ def to_latex(expression: str) -> str:
     r"""LaTeX of an exact answer in sympy's syntax, spelled as sympy spells it: `5*sqrt(3)` -> `5 \sqrt{3}`.
 
     Raises:
-        DataError: too long, or not of the grammar above.
+        DataError: too long or too deep, or not of the grammar above.
     """
     tokens = _tokens(expression)
-    part = _sum(tokens)
+    latex = _tuple(tokens) if _is_tuple(tokens) else _sum(tokens).latex
     if tokens:
-        raise DataError(f"{expression!r}: unexpected {tokens[-1]!r}")
-    return part.latex
+        raise DataError(f"{_short(expression)}: unexpected {tokens[-1]!r}")
+    return latex
+
+
+def _short(expression: str) -> str:
+    return repr(expression if len(expression) <= 80 else f"{expression[:80]}...")
+
+
+def _depths(tokens: list[str]) -> list[int]:
+    """How many brackets are open before each token, in the order in which they are taken."""
+    opened = (1 if token == "(" else -1 if token == ")" else 0 for token in reversed(tokens))
+    return [0, *accumulate(opened)]
+
+
+def _is_tuple(tokens: list[str]) -> bool:
+    return tokens[-1:] == ["("] and (",", 1) in zip(reversed(tokens), _depths(tokens), strict=False)
+
+
+def _tuple(tokens: list[str]) -> str:
+    tokens.pop()
+    parts = [_sum(tokens).latex]
+    while _take(tokens, ","):
+        parts.append(_sum(tokens).latex)
+    if not _take(tokens, ")"):
+        raise DataError(f"a bracket is left open after {parts[-1]!r}")
+    return rf"\left({', '.join(parts)}\right)"
 
 
 def _tokens(expression: str) -> list[str]:
@@ -46,10 +75,13 @@ def _tokens(expression: str) -> list[str]:
     while at < len(expression):
         match = _TOKEN.match(expression, at)
         if match is None:
-            raise DataError(f"{expression!r}: {expression[at]!r} is not part of an exact answer")
+            raise DataError(f"{_short(expression)}: {expression[at]!r} is not part of an exact answer")
         tokens.append(match[1])
         at = match.end()
-    return tokens[::-1]
+    tokens.reverse()
+    if max(max(_depths(tokens)), tokens.count("**")) > _MAX_DEPTH:
+        raise DataError(f"{_short(expression)} has more than {_MAX_DEPTH} brackets inside each other, or powers")
+    return tokens
 
 
 def _take(tokens: list[str], *wanted: str) -> str | None:
@@ -100,6 +132,8 @@ def _atom(tokens: list[str]) -> _Part:
         return _Part(token, "atom")
     if token == "pi":
         return _Part(r"\pi", "atom")
+    if token == "I":
+        return _Part("i", "atom")
     if token == "(" or (token in ("sqrt", *_FUNCTIONS) and _take(tokens, "(")):
         inner = _sum(tokens)
         if not _take(tokens, ")"):
@@ -109,7 +143,7 @@ def _atom(tokens: list[str]) -> _Part:
         if token == "sqrt":
             return _Part(rf"\sqrt{{{inner.latex}}}", "atom")
         return _Part(rf"{_FUNCTIONS[token]}{{\left({inner.latex} \right)}}", "power")
-    raise DataError(f"expected a number, pi, sqrt or a bracket, found {token or 'the end'!r}")
+    raise DataError(f"expected a number, pi, I, sqrt or a bracket, found {token or 'the end'!r}")
 
 
 def _wrapped(part: _Part, *looser: str) -> str:

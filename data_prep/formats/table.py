@@ -1,38 +1,39 @@
 """What plain tables share: which files hold a split, and how one record becomes a row."""
 
-import base64
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_prep.formats.dialects import as_plain
-from data_prep.formats.golds import number_as_text, read_gold
-from data_prep.images.opening import resolve_image_path
-from data_prep.images.stored import ImageSource, StoredImage
-from data_prep.schema import DataError, Row, RowError, make_row
+from data_prep.formats.chat import is_chat, read_turns, with_system
+from data_prep.formats.choices import among, in_other_words
+from data_prep.formats.dialects import as_plain, of_chat
+from data_prep.formats.golds import ANSWERS, LISTS, first_of, gold_cells, number_as_text, read_gold, whole
+from data_prep.formats.image_cells import IMAGE_COLUMNS, images_of, refuse_unread_images
+from data_prep.formats.listed import read_equivalents, read_several
+from data_prep.formats.marks import place_images, rename_marks
+from data_prep.formats.samples import KEY, sample_columns
+from data_prep.images.stored import ImageSource
+from data_prep.schema import DataError, Row, RowError, Turn, make_row
 
 _SHARD = re.compile(r"-\d+(-of-\d+(-[0-9a-f]{16})?)?$")  # the hub once ended its shards in a checksum
-# A path is shorter, or has a dot or another character that base64 lacks.
-_LEAST_BASE64, _NOT_BASE64 = 100, re.compile(r"[^A-Za-z0-9+/=\s]")
-_IMAGE_FILE = re.compile(r".+\.(?:png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 # Other names of our columns, in data sets that are plain tables otherwise; the first that is there counts for an id.
 _IDS = ("id", "qid", "unique_id", "problem_idx", "question_id", "ID")
-_PROBLEMS, _ANSWERS = ("prompt", "question", "Problem", "Question", "query"), ("ground_truth", "Answer", "gt", "target")
+_PROBLEMS = ("prompt", "question", "Problem", "Question", "query")
 _UNITS = ("units", "answer_unit")
-# Columns of images. Of several the first that is not empty counts, where the others only name files of the same images.
-_SHOWN = ("images", "image", "img", "imgs", "picture", "pictures")
-_IMAGES = (*_SHOWN, "image_path", "image_paths", "image_file", "image_files", "img_path", "file_name")
 # What a user may say the names of.
-COLUMNS = ("problem", "answer", "images", "choices", "solution", "id", "kind", "precision", "unit", "source", "split")
-_OWN = frozenset({field.name for field in fields(Row)} - {"metadata"})
+COLUMNS = ("problem", "answer", "images", "choices", "solution", "id", "kind", "precision", "unit", "source", "split",
+           "equivalent_answers")  # fmt: skip
+# What `prepare` writes; earlier versions had neither earlier turns nor equivalent answers.
+_OWN = frozenset({field.name for field in fields(Row)} - {"metadata", "earlier_turns", "equivalent_answers"})
 _USED = frozenset({
-    *_IDS, *_PROBLEMS, *_ANSWERS, *_IMAGES, *_UNITS, "problem", "answer", "solution", "Solution", "kind", "choices",
-    "options", "precision", "unit", "source", "split", "metadata", "videos", "video",
+    *_IDS, *_PROBLEMS, *ANSWERS, *IMAGE_COLUMNS, *_UNITS, "problem", "answer", "solution", "Solution", "kind",
+    "choices", "options", "precision", "unit", "source", "split", "metadata", "videos", "video", "earlier_turns",
+    "equivalent_answers", "system",
 })  # fmt: skip
 
 
@@ -53,7 +54,7 @@ def table_files(source: Path, split: str | None, suffixes: tuple[str, ...]) -> l
     """
     if source.is_file():
         return [TableFile(source, source.stem, split or "")]
-    files = [TableFile(path, source.name, split_of(path)) for path in _tables_in(source, suffixes)]
+    files = [TableFile(path, source.name, split_of(path)) for path in tables_in(source, suffixes)]
     return files_of_split(files, source, split)
 
 
@@ -78,16 +79,16 @@ def split_of(path: Path) -> str:
 
 def is_table(source: Path, suffixes: tuple[str, ...]) -> bool:
     """Whether `source` is such a file or a folder that holds some."""
-    return source.name.endswith(suffixes) if source.is_file() else bool(_tables_in(source, suffixes))
+    return source.name.endswith(suffixes) if source.is_file() else bool(tables_in(source, suffixes))
 
 
 def holds_one(folder: Path, suffix: str) -> bool:
     """Whether a folder holds exactly one such file: what else a folder of many is, nobody knows."""
-    return len(_tables_in(folder, (suffix,))) == 1
+    return len(tables_in(folder, (suffix,))) == 1
 
 
-def _tables_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    # Hub repositories keep their tables in data/.
+def tables_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files with these endings in a folder, and in its data/, where hub repositories keep their tables."""
     found = [path for place in (folder, folder / "data") if place.is_dir() for path in place.iterdir()]
     return sorted(path for path in found if path.name.endswith(suffixes) and path.is_file() and path.name[0] != ".")
 
@@ -136,53 +137,96 @@ def row_from_record(
     *,
     dialect: str | None = None,
     columns: Mapping[str, str] | None = None,
+    answer_lists: str | None = None,
+    ignore_columns: Collection[str] = (),
+    seen: set[str] | None = None,
 ) -> Row:
     """A row from named columns, or from those of a dialect (see `formats.dialects`; None: known by its columns).
 
     Columns: `problem` (or `prompt`, `question`), `answer` (or `ground_truth`, or `solution` with one `<answer>` element
     or a box), `images` or `image` (or `image_path`), and by their own names id, kind, choices (or `options`),
-    precision, unit, source, split, solution and metadata. Columns beside these join the metadata as far as they hold
-    plain values: other people's tables nest whatever they like. A record with every column of ours was written by
+    precision, unit, source, split, solution and metadata. Other columns join the metadata as far as they hold plain
+    values: other people's tables nest whatever they like. A record with every column of ours was written by
     `prepare`; its answer and solution are taken as they stand. A letter that names one of the choices makes the kind
     "choice" where none is given. Images are paths below `image_root`, bytes, or {"bytes", "path"}; without an
-    `image_root` only bytes are taken.
+    `image_root` only bytes are taken. A sample of a webdataset is read by its columns (see `formats.samples`).
 
+    Args:
+        columns: names of the columns that stand for ours, where a user gives them.
+        ignore_columns: those that are left out before anything else is looked at.
+        answer_lists: what a list of answers means (see `formats.listed`).
+        seen: is given the names of all other columns.
     Raises:
         RowError: naming the field.
     """
+    record = _without(record, ignore_columns)
+    if KEY in record:
+        record = _without(sample_columns(record, IMAGE_COLUMNS, _IDS), ignore_columns)
+    if seen is not None:
+        seen.update(record)
     record = _renamed(record, columns) if columns else as_plain(record, dialect)
+    answered, choices, column = _answered(record, answer_lists)
     for name in ("videos", "video"):
         if record.get(name):
             raise RowError("holds videos, and rows are images and text", field=name)
-    if record.keys() >= _OWN:
-        answer, solution = record["answer"], record["solution"]
-    else:
-        answer, solution = read_gold(_first(record, "answer", *_ANSWERS), _first(record, "solution", "Solution"))
-    choices = _choices(record)
-    kind = record.get("kind")
-    if choices and not kind:
-        kind, answer = "choice", _among(choices, _first(record, "answer", *_ANSWERS), answer)
-    _refuse_unread_images(record, image_root)
+    refuse_unread_images(record, _USED, image_root)
+    turns = with_system(read_turns(record.get("earlier_turns"), "earlier_turns"), record.get("system"))
+    turns, problem, shown, images = _placed(turns, _problem(record), choices, images_of(record, image_root))
     identity = next((record[name] for name in _IDS if record.get(name) is not None), None)
     return make_row(
         id=number_as_text(identity) or f"{file.source}/{file.split or file.path.stem}/{number}",
-        images=_images(record, image_root),
-        problem=_problem(record),
-        answer=answer,
-        kind=kind or "auto",
-        choices=choices,
+        images=images,
+        problem=problem,
+        choices=shown,
         precision=whole(record.get("precision")),
-        unit=_first(record, "unit", *_UNITS),
+        unit=first_of(record, "unit", *_UNITS),
         source=file.source if record.get("source") is None else record["source"],
         split=file.split if record.get("split") is None else record["split"],
-        solution=solution,
-        metadata=plain_values({name: value for name, value in record.items() if name not in _USED})
+        earlier_turns=turns,
+        metadata=column
+        | plain_values({name: value for name, value in record.items() if name not in _USED})
         | plain_values(record.get("metadata")),
+        **_as_shown(answered, choices, shown),
     )
 
 
+def _without(record: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in names}
+
+
+def _answered(record: Mapping[str, Any], lists: str | None) -> tuple[dict[str, Any], list[Any] | None, dict[str, Any]]:
+    """What the answer gives a row, its choices, and the column of several answers as it stands."""
+    choices, given, listed = _choices(record), record.get("kind"), None
+    kind = given or ("choice" if choices else "auto")
+    asked = choices if kind == "choice" else None
+    name = partial(among, choices) if choices and not given else None
+    if record.keys() >= _OWN and isinstance(record["answer"], str):
+        answer, solution = record["answer"], record["solution"]
+    else:
+        answer, solution = read_gold(*gold_cells(record))
+        listed = read_several(answer, solution, lists, kind, asked, name)
+    if listed:
+        answer, solution = listed.gold, listed.solution
+    elif name:
+        answer = name(first_of(record, "answer", *ANSWERS), answer)
+    others = (*(listed.others if listed else ()), *read_equivalents(record.get("equivalent_answers"), name))
+    fields = {"answer": answer, "solution": solution, "kind": kind, "equivalent_answers": others}
+    return fields, choices, plain_values(listed and listed.column)
+
+
+def _as_shown(answered: Mapping[str, Any], choices: list[Any] | None, shown: list[Any] | None) -> Mapping[str, Any]:
+    """What the answer gives a row whose choices may be shown in other words than it was read with."""
+    if choices is None or shown is None or shown == choices or answered["kind"] != "choice":
+        return answered
+    answer, *others = (
+        in_other_words(text, choices, shown) if isinstance(text, str) else text
+        for text in (answered["answer"], *answered["equivalent_answers"])
+    )
+    return {**answered, "answer": answer, "equivalent_answers": tuple(others)}
+
+
 def _renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The record with the columns that a user names in the place of ours, and of their other names.
+    """The record with the columns that a user names in the place of ours, and of their other names; a chat is read.
 
     Raises:
         RowError: there is no such column.
@@ -190,73 +234,24 @@ def _renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str,
     for name, column in columns.items():
         if column not in record:
             raise RowError(f"is read from the column {column!r}; there is {', '.join(record) or 'none'}", field=name)
-    aliases = {"problem": _PROBLEMS, "answer": _ANSWERS, "images": _IMAGES, "id": _IDS, "choices": ("options",)}
+    aliases = {
+        "problem": _PROBLEMS,
+        "answer": (*ANSWERS, *LISTS),
+        "images": IMAGE_COLUMNS,
+        "id": _IDS,
+        "choices": ("options",),
+    }
     replaced = {alias for name in columns for alias in (name, *aliases.get(name, ()))} | set(columns.values())
     rest = {name: value for name, value in record.items() if name not in replaced}
-    return rest | {name: record[column] for name, column in columns.items()}
+    named = rest | {name: record[column] for name, column in columns.items()}
+    return of_chat(named, "problem") if is_chat(named.get("problem")) else named
 
 
 def _choices(record: Mapping[str, Any]) -> list[Any] | None:
-    choices = _first(record, "choices", "options")
+    choices = first_of(record, "choices", "options")
     if choices is not None and not isinstance(choices, list | tuple):
         raise RowError("is not a list of options", field="choices")
     return [number_as_text(choice) for choice in choices] if choices else None
-
-
-def _among(choices: list[Any], cell: Any, answer: Any) -> Any:
-    """The gold of a row with choices: as it is where it names some of them, a letter for an index from 0.
-
-    Raises:
-        RowError: it names none, so the row could be asked neither with its choices nor without.
-    """
-    from rewards.answers import read_choices
-
-    if not isinstance(answer, str) or not all(isinstance(choice, str) and choice.strip() for choice in choices):
-        return answer  # for `make_row` to refuse
-    named, index = read_choices(answer, tuple(choices)), whole(cell)
-    is_index = type(index) is int and 0 <= index < len(choices)
-    if not isinstance(named, str):
-        if is_index and named.right != {index}:
-            raise RowError(
-                f"{answer} is the text of one choice and the index of another: give a letter", field="answer"
-            )
-        return answer
-    if is_index:
-        return _LETTERS[index]
-    raise RowError(
-        f"{answer[:60]!r} names none of the {len(choices)} choices: give a letter, the text of a choice or its index "
-        "from 0; or a kind (auto, number, math or text) to have the question asked without its choices",
-        field="answer",
-    )
-
-
-def _refuse_unread_images(record: Mapping[str, Any], image_root: Path | None) -> None:
-    """RowError for a column that holds images or names image files, and that nobody reads."""
-    for name, value in record.items():
-        if name not in _USED and any(_is_image(each, image_root) for each in _listed(value)):
-            raise RowError(
-                f"holds an image, and no column of that name is read: say data.columns={{images: {name}}}, call it "
-                "images, or remove it",
-                field=name,
-            )
-
-
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, list | tuple) else (value,)
-
-
-def _is_image(value: Any, image_root: Path | None) -> bool:
-    """Whether a cell holds an encoded image, or names a file of one that is there."""
-    if isinstance(value, Mapping):
-        return any(_is_image(value.get(name), image_root) for name in ("bytes", "path"))
-    if isinstance(value, StoredImage):
-        return True
-    if not isinstance(value, str) or image_root is None or not _IMAGE_FILE.fullmatch(value):
-        return False
-    try:
-        return resolve_image_path(image_root, _relative(image_root, value)).is_file()
-    except RowError:
-        return False
 
 
 def plain_values(values: Any) -> dict[str, Any]:
@@ -274,84 +269,22 @@ def plain_values(values: Any) -> dict[str, Any]:
     }
 
 
-def whole(value: Any) -> Any:
-    """An integer that came as a float (2.0 for 2, as in tables with gaps) as the integer; anything else as it is."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _first(record: Mapping[str, Any], name: str, *aliases: str) -> Any:
-    """The value under `name`, else under the only alias present; two aliases that differ are refused."""
-    if record.get(name) is not None:
-        return record[name]
-    values = [record[alias] for alias in aliases if record.get(alias) is not None]
-    if any(value != values[0] for value in values):
-        raise RowError(f"is missing, and {' and '.join(aliases)} both stand for it but differ", field=name)
-    return values[0] if values else None
-
-
 def _problem(record: Mapping[str, Any]) -> str:
-    problem = _first(record, "problem", *_PROBLEMS)
+    problem = first_of(record, "problem", *_PROBLEMS)
     if isinstance(problem, list):
         raise RowError("is a list of chat messages; give the question as one text", field="problem")
     return problem
 
 
-def _images(record: Mapping[str, Any], image_root: Path | None) -> list[ImageSource]:
-    names = [name for name in _IMAGES if record.get(name) not in (None, "", [], ())]
-    shown = [name for name in names if name in _SHOWN]
-    if len(shown) > 1:
-        raise RowError(f"is there beside {shown[1]!r}; keep one of them", field=shown[0])
-    return [image_from(image, image_root) for image in _listed(record[names[0]])] if names else []
-
-
-def image_from(image: Any, image_root: Path | None) -> ImageSource:
-    """The image a cell holds or names: bytes, {"bytes", "path"}, or a path below `image_root` (None: refused).
-
-    Raises:
-        RowError: for the field "images".
-    """
-    if isinstance(image, Mapping):
-        # {"image": ...} is what verl hands to qwen-vl-utils.
-        image = next((image[name] for name in ("bytes", "path", "image") if image.get(name) is not None), None)
-    if isinstance(image, StoredImage):
-        return image
-    if not isinstance(image, str):
-        raise RowError(f"holds a {type(image).__name__}, not a path or encoded bytes", field="images")
-    if (encoded := _from_base64(image)) is not None:
-        return encoded
-    if image_root is None:
-        raise RowError(
-            f"names {image[:200]!r} instead of holding image bytes, and nothing is fetched; "
-            "download the images and give their folder as image root",
-            field="images",
-        )
-    return resolve_image_path(image_root, _relative(image_root, image))
-
-
-def _from_base64(text: str) -> bytes | None:
-    """The bytes of a `data:image/...;base64,` URL or of a bare base64 text of an image; None for any other text.
-
-    Raises:
-        RowError: a data URL that is no base64 of an image.
-    """
-    header, comma, body = text.partition(",") if text.startswith("data:") else ("", "", text)
-    if not header and (len(text) < _LEAST_BASE64 or _NOT_BASE64.search(text[:_LEAST_BASE64])):
-        return None
-    try:
-        data = base64.b64decode("".join(body.split()), validate=True)
-    except ValueError as error:
-        if header:
-            raise RowError(f"is a data URL whose base64 is broken: {error}", field="images") from error
-        return None
-    if header and not (header.startswith("data:image/") and header.endswith(";base64") and comma):
-        raise RowError(f"is a data URL of {header[5:60]!r}, not of an image as base64", field="images")
-    return data
-
-
-def _relative(root: Path, reference: str) -> str:
-    """A `reference` relative to `root` where it is an absolute path or file:// URL below it; else as it is."""
-    absolute = Path(reference.removeprefix("file://"))
-    for base in (root.absolute(), root.resolve()):
-        if absolute.is_absolute() and absolute.is_relative_to(base):
-            return str(absolute.relative_to(base))
-    return reference
+def _placed(
+    turns: tuple[Turn, ...], problem: Any, choices: list[Any] | None, images: list[ImageSource]
+) -> tuple[tuple[Turn, ...], Any, list[Any] | None, list[ImageSource]]:
+    """Turns, problem and choices with `<image>` where their marks say so, and the images in that order."""
+    asked = [turn.text for turn in turns if turn.role == "user"] + [problem]
+    if not all(isinstance(text, str) for text in (*asked, *(choices or ()))):
+        return turns, problem, choices, images  # for `make_row` to refuse
+    texts, named, order = place_images(asked, choices or (), len(images))
+    said = rename_marks([turn.text for turn in turns if turn.role != "user"], asked, choices or (), order)
+    questions, said = iter(texts), iter(said)
+    turns = tuple(Turn(turn.role, next(questions if turn.role == "user" else said)) for turn in turns)
+    return turns, texts[-1], choices and named, [images[index] for index in order]

@@ -3,7 +3,7 @@
 What the rows look like is seen row by row; see `data_prep.formats.table` and `data_prep.formats.dialects`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,17 +38,15 @@ class Container:
         split: str | None,
         *,
         image_root: Path | None = None,
-        dialect: str | None = None,
-        columns: Mapping[str, str] | None = None,
+        **options: Any,
     ) -> Iterator[Row | RowError]:
         """Rows in file order; image paths are relative to `image_root`, by default the folder of the file.
 
         Args:
-            dialect: of `data_prep.formats.dialects`, when all rows must be in it; one that lacks a column is an error.
-            columns: names of the columns that stand for ours, where a user gives them.
+            options: of `row_from_record`.
         """
         self.check(source)
-        make = partial(row_from_record, dialect=dialect, columns=columns)
+        make = partial(row_from_record, **options)
         for file in table_files(source, split, self._suffixes(source)):
             yield from rows_of(self.records(file.path), file, split, image_root or file.path.parent, make)
 

@@ -1,6 +1,7 @@
 """Untrusted image bytes to RGB images: what the header declares is checked before anything is decoded.
 
-Not covered: colour profiles (ignored) and animations (refused). Nothing here ever reads a URL.
+Not covered: colour profiles (ignored) and animations (refused); of a phone's photograph with further images behind it
+(MPO) the first is read. Nothing here ever reads a URL.
 """
 
 import io
@@ -27,6 +28,8 @@ _JPEG_FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # O_NONBLOCK: opening a FIFO must not wait for its writer.
 _FILE_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _JPEG_BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})
+# What Pillow calls a JPEG with further images behind it (depth, a gain map, the other eye), as phones write them.
+_PHOTOGRAPH = "MPO"
 
 
 class ImageError(DataError):
@@ -65,7 +68,8 @@ def open_image(source: ImageSource, limits: ImageLimits = ImageLimits()) -> Imag
     _check_size(name, width, height, limits)
     try:
         with Image.open(io.BytesIO(data), formats=(image_format,)) as image:
-            if image.format != image_format or getattr(image, "n_frames", 1) != 1:
+            is_photograph = image_format == "JPEG" and image.format == _PHOTOGRAPH
+            if not is_photograph and (image.format != image_format or getattr(image, "n_frames", 1) != 1):
                 raise ImageError(f"{name}: holds several frames; give one still image")
             # A file may declare its size twice; this is the one Pillow would decode.
             _check_size(name, *image.size, limits)

@@ -14,7 +14,7 @@ def sides(pictures: Sequence[Sequence[str]], share: float) -> list[str]:
     """The side of each row.
 
     Args:
-        images: [N] the hashes of each row's images, at least one (of its text where it has no image). Rows
+        images: [N] the hashes of each row's images, at least one (of its questions where it has no image). Rows
             that are linked through common images, also over other rows, go to the same side.
         share: of the images that are held out, 0 to 1.
     Returns:

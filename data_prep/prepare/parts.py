@@ -37,6 +37,7 @@ class Part:
         num_rows: of the rows that were kept.
         refused, dropped: rows that are unusable; rows that a filter does not want.
         images: for each kept row the hashes that decide its side (see `data_prep.prepare.heldout`).
+        letters: (id, gold) of each kept row whose gold is compared letter by letter.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class Part:
     refused: tuple[Refusal, ...]
     dropped: tuple[Refusal, ...]
     pictures: tuple[tuple[str, ...], ...]
+    letters: tuple[tuple[str, str], ...]
 
 
 def digest(rows: Sequence[Row | Refusal], settings: str) -> str:
@@ -61,7 +63,8 @@ def load_part(path: Path, identity: str) -> Part | None:
         if record["identity"] != identity or record["sha256"] != sha256_of(path):
             return None
         refused, dropped = (tuple(Refusal(**entry) for entry in record[name]) for name in ("refused", "dropped"))
-        return Part(path, record["num_rows"], refused, dropped, tuple(map(tuple, record["pictures"])))
+        pictures, letters = (tuple(map(tuple, record[name])) for name in ("pictures", "letters"))
+        return Part(path, record["num_rows"], refused, dropped, pictures, letters)
     except (OSError, ValueError, KeyError, TypeError):  # absent, half-written or another version's: made again
         return None
 
@@ -90,6 +93,7 @@ def record_of(row: Row) -> dict[str, Any]:
     """The columns of a row with its images as bytes."""
     columns = {name: getattr(row, name) for name in _schema().names}
     columns["images"] = [{"bytes": image, "path": None} for image in row.images]
+    columns["earlier_turns"] = [{"role": turn.role, "content": turn.text} for turn in row.earlier_turns]
     columns["metadata"] = json.dumps(dict(row.metadata), ensure_ascii=False)
     return columns
 
@@ -130,7 +134,8 @@ def _schema() -> Any:
     columns = dict.fromkeys(names, text)
     # The struct that `datasets` uses for images, so that other tools can read the file.
     columns["images"] = pa.list_(pa.struct({"bytes": pa.binary(), "path": text}))
-    columns |= {"choices": pa.list_(text), "precision": pa.int64()}
+    columns["earlier_turns"] = pa.list_(pa.struct({"role": text, "content": text}))
+    columns |= {"choices": pa.list_(text), "equivalent_answers": pa.list_(text), "precision": pa.int64()}
     return pa.schema(columns.items(), metadata={SCHEMA_KEY: str(SCHEMA_VERSION).encode()})
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.formats.parquet import SCHEMA_VERSION
+from data_prep.prepare.asked import questions_of
 from data_prep.prepare.checks import check_gold as raise_unless_gold_verifies
-from data_prep.prepare.checks import open_pictures, with_bytes
+from data_prep.prepare.checks import is_compared_by_letters, open_pictures, with_bytes
 from data_prep.prepare.filters import Filter
 from data_prep.prepare.heldout import HELDOUT, TRAIN, sides
 from data_prep.prepare.parts import (
@@ -32,6 +33,8 @@ from data_prep.prepare.parts import (
 )
 from data_prep.schema import DataError, Row, RowError
 
+LETTERS_FILE = "letter_by_letter.jsonl"
+_NUM_EXAMPLES = 5
 _COUNTED = ("split", "kind", "source")
 
 
@@ -42,20 +45,25 @@ class PrepareReport:
     Attributes:
         out_dir: the folder, ready for `load_rows`.
         num_rows: rows written.
+        num_with_images: those of them that have an image.
         num_resumed: rows of the source that an interrupted run had checked already.
         refused: unusable rows, in order of reading.
         dropped: rows that a filter did not want, in order of reading.
         num_dropped: {filter: rows}.
+        letters: (id, gold) of each row that was written and whose gold is compared letter by letter (see
+            `rewards.how_compared`), in order of reading.
         counts: {"split" | "kind" | "source": {value: rows}}.
         files: {file name: {"sha256", "bytes", "rows"}}, as in manifest.json.
     """
 
     out_dir: Path
     num_rows: int
+    num_with_images: int
     num_resumed: int
     refused: tuple[Refusal, ...]
     dropped: tuple[Refusal, ...]
     num_dropped: dict[str, int]
+    letters: tuple[tuple[str, str], ...]
     counts: dict[str, dict[str, int]]
     files: dict[str, dict[str, Any]]
 
@@ -69,7 +77,8 @@ def prepare(
     filters: Sequence[Filter] = (),
     heldout: float | None = None,
 ) -> PrepareReport:
-    """Check every row and write `out_dir`: <split>.parquet with the images inside, manifest.json, refused.jsonl.
+    """Check every row and write `out_dir`: <split>.parquet with the images inside, manifest.json, refused.jsonl, and
+    letter_by_letter.jsonl where golds are compared so.
 
     Rows that were checked are kept in <parent>/.<name>.parts until the output is there: after an interruption the
     same call takes them from there.
@@ -105,6 +114,8 @@ def prepare(
         write_text(staging / "refused.jsonl", _as_json_lines(report.refused))
         if filters:
             write_text(staging / "dropped.jsonl", _as_json_lines(report.dropped))
+        if report.letters:
+            write_text(staging / LETTERS_FILE, "".join(_as_json_line(row_id, gold) for row_id, gold in report.letters))
         write_text(staging / "manifest.json", _manifest(report, filters, heldout))
         sync(staging)
         os.rename(staging, out_dir)
@@ -121,7 +132,10 @@ def _check_rows(
     """All parts of the source, and how many of its rows were there already."""
     from tqdm import tqdm
 
-    settings = json.dumps([SCHEMA_VERSION, check_gold, [(filter.name, filter.setting) for filter in filters]])
+    import rewards
+
+    named = [(filter.name, filter.setting) for filter in filters]
+    settings = json.dumps([SCHEMA_VERSION, rewards.grader_version(), check_gold, named])
     parts: list[Part] = []
     num_resumed = 0
     with tqdm(desc=f"prepare {name}", unit=" rows", disable=None) as bar:
@@ -163,6 +177,7 @@ def _make_part(
         refused=tuple(refusal for refusal in refusals if refusal.filter is None),
         dropped=tuple(refusal for refusal in refusals if refusal.filter is not None),
         pictures=tuple(names for _, names in kept),
+        letters=tuple((row.id, row.answer) for row, _ in kept if is_compared_by_letters(row)),
     )
     save_part(part, [row for row, _ in kept], identity)
     return part
@@ -181,7 +196,7 @@ def _checked(row: Row, filters: Sequence[Filter], check_gold: bool) -> tuple[Row
             raise_unless_gold_verifies(row)
     except DataError as error:
         return Refusal(row.id, str(error))
-    return row, names or (hashlib.sha256(row.problem.encode()).hexdigest(),)
+    return row, names or tuple(hashlib.sha256(text.encode()).hexdigest() for text in questions_of(row))
 
 
 def _assemble(
@@ -197,12 +212,14 @@ def _assemble(
     side = iter([] if heldout is None else sides(pictures, heldout))
     counts: dict[str, Counter[str]] = {name: Counter() for name in _COUNTED}
     writers: dict[str, RowWriter] = {}
+    num_with_images = 0
     with ExitStack() as stack:
         for part in parts:
             groups = defaultdict(list)
             for record in records_of(part):
                 record["split"] = next(side) if heldout is not None else record["split"]
                 groups[record["split"]].append(record)
+                num_with_images += bool(record["images"])
                 for name in _COUNTED:
                     counts[name][record[name]] += 1
             for split, records in groups.items():
@@ -214,10 +231,12 @@ def _assemble(
     return PrepareReport(
         out_dir,
         num_rows=len(pictures),
+        num_with_images=num_with_images,
         num_resumed=num_resumed,
         refused=tuple(refusal for part in parts for refusal in part.refused),
         dropped=dropped,
         num_dropped={filter.name: num_dropped[filter.name] for filter in filters},
+        letters=tuple(pair for part in parts for pair in part.letters),
         counts={name: dict(sorted(counter.items())) for name, counter in counts.items()},
         files={writer.path.name: _file_entry(writer) for writer in writers.values()},
     )
@@ -260,12 +279,17 @@ def _manifest(report: PrepareReport, filters: Sequence[Filter], heldout: float |
         "num_rows": report.num_rows,
         "num_refused": len(report.refused),
         "num_dropped": report.num_dropped,
+        "letter_by_letter": {"num_rows": len(report.letters), "examples": dict(report.letters[:_NUM_EXAMPLES])},
         "filters": {filter.name: filter.setting for filter in filters},
         "heldout": heldout,
         "counts": report.counts,
         "files": report.files,
     }
     return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+
+
+def _as_json_line(row_id: str, gold: str) -> str:
+    return json.dumps({"id": row_id, "gold": gold}, ensure_ascii=False) + "\n"
 
 
 def _as_json_lines(refused: Iterable[Refusal]) -> str:

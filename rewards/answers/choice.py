@@ -5,32 +5,44 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from rewards.answers.denials import denies
 from rewards.answers.equality import Undecided
 from rewards.answers.math import Comparison, read
 from rewards.answers.notation import clean
+from rewards.answers.spoken import cued_letter, named_once
+from rewards.answers.structures import Chain, Value
 from rewards.answers.text import normal_text
-from rewards.answers.values import Chain, Value
+from rewards.answers.wording import look_through, without_reason
 from rewards.workers.limits import TooLarge
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LABEL = re.compile(r"^\s*(?:\(([A-Z])\)|([A-Z])\s*[.:)])\s*(?=\S)")
-_INTRO = re.compile(
-    r"^(?:so|thus|hence|therefore)?[,:\s]*(?:(?:the|my)\s+)?(?:(?:correct|right|final|best)\s+)?"
-    r"(?:answer|option|choice)s?\b(?:\s+(?:option|choice))?(?:\s+(?:is|are|would be|should be|must be))?\s*:?\s*"
-    r"(?:(?:the\s+)?(?:option|choice|letter)\s*:?\s+)?"
-    r"|^(?:so|thus|hence|therefore)?[,:\s]*(?:it(?:\s+is|'s)|i\s+(?:choose|pick|select))\s+(?:(?:option|choice)\s+)?",
-    re.IGNORECASE,
-)
 _LETTER = re.compile(r"^[\[(]?\s*([A-Za-z])\s*[\])]?\s*[.:]?$")
 _LETTER_THEN_TEXT = re.compile(
     r"^(?:[\[(]\s*([A-Za-z])\s*[\])]\s*[.:,-]?|([A-Z])\s*[.:)=]|([A-Z])\s+-\s)\s*(\S.*)$", re.DOTALL
 )
+# Marks that label only if the text behind them is that choice's: "c) 60°", "C, 60°".
+_LOOSE_LABEL = re.compile(r"^(?:([a-z])\s*[.:)]|([A-Z])\s*,)\s*(\S.*)$", re.DOTALL)
 _LETTER_AND_BRACKET = re.compile(r"^([A-Z])\s*\((.{2,})\)$", re.DOTALL)
-_BECAUSE = re.compile(r"[,;]?\s+(?:because|since)\s.*$", re.DOTALL | re.IGNORECASE)
 _YES_NO = re.compile(r"^(yes|no)\s*,", re.IGNORECASE)
+# The word alone, or before a sign: "no idea" and "no doubt" are no answers.
+_SAYS_YES_NO = re.compile(
+    r"^(?:(?P<yes>yes|yeah|yep|ja|oui|sí|sim|да|是的?|对的?|はい|네)|(?:no|nope|nein|non|não|нет|不是|不对|否|いいえ|아니))"
+    r"\s*(?=$|[,.!;:，。！；：(（—])",
+    re.IGNORECASE,
+)
+_DISAGREE = "letter and text disagree"
+NO_CHOICE = "it names no single choice"
+# Beside a letter whose text is not known: another label, or a word that rejects it.
+_UNFIT = re.compile(r"(?<![A-Za-z])[B-H]\s*[=).:、]|reject|错|误|不|否", re.IGNORECASE)
+_LISTED = re.compile(r"(?:^|[\s(（])([A-Z])[.)）:、]")
+_OTHER_HALF = re.compile(
+    r"\b(?:but|however|or|wait|actually|yes|no|ja|nein|oui|non|maybe)\b|但|不过|或|等等|不是|否|(?<!不)是的",
+    re.IGNORECASE,
+)
 _TEXT_THEN_LETTER = re.compile(r"^(.*\S)\s*\(\s*(?:option\s+|choice\s+)?([A-Z])\s*\)$", re.DOTALL)
 _SECOND_LETTER = re.compile(r"\b(?:or|and)\s+\(?[A-Z]\)?\b")
-_SEVERAL = re.compile(r"^\(?([A-Z])\)?(?:(?:\s*(?:,|and|&)\s*|\s?)\(?([A-Z])\)?)+$")
+_SEVERAL = re.compile(r"^\(?([A-Z])\)?(?:(?:\s*(?:,|and|&|和|与|及|et|und)\s*|\s?)\(?([A-Z])\)?)+$")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,7 +78,7 @@ def read_choices(gold: str, choices: tuple[str, ...] | None) -> Choices | str:
 def decide_choice(choices: Choices, answer: str) -> tuple[bool, str]:
     """(right, why) of one extracted answer."""
     text = clean(answer)
-    letters = _INTRO.sub("", text, count=1)
+    letters = look_through(without_reason(text))
     if _SEVERAL.match(letters) and normal_text(text) not in choices.texts:
         named = {LETTERS.index(letter) for letter in re.findall("[A-Z]", letters)}
         if len(choices.right) > 1 and named == choices.right:
@@ -75,7 +87,10 @@ def decide_choice(choices: Choices, answer: str) -> tuple[bool, str]:
             return False, "several choices are named"
     index = _named_choice(text, choices)
     if isinstance(index, str):
-        return False, index
+        said = None if index == _DISAGREE else _said_choice(answer, choices)
+        if said is None:
+            return False, index
+        index = said
     if len(choices.right) > 1 and len({choices.texts[i] for i in choices.right if i < len(choices.texts)}) != 1:
         return False, "only one of several right choices is named"
     right = index in choices.right
@@ -87,11 +102,12 @@ def _named_choice(text: str, choices: Choices) -> int | str:
     index = _by_text(text, choices)
     if index is not None:
         return index
-    bare = _BECAUSE.sub("", _INTRO.sub("", text, count=1)).strip().strip("*").strip()
+    bare = look_through(without_reason(text)).strip().strip("*").strip()
     letter = _LETTER.match(bare)
     if letter:
         return _index(letter.group(1), choices)
-    labelled = _LETTER_THEN_TEXT.match(bare) or _LETTER_AND_BRACKET.match(bare)
+    loose = _LOOSE_LABEL.match(bare) if choices.texts else None
+    labelled = _LETTER_THEN_TEXT.match(bare) or _LETTER_AND_BRACKET.match(bare) or loose
     if labelled:
         letter_found, beside = [group for group in labelled.groups() if group]
         return _agreeing(_index(letter_found, choices), beside, choices)
@@ -102,7 +118,32 @@ def _named_choice(text: str, choices: Choices) -> int | str:
     if yes_no and set(choices.texts) == {"yes", "no"}:
         return choices.texts.index(yes_no.group(1).lower())
     index = _by_text(bare, choices) if bare != text else None
-    return "it names no single choice" if index is None else index
+    return NO_CHOICE if index is None else index
+
+
+def says_choice(choices: Choices, sentence: str) -> bool:
+    """Whether a sentence names the right choice, where there is one."""
+    return len(choices.right) == 1 and _said_choice(sentence, choices) in choices.right
+
+
+def _said_choice(answer: str, choices: Choices) -> int | None:
+    """Index of the one choice that a sentence names: by yes or no at its beginning, by a letter, or by its words."""
+    yes_no = _SAYS_YES_NO.match(clean(answer).strip(" *.\"'"))
+    if yes_no and set(choices.texts) == {"yes", "no"}:
+        rest = clean(answer)[yes_no.end() :]
+        return (
+            None if _OTHER_HALF.search(rest) or denies(rest) else choices.texts.index("yes" if yes_no["yes"] else "no")
+        )
+    if len(set(_LISTED.findall(answer))) > 1:
+        # A copy of the choices.
+        return None
+    letter = cued_letter(answer)
+    by_letter = None if letter is None else _index(letter, choices)
+    by_words = named_once(normal_text(answer), choices.texts)
+    if by_letter is None or by_words is None:
+        found = by_words if by_letter is None else by_letter
+        return found if isinstance(found, int) else None
+    return by_words if by_letter == by_words else None
 
 
 def _index(letter: str, choices: Choices) -> int | str:
@@ -116,10 +157,13 @@ def _agreeing(index: int | str, text: str, choices: Choices) -> int | str:
     if isinstance(index, str):
         return index
     if not choices.texts:
-        return "two letters" if _LABEL.match(text) or _SECOND_LETTER.search(text) else index
+        is_other = _LABEL.match(text) or _SECOND_LETTER.search(text) or _UNFIT.search(text) or denies(text)
+        return "two letters" if is_other else index
     if _same_choice(text, index, choices) and _by_text(text, choices) in (index, None):
         return index
-    return "letter and text disagree"
+    if named_once(normal_text(text), choices.texts) == index:
+        return index
+    return _DISAGREE
 
 
 def _by_text(text: str, choices: Choices) -> int | None:

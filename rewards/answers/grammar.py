@@ -39,7 +39,7 @@ _BASE_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7,
                "twelve": 12, "sixteen": 16}  # fmt: skip
 # v^2_0 is the square of v_0.
 _RAISED_INDEX = re.compile(r"(?<![A-Za-z])(\\?[A-Za-z]+)\s*\^\s*(\{[^{}]*\}|\w)\s*(_\s*(?:\{[^{}]*\}|\w))")
-_GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+_GROUPED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _SIGNS = (("op", "+"), ("op", "-"))
 _OPENERS = {"(": ")", "{": "}", "[": "]"}
 _MAX_NUMBER_CHARS = 400
@@ -237,7 +237,8 @@ class _Parser:
     def word(self, text: str, depth: int, stop: str) -> Node:
         if text in KNOWN_WORDS:
             return self.command(text, depth, stop)
-        if len(text) == 1:
+        # A Chinese character is a word, never a variable.
+        if len(text) == 1 and text < "\u2e80":
             return self.symbol(text, depth)
         raise NotAnExpression(f"the word {text!r}")
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
 from itertools import pairwise
 from math import gcd
 
 from rewards.answers import exact
-from rewards.answers.equality import Undecided, to_ratio
-from rewards.answers.grammar import FUNCTIONS, GREEK, NotAnExpression
-from rewards.answers.number import Quantity, same_quantity
+from rewards.answers.equality import Undecided, symbols, to_number, to_ratio
+from rewards.answers.grammar import FUNCTIONS, GREEK, Node, NotAnExpression
+from rewards.answers.names import COORDINATES, key, may_agree, tuple_order
+from rewards.answers.number import Quantity, constant_value, same_quantity
 from rewards.answers.region import Interval, merged
+from rewards.answers.structures import Chain, Many, Named, Relation, Value, as_region
 from rewards.answers.units import Unit
-from rewards.answers.values import Chain, Many, Named, Relation, Value, as_region, parse_value
+from rewards.answers.values import parse_value
 
 _LATEX_WORD = re.compile(r"\\[A-Za-z]+")
 _WORD = re.compile(r"[^\W\d_]{2,}")
@@ -45,6 +49,8 @@ class Comparison:
         if isinstance(answer, Chain):
             if not all(self._linked(*link) for link in answer.links):
                 return False
+            if self._is_rounded_to(gold, *answer.links[-1]):
+                return True
             answer = answer.value
         gold, answer = _single(gold), _single(answer)
         if isinstance(gold, Named) or isinstance(answer, Named):
@@ -53,6 +59,10 @@ class Comparison:
             return same_quantity(gold, answer, self.precision, self.unit)
         if isinstance(gold, Relation) and isinstance(answer, Relation):
             return _same_relation(gold, answer)
+        if isinstance(gold, Relation) and gold.value is not None and not _is_equation(gold):
+            return self.same(gold.value, answer)
+        if isinstance(answer, Relation) and answer.value is not None:
+            return self.same(gold, answer.value)
         if isinstance(gold, Many) and isinstance(answer, Many):
             return self._many(gold, answer)
         if _is_ratio(gold) and isinstance(answer, Quantity):
@@ -62,16 +72,26 @@ class Comparison:
         return self._regions(gold, answer)
 
     def _linked(self, finer: Quantity, coarser: Quantity, sign: str) -> bool:
+        if finer.percent != coarser.percent:
+            finer, coarser = _without_percent(finer), _without_percent(coarser)
         if sign == "=":
             return same_quantity(finer, coarser) or same_quantity(coarser, finer)
-        return same_quantity(coarser, finer)
+        return same_quantity(coarser, finer) or _is_nearest_integer(coarser, finer)
+
+    def _is_rounded_to(self, gold: Value, exact_side: Quantity, rounded: Quantity, sign: str) -> bool:
+        """Whether the last link of a chain is a rounding and the gold is the rounded side: \\sqrt{205} \\approx 14."""
+        if sign != "\\approx" or not isinstance(gold, Quantity):
+            return False
+        if rounded.quantum is None and not _is_nearest_integer(rounded, exact_side):
+            return False
+        return gold.quantum == rounded.quantum and same_quantity(gold, rounded, self.precision, self.unit)
 
     def _named(self, gold: Value, answer: Value) -> bool:
         if isinstance(gold, Named) and isinstance(answer, Named):
             if len(gold.name) == len(answer.name) == 1 and gold.name != answer.name:
                 relations = gold.relation, answer.relation
                 return None not in relations and _same_relation(*relations)
-            return self.same(gold.value, answer.value)
+            return may_agree(gold.name, answer.name) and self.same(gold.value, answer.value)
         if isinstance(gold, Named):
             if isinstance(answer, Relation):
                 return gold.relation is not None and _same_relation(gold.relation, answer)
@@ -90,10 +110,16 @@ class Comparison:
             return gold.ends == answer.ends and self._ordered(gold, answer)
         if kinds == {"tuple", "matrix"}:
             return self._vectors(gold, answer)
-        if len(gold.items) != len(answer.items) or kinds & {"ratio", "clock"}:
+        if kinds & {"ratio", "clock"}:
             return False
         if kinds <= {"list", "set"}:
+            if len(gold.items) != len(answer.items):
+                return self._unordered(self._distinct(gold), self._distinct(answer))
             return self._unordered(gold.items, answer.items)
+        if len(gold.items) != len(answer.items):
+            return False
+        if "named" in kinds:
+            return self._by_name(gold, answer)
         if "set" in kinds or (kinds == {"tuple"} and len(gold.items) == 2 and gold.ends != answer.ends):
             return False
         return self._ordered(gold, answer)
@@ -105,7 +131,38 @@ class Comparison:
         left, right = merged(left), merged(right)
         return len(left) == len(right) and all(map(self._interval, left, right))
 
+    def _by_name(self, gold: Many, answer: Many) -> bool:
+        """Values under the same names, or values without names in the order of the names."""
+        if gold.names and answer.names:
+            named = dict(zip(map(key, answer.names), answer.items, strict=True))
+            if named.keys() == set(map(key, gold.names)):
+                return all(
+                    self.same(value, named[key(name)]) for name, value in zip(gold.names, gold.items, strict=True)
+                )
+            return all(map(may_agree, gold.names, answer.names)) and all(map(self.same, gold.items, answer.items))
+        other = answer if gold.names else gold
+        if other.kind == "tuple" and other.ends == "()":
+            gold, answer = _in_tuple_order(gold), _in_tuple_order(answer)
+        elif other.kind != "list":
+            return False
+        return self._ordered(gold, answer)
+
+    def _distinct(self, many: Many) -> Sequence[Value]:
+        """Its items, each once where a repeated one says nothing: in a set and among solutions of several parts."""
+        if many.kind == "list" and not all(isinstance(item, Many) for item in many.items):
+            return many.items
+        once: list[Value] = []
+        for item in many.items:
+            if not any(self.same(other, item) for other in once):
+                once.append(item)
+        return once
+
     def _ratios(self, gold: Many, answer: Many) -> bool:
+        if gold.names and answer.names:
+            named = dict(zip(map(key, answer.names), answer.items, strict=True))
+            if named.keys() != set(map(key, gold.names)):
+                return False
+            answer = Many("ratio", tuple(named[key(name)] for name in gold.names))
         if len(gold.items) != len(answer.items) or _is_time(gold):
             return self._ordered(gold, answer)
         pairs = zip(pairwise(gold.items), pairwise(answer.items), strict=True)
@@ -142,11 +199,48 @@ class Comparison:
         return same_quantity(gold, answer, self.precision, self.unit)
 
 
+def _without_percent(quantity: Quantity) -> Quantity:
+    """20% as 20/100."""
+    if not quantity.percent:
+        return quantity
+    quantum = quantity.quantum and quantity.quantum / 100
+    return replace(quantity, node=("div", quantity.node, ("num", Fraction(100))), percent=False, quantum=quantum)
+
+
+def _is_nearest_integer(rounded: Quantity, exact_side: Quantity) -> bool:
+    """Whether an integer of two digits or more is what a value is rounded to; 2.6 is not nearly enough 3."""
+    if rounded.node[0] != "num" or rounded.node[1].denominator != 1 or abs(rounded.node[1]) < 10:
+        return False
+    value = constant_value(exact_side.node)
+    return value is not None and exact_side.unit in (None, rounded.unit) and abs(value - rounded.node[1]) * 2 <= 1
+
+
 def _single(value: Value) -> Value:
     """A list of one value is that value."""
     while isinstance(value, Many) and value.kind in ("list", "set", "union") and len(value.items) == 1:
         value = value.items[0]
     return value
+
+
+def _in_tuple_order(many: Many) -> Many:
+    """Named values as the tuple that lists them."""
+    if not many.names:
+        return many
+    return Many("tuple", tuple(many.items[place] for place in tuple_order(many.names)), "()")
+
+
+def _is_equation(relation: Relation) -> bool:
+    """Whether a gold such as a + b = 7 is an equation, which no bare value answers, and not a sum that was asked for.
+
+    An equation is in coordinates, has factors, or has zero on one side.
+    """
+    if to_number(relation.right.node) == 0 or symbols(relation.left.node) <= COORDINATES:
+        return True
+    return _has_numbers(relation.left.node)
+
+
+def _has_numbers(node: Node) -> bool:
+    return node[0] == "num" or any(_has_numbers(part) for part in node[1:] if isinstance(part, tuple))
 
 
 def _is_ratio(value: Value) -> bool:

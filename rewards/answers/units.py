@@ -3,98 +3,63 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+
+from rewards.answers.unit_names import SECOND_SENSE, TABLE
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """`dimension`: sorted (base, exponent) pairs; `factor`: size in base units; `zero`: its zero in base units."""
+    """`dimension`: sorted (base, exponent) pairs; `factor`: size in base units; `zero`: its zero in base units.
+
+    `second` is the other unit that the same name may stand for (pounds, ¥).
+    """
 
     dimension: tuple[tuple[str, int], ...]
     factor: Fraction
     zero: Fraction = Fraction(0)
+    second: Unit | None = None
 
     @property
     def is_degree(self) -> bool:
         """Whether this is the degree of arc, whose sign is optional."""
         return self.dimension == (("degree", 1),)
 
+    def as_measured_like(self, other: Unit) -> Unit | None:
+        """This unit in the sense in which it measures the same as `other`, or None if it does not."""
+        if self.dimension == other.dimension:
+            return self
+        return self.second if self.second and self.second.dimension == other.dimension else None
 
-_TABLE = """
-length 1 m meter meters metre metres
-length 1/1000 mm millimeter millimeters millimetre millimetres
-length 1/100 cm centimeter centimeters centimetre centimetres
-length 1/10 dm decimeter decimeters decimetre decimetres
-length 1000 km kilometer kilometers kilometre kilometres
-length 127/5000 inch inches in in.
-length 381/1250 ft foot feet
-length 1143/1250 yd yard yards
-length 201168/125 mi mile miles
-volume 1/1000 L l liter liters litre litres
-volume 1/1000000 mL ml milliliter milliliters millilitre millilitres
-mass 1 kg kilogram kilograms kilogramme kilogrammes
-mass 1/1000 g gram grams gramme grammes
-mass 1/1000000 mg milligram milligrams
-mass 1000 tonne tonnes
-mass 45359237/100000000 lb lbs pound-mass
-time 1 s sec secs second seconds
-time 1/1000 ms millisecond milliseconds
-time 60 min mins minute minutes
-time 3600 h hr hrs hour hours
-time 86400 day days
-time 604800 week weeks
-year 1 yr year years
-month 1 month months
-degree 1 ° deg degree degrees
-radian 1 rad radian radians
-temperature 1 °C Celsius celsius
-temperature 5/9 °F Fahrenheit fahrenheit
-temperature 1 K Kelvin kelvin kelvins
-usd 1 dollar dollars USD ¤
-usd 1/100 cent cents ¢
-eur 1 euro euros € EUR
-gbp 1 £ GBP
-yen 1 ¥ yen yuan RMB
-rupee 1 ₹ rupee rupees
-force 1 N newton newtons
-energy 1 J joule joules
-energy 1000 kJ kilojoule kilojoules
-power 1 W watt watts
-power 1000 kW kilowatt kilowatts
-voltage 1 V volt volts
-current 1 A ampere amperes amp amps
-resistance 1 Ω ohm ohms
-pressure 1 Pa pascal pascals
-pressure 1000 kPa
-frequency 1 Hz hertz
-amount 1 mol mole moles
-none 1 unit units
-"""
+
 # Derived units that meet others as powers of base units.
-_EXPANDED = {"volume": (("length", 3),), "none": ()}
+_EXPANDED = {"volume": (("length", 3),), "area": (("length", 2),), "none": ()}
 # Kelvin at the zero of the scale; it counts only where the unit stands alone.
 _ICE_POINT, _ZERO_F = Fraction(27315, 100), Fraction(45967, 180)
-_ZEROS = dict.fromkeys(("°C", "Celsius", "celsius"), _ICE_POINT) | dict.fromkeys(
+_ZEROS = dict.fromkeys(("°C", "Celsius", "celsius", "摄氏度"), _ICE_POINT) | dict.fromkeys(
     ("°F", "Fahrenheit", "fahrenheit"), _ZERO_F
 )
 _SCALE = re.compile(
     r"(?:(?<![A-Za-z])(?:degrees?|deg\.?)|°)\s*(?:(C)(?:elsius|entigrade)?|(F)(?:ahrenheit)?|K(?:elvins?)?)$",
     re.IGNORECASE,
 )
+_DIMENSIONS = (("sq", 2), ("平方", 2), ("carr", 2), ("cu", 3), ("立方", 3))
 _SPEED = {"mph": ("mi", "h"), "kph": ("km", "h"), "kmph": ("km", "h"), "kmh": ("km", "h"), "mps": ("m", "s")}
 
 
 def _build() -> dict[str, Unit]:
     units = {}
-    for line in _TABLE.split("\n"):
-        if line:
-            base, factor, *names = line.split(" ")
-            dimension = _EXPANDED.get(base, ((base, 1),))
-            units |= {name: Unit(dimension, Fraction(factor), _ZEROS.get(name, Fraction(0))) for name in names}
+    for line in TABLE.strip().split("\n"):
+        base, factor, *names = line.split(" ")
+        dimension = _EXPANDED.get(base, ((base, 1),))
+        units |= {name: Unit(dimension, Fraction(factor), _ZEROS.get(name, Fraction(0))) for name in names}
     for name, (top, bottom) in _SPEED.items():
         units[name] = combine(units[top], units[bottom], -1)
-    return units
+    for name in [name for name in units if name.endswith("eter") and name[0].isupper()]:
+        for prefix, power in (("Quadrat", 2), ("Kubik", 3)):
+            units[prefix + name.lower()] = combine(_ONE, units[name], power)
+    return units | {name: replace(units[name], second=units[other]) for name, other in SECOND_SENSE.items()}
 
 
 def combine(a: Unit, b: Unit, exponent: int) -> Unit:
@@ -109,16 +74,33 @@ def combine(a: Unit, b: Unit, exponent: int) -> Unit:
 
 _ONE = Unit((), Fraction(1))
 UNITS = _build()
-_NAME = "(?:" + "|".join(re.escape(name) for name in sorted(UNITS, key=len, reverse=True)) + ")(?![A-Za-z])"
+_ASIAN = "".join(sorted({name[0] for name in UNITS if "\u3040" <= name[0] <= "\u9fff"}))
+_LATIN_NAMES, _ASIAN_NAMES = (
+    "|".join(re.escape(name) for name in sorted(UNITS, key=len, reverse=True) if (name[0] in _ASIAN) is asian)
+    for asian in (False, True)
+)
+_NAME = rf"(?:(?:{_LATIN_NAMES})(?![^\W\d_])|(?:{_ASIAN_NAMES}))"
 _POWER = r"(?:\s*\^\s*\{?\s*-?[1-4]\s*\}?|[23](?![\d.]))?"
-_ONE_UNIT = rf"(?:(?:square|sq\.?|cubic|cu\.?)\s+)?{_NAME}{_POWER}(?:\s+(?:squared|cubed))?"
-_EXPRESSION = rf"{_ONE_UNIT}(?:\s*(?:/|\bper\b|\*|\s)\s*{_ONE_UNIT})*"
+_BEFORE = r"(?:(?:square|sq\.?|cubic|cu\.?)\s+|平方|立方)"
+_BEHIND = r"(?:\s+(?:squared|cubed|carrée?s?|cubes?))"
+_PER = r"/|\b(?:per|pro|par|an?|each|every)\b|每"
+_ONE_UNIT = rf"{_BEFORE}?{_NAME}{_POWER}{_BEHIND}?"
+_EXPRESSION = rf"{_ONE_UNIT}(?:\s*(?:{_PER}|\*|\s)\s*{_ONE_UNIT})*"
 _TAIL = re.compile(rf"(?<![A-Za-z\\_^])(?:-(?=[a-z]{{2}}))?({_EXPRESSION})$")
+_RATE = re.compile(rf"\s*((?:{_PER})\s*{_ONE_UNIT})$")
+# 每小时60千米 is 60 km/h.
+_RATE_FRONT = re.compile(rf"^(每{_ONE_UNIT})\s*(?=-?\d)")
+_MEASURED = re.compile(rf"\s*\(\s*({_EXPRESSION})\s*\)$")
 _PART = re.compile(
-    rf"(?P<op>/|\bper\b|\*)?\s*(?P<pre>(?:square|sq\.?|cubic|cu\.?)\s+)?(?P<name>{_NAME})(?P<pow>{_POWER})"
-    r"(?P<post>\s+(?:squared|cubed))?\s*"
+    rf"(?P<op>{_PER}|\*)?\s*(?P<pre>{_BEFORE})?(?P<name>{_NAME})(?P<pow>{_POWER})(?P<post>{_BEHIND})?\s*"
 )
 _CURRENCY_FRONT = re.compile(r"^(?:US|HK)?\s*([¤£€¥₹])\s*(?=[-\d.])")
+# The last name of a text, without its power: a quick look before the expression above is tried.
+_LAST_NAME = re.compile(rf"(°?[^\W\d_.]+\.?|[°¢¤£€¥₹'\"])\s*(?:\^\s*\{{?\s*-?[1-4]\s*\}}?|[23])?{_BEHIND}?$")
+# What only says what a measure is the measure of.
+_DIRECTION = re.compile(
+    r"\s+(?:long|tall|high|wide|deep|thick|old|of age|in (?:length|height|width|total|all))$|[长宽高深厚]$"
+)
 
 
 def parse_unit(text: str) -> Unit | None:
@@ -128,17 +110,31 @@ def parse_unit(text: str) -> Unit | None:
 
 
 def split_unit(text: str) -> tuple[str, Unit | None]:
-    """(value text, unit or None) of a cleaned quantity such as "5 cm^2", "£3" or "60°"."""
+    """(value text, unit or None) of a cleaned quantity such as "5 cm^2", "£3", "60°" or "$18 per day"."""
     front = _CURRENCY_FRONT.match(text)
     if front:
-        return text[front.end() :], UNITS[front.group(1)]
+        unit, text = UNITS[front.group(1)], text[front.end() :]
+        rate = _RATE.search(text) if _ends_with_name(text) else None
+        return (text[: rate.start()], combine(unit, _read(rate[1]) or _ONE, 1)) if rate else (text, unit)
+    if text.startswith("每") and (each := _RATE_FRONT.match(text)):
+        text = text[each.end() :] + each[1]
+    if text.endswith(")") and (abbreviated := _MEASURED.search(text)):
+        value, unit = split_unit(text[: abbreviated.start()])
+        again = _read(abbreviated[1])
+        return (value, again) if value[-1:].isdigit() and unit in (None, again) else (text, None)
     scale = _SCALE.search(text)
     if scale:
         text = text[: scale.start()] + ("°C" if scale[1] else "°F" if scale[2] else "K")
-    found = _TAIL.search(text)
-    if not found or not text[: found.start()].strip():
+    measured = _DIRECTION.sub("", text) if text[-1:].islower() or text[-1:] in "长宽高深厚" else text
+    found = _TAIL.search(measured) if _ends_with_name(measured) else None
+    if not found or not measured[: found.start()].strip():
         return text, None
-    return text[: found.start()].strip(), _read(found.group(1))
+    return measured[: found.start()].strip(), _read(found.group(1))
+
+
+def _ends_with_name(text: str) -> bool:
+    last = _LAST_NAME.search(text)
+    return bool(last) and (last[1] in UNITS or not last[1].isascii() or last[1][:1] in "°¢")
 
 
 def _read(text: str) -> Unit | None:
@@ -149,8 +145,8 @@ def _read(text: str) -> Unit | None:
             return None
         power = int(re.sub(r"[^-\d]", "", part["pow"]) or 1)
         words = f"{part['pre'] or ''}{part['post'] or ''}"
-        power *= 2 if "sq" in words else 3 if "cu" in words else 1
-        sign = -1 if part["op"] in ("/", "per") else 1
+        power *= next((factor for word, factor in _DIMENSIONS if word in words), 1)
+        sign = -1 if (part["op"] or "*") != "*" else 1
         unit = combine(unit, UNITS[part["name"]], sign * power)
         position = part.end()
     return unit

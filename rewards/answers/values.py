@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import reduce
 from itertools import pairwise
 
 from rewards.answers.brackets import bracketed, split_top, without_brackets
+from rewards.answers.denials import head_denies
+from rewards.answers.environments import as_text, is_one_value, lines_of, pieces_of
 from rewards.answers.equality import Undecided, symbols
+from rewards.answers.equations import INFINITY, excluded, related
 from rewards.answers.grammar import NotAnExpression, without_thousands_commas
 from rewards.answers.matrix import read_matrix
-from rewards.answers.number import Quantity, parse_quantity
-from rewards.answers.region import REALS, Interval, Region, intersection, without_points
+from rewards.answers.names import are_roots, is_name
+from rewards.answers.number import Quantity, compound_quantity, parse_quantity, same_quantity
+from rewards.answers.number_words import in_digits
+from rewards.answers.region import REALS, Interval, Region, intersection
+from rewards.answers.restated import is_marked, two_readings, without_rounding
+from rewards.answers.structures import Chain, Many, Named, Value, as_region
+from rewards.answers.wording import look_through, without_reason
 from rewards.workers.limits import TooLarge
 
 MAX_ITEMS = 40
-_LEAD_IN = re.compile(
-    r"^(?:so|thus|hence|therefore|then|ans(?:wer)?|final answer|solution|result|we get|approximately|about|roughly"
-    r"|approx\.?|\\therefore|\\approx|=|:|,)(?![A-Za-z(])\s*[,:]?\s*",
-    re.IGNORECASE,
-)
-_STATEMENT = re.compile(r"^[A-Za-z][A-Za-z' ,\\]{0,120}?\s(?:is|are|equals|equal to|be)\b\s*:?\s*", re.IGNORECASE)
-_HEDGE = re.compile(
-    r"n't\b|\b(?:not|never|either|neither|or|less|more|least|most|than|between|might|may|could|maybe|perhaps|cannot)\b",
-    re.IGNORECASE,
-)
 _RELATION = re.compile(r"\\(?:le|ge|ne|approx|in|to|rightarrow)(?![A-Za-z])|<=|>=|!=|[=<>]")
-_SEPARATOR = re.compile(r"[,;]|\b(?:and|or)\b|&(?!\s*\w+;)")
-# Each blank belongs to exactly one part, so that a text that is no name fails in linear time.
-_NAME = re.compile(
-    r"^(?:\\(?:Delta|angle|triangle|overline|odot)\s*|m\s*(?=\\)|(?:the|area|length|of|angle|arc|segment|perimeter)\s+)*"
-    r"(?:[A-Za-z]|\\[A-Za-z]+|[A-Z]{2,4}|[A-Za-z]{3,}(?:\s[A-Za-z.]+){0,6}|\|[A-Z]{2}\|)"
-    r"(?:_\s*(?:\{[^{}]{1,12}\}|\w))?'*(?:\s*\(\s*\\?[A-Za-z]+(?:\s*,\s*\\?[A-Za-z]+)*\s*\))?$"
+_SEPARATOR = re.compile(
+    r"[,;]|\b(?:and|or|und|oder|et|ou)\b|&(?!\s*\w+;)|\bwith\b(?=\s*\w\s*\\ne)|并且|[且和與与及]|或者?|还是"
 )
-_POINT = re.compile(r"^(?:[A-Z]'?|point\s+[A-Z]'?)\s*=?\s*(?=\()")
+_JOINS = dict.fromkeys(("或", "或者", "还是", "oder", "ou"), "or") | dict.fromkeys(
+    ("with", "且", "并且", "和", "與", "与", "及", "und", "et"), "and"
+)
+# P(3, 2) is a point, P(A) = 1/4 a probability.
+_POINT = re.compile(r"^(?:[A-Z]'?|point\s+[A-Z]'?)\s*=?\s*(?=\((?![^()]*\)\s*=))")
 _CLOCK = re.compile(
     r"^(?P<hour>\d{1,2})(?::(?P<minute>[0-5]\d)(?::(?P<second>[0-5]\d))?)?(?:\s*(?P<half>[ap])\.?\s?m\.?)?$",
     re.IGNORECASE | re.ASCII,
@@ -44,63 +41,10 @@ _SLASHED = re.compile(r"(?:\\(?:setminus|backslash)(?![A-Za-z])\s*|-\s*)?(?=\\?\
 _ALL_REALS = re.compile(r"^(?:\\mathbb\s*\{R\}|all real numbers|all reals)\s*", re.IGNORECASE)
 _EXCEPT = re.compile(r"^(?:except|but|other than)\s+(?:for\s+)?", re.IGNORECASE)
 _BUILDER = re.compile(r"^\\\{\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\s*\{R\})?\s*[|:](.*)\\\}$")
+_LABELLED = re.compile(r"^([A-Za-z]{3,}(?: [a-z]{2,}){0,3})\s*[:=]\s*(\S[^:=]*)$")
+# The parameter of a general solution: (k \in \mathbb{Z}).
+_PARAMETER = re.compile(r"[,\s]*\(\s*([a-z])\s*\\in\s*(?:\\mathbb\s*\{\s*)?([NZ])(?:\s*\})?\s*\)$")
 _CHEVRONS = re.compile(r"^<([^<>=]*,[^<>=]*)>$")
-_INFINITY = {"\\infty": "inf", "+\\infty": "inf", "-\\infty": "-inf", "infinity": "inf", "-infinity": "-inf",
-             "+ \\infty": "inf", "- \\infty": "-inf", "inf": "inf", "-inf": "-inf"}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Many:
-    """Several values. kind: "list" (bare, unordered), "set", "tuple", "matrix", "ratio", "clock" or "union".
-
-    ends: the brackets; of a clock time "am", "pm" or "".
-    """
-
-    kind: str
-    items: tuple[Value, ...]
-    ends: str = ""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Named:
-    """name = value; looked through when the other side has no name."""
-
-    name: str
-    value: Value
-    relation: Relation | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Relation:
-    """left op right, op one of "=", "<", "<=", "!="; ">" is turned round."""
-
-    left: Quantity
-    op: str
-    right: Quantity
-
-
-Value = Quantity | Many | Interval | Named | Relation
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Chain:
-    """a = b = c or a ≈ b: the value is `value`, and each pair of `links` has to agree."""
-
-    value: Value
-    links: tuple[tuple[Quantity, Quantity, str], ...]
-
-
-def look_through(text: str) -> str:
-    """Take off words that only introduce an answer ("So", "The area is"), never ones that qualify it."""
-    for _ in range(4):
-        shorter = _LEAD_IN.sub("", text, count=1).strip()
-        statement = _STATEMENT.match(shorter)
-        if statement and not _HEDGE.search(statement.group()):
-            shorter = shorter[statement.end() :].strip()
-        if shorter == text or not shorter:
-            break
-        text = shorter
-    return text
 
 
 def parse_value(text: str, depth: int = 0) -> Value | Chain:
@@ -112,9 +56,22 @@ def parse_value(text: str, depth: int = 0) -> Value | Chain:
     """
     if depth > 6:
         raise TooLarge("lists are nested more than 6 deep")
-    text = look_through(text.strip()) if depth == 0 else text.strip()
+    text = text.strip()
+    if depth == 0:
+        text = _asserted(text)
+        if (restated := _restated(text)) is not None:
+            return restated
+        text = _with_labels(text)
     text = _POINT.sub("", text)
     text = without_brackets(text, _SEPARATOR)
+    if "\\begin" in text and (lines := lines_of(text)) and is_one_value(text):
+        pieces = pieces_of(lines)
+        if pieces:
+            return _piecewise(pieces, depth)
+        text = as_text(lines)
+    compound = compound_quantity(text)
+    if compound:
+        return compound
     if "\\begin" in text or text.startswith(("[", "\\det")):
         matrix = _matrix(text, depth)
         if matrix is not None:
@@ -123,10 +80,10 @@ def parse_value(text: str, depth: int = 0) -> Value | Chain:
         text = _CHEVRONS.sub(r"(\1)", _ungroup(text))
     pieces, separators = split_top(text, _SEPARATOR)
     if len(pieces) > 1:
-        return _listed(pieces, separators, depth)
+        return _listed(pieces, [_JOINS.get(separator, separator) for separator in separators], depth)
     pieces, ops = split_top(text, _RELATION)
     if len(pieces) > 1:
-        return _related(pieces, ops, depth)
+        return related(pieces, ops, lambda piece: parse_value(piece, depth + 1))
     if text == "\\emptyset":
         return Many("set", ())
     region = _region(text)
@@ -147,13 +104,63 @@ def parse_value(text: str, depth: int = 0) -> Value | Chain:
     ratio, _ = split_top(text, re.compile(":"))
     if len(ratio) > 1:
         return _many("ratio", ratio, depth)
-    return parse_quantity(text.replace("infinity", "\\infty") if text in _INFINITY else text)
+    return parse_quantity(text.replace("infinity", "\\infty") if text in INFINITY else text)
+
+
+def _asserted(text: str) -> str:
+    """What a whole answer says without the words around it; raises NotAnExpression where they deny it."""
+    text = look_through(without_reason(_with_labels(text)))
+    if "\\begin" not in text and head_denies(text):
+        raise NotAnExpression("words deny what follows them")
+    return _PARAMETER.sub(r", \1\\in \2", without_rounding(text))
+
+
+def _restated(text: str) -> Chain | None:
+    """A value written twice as a chain, in which both have to agree; None if the text is no such thing."""
+    both = two_readings(text)
+    if both is None:
+        return None
+    try:
+        first, second = (_plain(parse_value(in_digits(part.strip()), 1)) for part in both)
+    except NotAnExpression:
+        return None
+    if first is None or second is None:
+        return None
+    chain = Chain(first if first.quantum is None or second.quantum is not None else second, ((first, second, "="),))
+    return chain if is_marked(text) or same_quantity(first, second) or same_quantity(second, first) else None
+
+
+def _plain(value: Value | Chain) -> Quantity | None:
+    """The constant of a value or a name's value; None for anything else."""
+    while isinstance(value, Chain | Named):
+        value = value.value
+    return value if isinstance(value, Quantity) and not symbols(value.node) else None
+
+
+def _with_labels(text: str) -> str:
+    """Domain: [-4, 4] and Range: [0, 2] as values of names, where all pieces have a label."""
+    if ":" not in text and "=" not in text:
+        return text
+    pieces, _ = split_top(text, _SEPARATOR)
+    labels = [_LABELLED.match(piece) for piece in pieces]
+    if len(pieces) < 2 or not all(labels):
+        return text
+    return ", ".join(f"{label[1].lower()} = {label[2]}" for label in labels if label)
+
+
+def _piecewise(pieces: list[tuple[str, str]], depth: int) -> Many:
+    """A function by cases as the set of its (value, condition)."""
+    rows = []
+    for value, condition in pieces:
+        rest = Quantity(("sym", "otherwise")) if condition == "otherwise" else parse_value(condition, depth + 1)
+        rows.append(Many("tuple", (parse_value(value, depth + 1), rest), "()"))
+    return Many("set", tuple(rows))
 
 
 def _matrix(text: str, depth: int) -> Value | Chain | None:
     """A matrix, a determinant's value, or a name with either."""
     name, equals, rest = text.partition("=")
-    if equals and "\\begin" in rest and _NAME.match(name.strip()):
+    if equals and "\\begin" in rest and is_name(name.strip()):
         return Named(name.strip(), parse_value(rest, depth + 1))
     rows = read_matrix(text)
     if rows is None or isinstance(rows, Quantity):
@@ -172,32 +179,17 @@ def _clock(text: str) -> Many | None:
     return Many("clock", tuple(parts), f"{time['half'].lower()}m" if time["half"] else "")
 
 
-def as_region(value: Value) -> Region | None:
-    """The value as a union of intervals, if it is written as one."""
-    if isinstance(value, Interval):
-        return (value,)
-    if isinstance(value, Named):
-        return as_region(value.value)
-    if not isinstance(value, Many):
-        return None
-    if value.kind == "set" and value.items and all(isinstance(item, Quantity) for item in value.items):
-        return tuple(Interval(item, item, True, True) for item in value.items)
-    if value.kind == "union":
-        parts = [as_region(item) for item in value.items]
-        return None if any(part is None for part in parts) else tuple(i for part in parts if part for i in part)
-    pair = value.kind == "tuple" and len(value.items) == 2 and len(value.ends) == 2
-    if not pair or not all(isinstance(item, Quantity) for item in value.items):
-        return None
-    return (Interval(*value.items, value.ends[0] == "[", value.ends[1] == "]"),)
-
-
 def _region(text: str) -> Value | None:
     """The reals, the reals without some points, or a set-builder."""
     builder = _BUILDER.match(text)
     if builder:
         condition = parse_value(builder.group(2), 1)
+        if _are_roots_of(builder.group(2), builder.group(1), condition):
+            return Many("set", condition.items if isinstance(condition, Many) else (condition.value,))
         if isinstance(condition, Named) and condition.name == builder.group(1):
             return condition.value
+        if isinstance(condition, Many) and condition.kind == "union":
+            return condition
         raise NotAnExpression("a set-builder whose condition is no interval")
     reals = _ALL_REALS.match(text)
     if not reals:
@@ -211,17 +203,14 @@ def _region(text: str) -> Value | None:
     points = parse_value(rest[minus.end() :], 1)
     if isinstance(points, Named):
         points = points.value
-    return _excluded("", list(points.items) if isinstance(points, Many) else [points]).value
+    return excluded("", list(points.items) if isinstance(points, Many) else [points]).value
 
 
-def _excluded(name: str, points: list[Value | Chain]) -> Named:
-    """name without some points."""
-    if not points or not all(isinstance(point, Quantity) for point in points):
-        raise NotAnExpression("the points to leave out are no numbers")
-    try:
-        return Named(name, Many("union", without_points(points)))
-    except Undecided as error:
-        raise NotAnExpression(f"the points to leave out cannot be ordered: {error}") from None
+def _are_roots_of(text: str, name: str, condition: Value | Chain) -> bool:
+    """Whether the condition of a set-builder says name = value, or so for several values."""
+    pieces, _ = split_top(text, _SEPARATOR)
+    is_values = isinstance(condition, Named | Many) and (isinstance(condition, Named) or condition.kind == "list")
+    return is_values and all(re.match(rf"^\s*{name}\s*=(?!=)[^<>]*$", piece) for piece in pieces)
 
 
 def _shared(name: str, regions: list[Region], separators: list[str]) -> Named:
@@ -266,27 +255,45 @@ def _listed(pieces: list[str], separators: list[str], depth: int) -> Value:
     if len(kept) < len(pieces) - sum(a in ",;" and b in ("and", "or") for a, b in pairwise(separators)):
         raise NotAnExpression("an empty place in a list")
     many = _many("list", kept, depth)
+    if all(isinstance(item, Many) and item.kind in ("named", "tuple") for item in many.items):
+        return _solutions(many)
     values = [item.value for item in many.items if isinstance(item, Named)]
     if len(values) != len(many.items):
         first = many.items[0]
         if isinstance(first, Named) and first.relation and first.relation.op == "!=" and "or" not in separators:
-            return _excluded(first.name, [first.relation.right, *many.items[1:]])
+            return excluded(first.name, [first.relation.right, *many.items[1:]])
         if all(isinstance(item, Interval) for item in many.items) and "or" in separators:
             return Many("union", many.items)
         return many
-    names = [item.name for item in many.items]
+    names = tuple(item.name for item in many.items)
     if all(isinstance(value, Interval) for value in values) and set(separators) == {"or"}:
         return Many("union", tuple(values))
     bases = {name.partition("_")[0] for name in names}
     regions = [as_region(value) for value in values if not isinstance(value, Many) or value.kind == "union"]
     if len(bases) == 1 and len(regions) == len(values) and all(regions):
         return _shared(names[0], [region for region in regions if region], separators)
-    if len(bases) == 1:
-        return Many("list", tuple(values))
-    if len(set(names)) != len(names):
+    return _named_values(names, tuple(values))
+
+
+def _solutions(many: Many) -> Many:
+    """Several tuples, of which the first may name the parts of all: (p, q) = (5, 2), (7, 2)."""
+    names = many.items[0].names
+    if not names or any(len(item.items) != len(names) for item in many.items):
         return many
-    ordered = sorted(zip(names, values, strict=True), key=lambda pair: pair[0])
-    return Many("tuple", tuple(value for _, value in ordered), "()")
+    return Many("list", tuple(Many("named", item.items, names=item.names or names) for item in many.items))
+
+
+def _named_values(names: tuple[str, ...], values: tuple[Value, ...]) -> Many:
+    """Several named values: roots of one unknown, one value of each name, or several solutions of the same names."""
+    if len(set(names)) == 1 or are_roots(names):
+        return Many("list", values)
+    period = names.index(names[0], 1) if names[0] in names[1:] else len(names)
+    group = set(names[:period])
+    starts = range(0, len(names), period)
+    if len(group) < period or any(set(names[start : start + period]) != group for start in starts):
+        raise NotAnExpression("some names have several values")
+    solutions = [Many("named", values[s : s + period], names=names[s : s + period]) for s in starts]
+    return solutions[0] if len(solutions) == 1 else Many("list", tuple(solutions))
 
 
 def _enclosed(text: str, inner: str, depth: int) -> Value:
@@ -296,75 +303,8 @@ def _enclosed(text: str, inner: str, depth: int) -> Value:
     if len(pieces) == 1:
         return parse_value(inner, depth + 1) if text[0] + text[-1] in ("()", "[]") else parse_quantity(text)
     ends = text[0] + text[-1]
-    infinite = [_INFINITY.get(piece.strip()) for piece in pieces]
+    infinite = [INFINITY.get(piece.strip()) for piece in pieces]
     if len(pieces) == 2 and (ends in ("(]", "[)") or any(infinite)):
         low, high = (inf or parse_quantity(piece) for inf, piece in zip(infinite, pieces, strict=True))
         return Interval(low, high, text[0] == "[", text[-1] == "]")
     return _many("tuple", pieces, depth, ends)
-
-
-def _related(pieces: list[str], ops: list[str], depth: int) -> Value | Chain:
-    signs = [{"\\le": "<=", "\\ge": ">=", "\\ne": "!="}.get(op, op) for op in ops]
-    if not all(pieces):
-        raise NotAnExpression("a relation lacks a side")
-    if all(sign in ("=", "\\approx", "\\in") for sign in signs):
-        return _equalities(pieces, signs, depth)
-    if len(signs) == 1:
-        return _inequality(*pieces, signs[0])
-    if len(signs) == 2 and all(sign in ("<", "<=", ">", ">=") for sign in signs) and signs[0][0] == signs[1][0]:
-        if signs[0][0] == ">":
-            pieces, signs = pieces[::-1], signs[::-1]
-        if _NAME.match(pieces[1]):
-            ends = (_INFINITY.get(p) or parse_quantity(p) for p in (pieces[0], pieces[2]))
-            return Named(pieces[1], Interval(*ends, "=" in signs[0], "=" in signs[1]))
-    raise NotAnExpression("a chain of relations")
-
-
-def _inequality(left: str, right: str, sign: str) -> Value:
-    if sign[0] == ">":
-        left, right, sign = right, left, sign.replace(">", "<")
-    closed = "=" in sign
-    if sign in ("<", "<="):
-        if _NAME.match(left) and not _NAME.match(right):
-            return Named(left, Interval("-inf", parse_quantity(right), False, closed), _relation(left, sign, right))
-        if _NAME.match(right) and not _NAME.match(left):
-            return Named(right, Interval(parse_quantity(left), "inf", closed, False), _relation(left, sign, right))
-    if sign == "!=" and _NAME.match(right) and not _NAME.match(left):
-        left, right = right, left
-    if sign == "!=" and _NAME.match(left):
-        value = parse_value(right, 1)
-        if isinstance(value, Quantity) and symbols(value.node):
-            return Relation(parse_quantity(left), sign, value)
-        points = value.items if isinstance(value, Many) and value.kind in ("list", "set") else (value,)
-        return Named(left, _excluded(left, list(points)).value, _relation(left, sign, right))
-    if sign not in ("<", "<=", "!="):
-        raise NotAnExpression(f"the relation {sign}")
-    return Relation(parse_quantity(left), sign, parse_quantity(right))
-
-
-def _relation(left: str, sign: str, right: str) -> Relation | None:
-    try:
-        return Relation(parse_quantity(left), sign, parse_quantity(right))
-    except NotAnExpression:
-        return None
-
-
-def _equalities(pieces: list[str], signs: list[str], depth: int) -> Value | Chain:
-    if len(pieces) == 2 and signs[0] == "=" and _NAME.match(pieces[1]) and not _NAME.match(pieces[0]):
-        pieces = pieces[::-1]
-    name = pieces[0] if _NAME.match(pieces[0]) else None
-    rest = pieces[1:] if name else pieces
-    if len(rest) == 1:
-        value = parse_value(rest[0], depth + 1)
-        if isinstance(value, Chain):
-            raise NotAnExpression("a chain inside an equation")
-        return Named(name, value, _relation(pieces[0], "=", rest[0]) if signs[0] == "=" else None)
-    if name is None and len(pieces) == 2 and signs == ["="]:
-        return Relation(parse_quantity(pieces[0]), "=", parse_quantity(pieces[1]))
-    if "\\in" in signs:
-        raise NotAnExpression("membership in a chain")
-    quantities = [parse_quantity(piece) for piece in rest]
-    links = zip(quantities, quantities[1:], signs[1:] if name else signs, strict=False)
-    exact_end = next((i for i, sign in enumerate(signs[1:] if name else signs) if sign == "\\approx"), None)
-    value = quantities[-1] if exact_end is None else quantities[exact_end]
-    return Chain(Named(name, value) if name else value, tuple(links))

@@ -64,14 +64,14 @@ def _call_trl(
     kwargs: Mapping[str, Any],
 ) -> Any:
     columns = {name for sample in samples for name in sample.columns}
-    golds = [sample.gold for sample in samples]
+    golds = [_gold(sample) for sample in samples]
     arguments: dict[str, Any] = dict.fromkeys(_GOLD_NAMES, golds)
     # A worked solution where the row has one.
     arguments |= {name: [_column(sample, name) for sample in samples] for name in sorted(columns)}
     arguments |= {name: [getattr(sample, name) for sample in samples] for name in _ROW_FIELDS}
     arguments |= {
         "answer": golds,
-        "prompts": [_spoken("user", sample.prompt, as_messages) for sample in samples],
+        "prompts": [_asked(sample, as_messages) for sample in samples],
         "completions": [_spoken("assistant", sample.completion, as_messages) for sample in samples],
         "completion_ids": [list(sample.completion_ids) for sample in samples],
         "trainer_state": logbook.trainer_state,
@@ -88,12 +88,29 @@ def _call_trl(
 
 def _column(sample: Sample, name: str) -> Any:
     """A row's own column; a row without a worked solution has its gold in that place."""
-    return sample.columns.get(name, sample.gold if name in _GOLD_NAMES else None)
+    return sample.columns.get(name, _gold(sample) if name in _GOLD_NAMES else None)
+
+
+def _gold(sample: Sample) -> Any:
+    """The gold as its column has it: the list where that is one, also as text; else the first text that is right."""
+    column = sample.columns.get("answer")
+    if isinstance(column, list | tuple):
+        return list(column)
+    if isinstance(column, str) and column.lstrip().startswith(("['", '["')):
+        return column
+    return sample.gold if isinstance(sample.gold, str) else sample.gold[0]
 
 
 def _spoken(role: str, text: str, as_message: bool) -> Any:
     """A text, or as the only message of a conversation."""
     return [{"role": role, "content": text}] if as_message else text
+
+
+def _asked(sample: Sample, as_messages: bool) -> Any:
+    """The last question, or as messages all that was said up to it."""
+    earlier = [{"role": role, "content": text} for role, text in sample.earlier_turns]
+    asked = _spoken("user", sample.prompt, as_messages)
+    return [*earlier, *asked] if as_messages else asked
 
 
 def _opened_images(function: Callable[..., Any], samples: Sequence[Sample]) -> dict[str, Any]:
@@ -131,7 +148,8 @@ def _call_easyr1(function: Callable[..., Any], label: str, samples: Sequence[Sam
 
 
 def _easyr1_sample(sample: Sample) -> dict[str, Any]:
-    known = {"response": sample.completion, "response_length": sample.num_tokens, "ground_truth": sample.gold}
+    known = {"response": sample.completion, "response_length": sample.num_tokens, "ground_truth": _gold(sample)}
+    known["equivalent_answers"] = list(sample.columns.get("equivalent_answers", ()))
     return {"reward_input": known}
 
 
@@ -139,7 +157,7 @@ def _verl_sample(sample: Sample) -> dict[str, Any]:
     return {
         "data_source": sample.columns.get("data_source", sample.columns.get("source", "unknown")),
         "solution_str": sample.completion,
-        "ground_truth": sample.gold,
+        "ground_truth": _gold(sample),
         "extra_info": sample.columns.get("extra_info", dict(sample.columns)),
     }
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from rewards.answers.spoken import last_sentence
 from rewards.response.declared import declared_answer
+from rewards.response.withdrawn import denied_before, hedges, takes_back
 from rewards.types import TEMPLATES, Verdict
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
@@ -18,16 +20,32 @@ _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad\u200e\
 _BOX_TOKEN = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*|\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"[+-]?[0-9][0-9.,/]*|[A-Za-z]")
 _JOINT = re.compile(r"(?:[\s$,;]|\\[()\[\],;! ]|and\b|or\b|\\text\s*\{\s*(?:and|or)\s*\}|\\q?quad)*")
+# Boxes of one answer: "\\boxed{1} papers and \\boxed{2} bins", "... 或 y = \\boxed{...}"; nothing that takes one back.
+_LINKED = re.compile(
+    r"(?!.*\b(?:not|no|instead|rather|but|then|hence|so|wait|actually)\b)"
+    r"(?:[\s$]|\\[()\[\]])*[^.!?\n。\\]{0,30}(?:\\text\s*\{)?[^.!?\n。\\]{0,30}"
+    r"(?:\b(?:and|or)\b|[和或且与及])\s*\}?(?:[\s$]|\\[()\[\],;! ]|\\q?quad)*(?:\w(?:_\{?\w{1,3}\}?)?\s*=\s*)?\$?"
+)
 _MAX_JOINT = 60
+_TAKEN_BACK = "the words behind the answer take it back"
+_WITHDRAWN = "the last box or tag is opened and not closed, which takes back the answer before it"
+# What a cut can leave of an opening: "<answer", "\\boxed".
+_CUT_TAG = re.compile(r"<ans(?:w(?:e(?:r)?)?)?$")
+_CUT_BOX = re.compile(r"\\(?:boxed|fbox)$")
 
 
 @dataclass(frozen=True, slots=True)
 class Extraction:
-    """The answer text, or the verdict and reason for which there is none."""
+    """The answer text, or the verdict and reason for which there is none.
+
+    Attributes:
+        sentence: the whole sentence of a plain response that the answer was taken from.
+    """
 
     answer: str | None
     verdict: Verdict | None = None
     reason: str = ""
+    sentence: str = ""
 
 
 def _none(reason: str, verdict: Verdict = Verdict.no_answer) -> Extraction:
@@ -97,7 +115,7 @@ def extract(completion: str, template: str = "auto") -> Extraction:
     if template in ("think_boxed", "boxed") or "\\boxed" in text or "\\fbox" in text:
         return _from_boxes(text)
     answer = declared_answer(text)
-    return Extraction(answer) if answer else _none("the response declares no answer")
+    return Extraction(answer, sentence=last_sentence(text)) if answer else _none("the response declares no answer")
 
 
 def after_think(text: str) -> str | Extraction:
@@ -127,7 +145,7 @@ def _from_tags(text: str) -> Extraction:
         if start < 0:
             break
         if end < 0:
-            return _none("the answer tag is not closed")
+            return _none(_WITHDRAWN if answers else "the answer tag is not closed")
         inner = text[start + len(ANSWER_OPEN) : end]
         if end < start or ANSWER_OPEN in inner:
             return _none("answer tags are nested or out of order", Verdict.bad_format)
@@ -137,8 +155,12 @@ def _from_tags(text: str) -> Extraction:
         return _none("an answer tag is closed but never opened", Verdict.bad_format)
     if not answers:
         return _none("there is no answer tag")
+    if _CUT_TAG.search(text[position:].rstrip()[-len(ANSWER_OPEN) :]):
+        return _none(_WITHDRAWN)
     if len(set(answers)) > 1:
         return _none(f"{len(set(answers))} different answers in tags", Verdict.wrong)
+    if takes_back(text[position:], answers[0]) or denied_before(text[: text.find(ANSWER_OPEN)]):
+        return _none(_TAKEN_BACK, Verdict.wrong)
     inner = answers[0]
     if "<!--" in inner:
         inner = _without_comments(inner)
@@ -191,14 +213,21 @@ def _from_boxes(text: str) -> Extraction:
     boxes, unclosed = find_boxes(text)
     if not boxes:
         return _none("the box is not closed" if unclosed else "there is no box")
+    if unclosed or _CUT_BOX.search(text.rstrip()[-len("\\boxed") :]):
+        return _none(_WITHDRAWN)
     joined = [boxes[-1]]
     for box in reversed(boxes[:-1]):
         between = text[box[1] : joined[0][0]]
-        if len(between) > _MAX_JOINT or not _JOINT.fullmatch(between):
+        if len(between) > _MAX_JOINT or not (_JOINT.fullmatch(between) or _LINKED.fullmatch(between)):
             break
         joined.insert(0, box)
         if len(joined) > 64:
             return _none("more than 64 boxes in a row", Verdict.too_large)
+    _, end, content = boxes[-1]
+    if takes_back(text[end:], content) or denied_before(text[: joined[0][0]]):
+        return _none(_TAKEN_BACK, Verdict.wrong)
+    if len(boxes) > len(joined) and hedges(text[boxes[-len(joined) - 1][1] : joined[0][0]]):
+        return _none("several boxes are offered as alternatives", Verdict.wrong)
     contents = [_inner_box(content) for _, _, content in joined]
     unique = list(dict.fromkeys(contents))
     answer = ", ".join(unique)

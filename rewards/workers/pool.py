@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from rewards.types import VerifierError
 from rewards.workers.worker import WorkerDied, receive, send
 
 START_TIMEOUT_S = 60.0
+WALL_FACTOR, WALL_MARGIN_S = 20.0, 10.0
 # -P keeps the current folder off the path; our own root goes last, so it can shadow nothing.
 _BOOT = (
     "import sys; sys.path.append(sys.argv[2]); "
@@ -93,12 +95,16 @@ class Nursery:
             theirs.close()
         return Worker(ours, int(pid))
 
-    def kill(self, worker: Worker) -> None:
-        """End a worker for good. Its parent, the nursery, does it, so a reused pid can never be hit."""
+    def kill(self, worker: Worker) -> int:
+        """End a worker for good; the number of the signal it died by, 0 if that is not known.
+
+        Its parent, the nursery, does it, so a reused pid can never be hit.
+        """
         worker.channel.close()
         with contextlib.suppress(OSError):
             send(self.channel, ["kill", worker.pid])
-            receive(self.channel)
+            return int(receive(self.channel))
+        return 0
 
     def close(self) -> None:
         """End the nursery and with it all its workers."""
@@ -127,15 +133,18 @@ class Worker:
     def ask(self, gold: str, answer: str, timeout_s: float) -> str:
         """One comparison: "same", "different", "bad_gold", "no_parse" or "memory".
 
+        The worker ends itself after `timeout_s` of processor time; the wall clock is a guard against one that stands
+        still, wide enough for a machine with many other tasks.
+
         Raises:
             WorkerTimeout, WorkerDied: the worker must be replaced.
         """
-        self.channel.settimeout(timeout_s)
+        self.channel.settimeout(WALL_FACTOR * timeout_s + WALL_MARGIN_S)
         try:
-            send(self.channel, [gold, answer])
+            send(self.channel, [gold, answer, timeout_s])
             return str(receive(self.channel))
         except TimeoutError as error:
-            raise WorkerTimeout(f"no answer in {timeout_s:g} s") from error
+            raise WorkerTimeout("the worker stands still") from error
         except OSError as error:
             raise WorkerDied(str(error)) from error
 
@@ -202,7 +211,13 @@ class Pool:
                 self._discard(worker)
                 worker = None
             worker = worker or self._spawn()
-            reply = worker.ask(gold, answer, timeout_s)
+            try:
+                reply = worker.ask(gold, answer, timeout_s)
+            except WorkerDied as death:
+                dead, worker = worker, None
+                if self._discard(dead) == signal.SIGPROF:
+                    raise WorkerTimeout(f"no answer in {timeout_s:g} s of processor time") from death
+                raise
             keep = worker
             return reply
         finally:
@@ -227,11 +242,11 @@ class Pool:
             self.nursery.close()
         self.nursery = Nursery(self.memory_limit_bytes)
 
-    def _discard(self, worker: Worker) -> None:
+    def _discard(self, worker: Worker) -> int:
+        """End a worker; the number of the signal it died by, 0 if that is not known."""
         with self._lock:
             self.workers.discard(worker)
-            if self.nursery:
-                self.nursery.kill(worker)
+            return self.nursery.kill(worker) if self.nursery else 0
 
     def close(self) -> None:
         """End all processes; nothing can be asked afterwards."""

@@ -1,7 +1,9 @@
 """The child's side of a comparison: the nursery, which imports math-verify once and forks, and the workers it forks.
 
 Workers end when their socket or the nursery ends, and the nursery kills its workers and ends when the parent does.
-Memory is limited by RLIMIT_AS, time by the parent, which kills. Not a security sandbox: no system calls are filtered.
+Memory is limited by RLIMIT_AS and the processor time of each comparison by ITIMER_PROF, whose signal ends the worker
+in the midst of any computation; the parent's wall clock only catches what uses no processor time.
+Not a security sandbox: no system calls are filtered.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ _FIRST_USES = (
 )
 _LATER_USES = (
     ("$\\frac{1}{3}$", "$\\int_0^1 x^2 dx$"),
+    ("$e$", "$\\sum_{k=0}^{\\infty} \\frac{1}{k!}$"),
     ("$2$", "$\\lim_{x \\to 0} \\frac{\\sin 2x}{x}$"),
     ("$\\{1, 2\\} \\cup \\{3\\}$", "$\\{1, 2, 3\\}$"),
     ("$\\sqrt{x^2+1} e^x$", "$\\exp(x) \\sqrt{1+x^2}$"),
@@ -87,10 +90,9 @@ def run_nursery(descriptor: int) -> None:
                 children.add(child)
                 send(channel, child)
             else:
-                if value in children:
-                    children.discard(value)
-                    _end(value)
-                send(channel, "ended")
+                known = value in children
+                children.discard(value)
+                send(channel, _end(value) if known else 0)
     except OSError:
         pass  # the parent is gone
     finally:
@@ -98,10 +100,13 @@ def run_nursery(descriptor: int) -> None:
             _end(child)
 
 
-def _end(pid: int) -> None:
+def _end(pid: int) -> int:
+    """Kill a child that may have ended before; the number of the signal it died by, 0 if it exited."""
     with contextlib.suppress(ProcessLookupError, ChildProcessError):
         os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        _, status = os.waitpid(pid, 0)
+        return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    return 0
 
 
 def _prepare_engine() -> None:
@@ -125,9 +130,13 @@ def _run_worker(descriptor: int, memory_limit_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (memory_limit_bytes, memory_limit_bytes))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         channel = socket.socket(fileno=descriptor)
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
         while True:
-            gold, answer = receive(channel)
-            send(channel, _guarded_compare(gold, answer))
+            gold, answer, cpu_s = receive(channel)
+            signal.setitimer(signal.ITIMER_PROF, cpu_s)
+            reply = _guarded_compare(gold, answer)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            send(channel, reply)
     finally:
         os._exit(0)
 
@@ -153,6 +162,8 @@ def _guarded_compare(gold: str, answer: str) -> str:
 def _compare(gold: str, answer: str) -> str:
     from math_verify import LatexExtractionConfig, parse, verify
 
+    from rewards.workers.closeness import agree_closely
+
     # Only the LaTeX reader: the plain-expression one calls sympy's parse_expr, which runs Python.
     config = [LatexExtractionConfig()]
     wanted = parse(gold, extraction_config=config, fallback_mode="no_fallback", parsing_timeout=None)
@@ -161,5 +172,9 @@ def _compare(gold: str, answer: str) -> str:
     given = parse(answer, extraction_config=config, fallback_mode="no_fallback", parsing_timeout=None)
     if not given:
         return "no_parse"
-    same = verify(wanted, given, float_rounding=12, numeric_precision=15, strict=True, timeout_seconds=None)
-    return "same" if same else "different"
+    for left in wanted:
+        for right in given:
+            same = verify([left], [right], float_rounding=12, numeric_precision=15, strict=True, timeout_seconds=None)
+            if same and agree_closely(left, right):
+                return "same"
+    return "different"

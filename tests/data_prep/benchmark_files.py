@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 LAYOUTS = ("mathvista", "mathverse", "mathvision", "dynamath", "puzzlevqa", "we_math", "tabmwp", "logicvista",
-           "olympiadbench", "mmk12")  # fmt: skip
+           "olympiadbench", "mmk12", "charxiv", "hallusionbench", "mm_math", "m3cot", "chartqa")  # fmt: skip
 
 
 def drawn(colour: str, format: str = "PNG") -> bytes:
@@ -87,17 +87,52 @@ OLYMPIAD = {
     "answer_type": "Numerical", "error": None,
 }  # fmt: skip
 
+CHARXIV = {
+    "figure_id": 7, "query": "Which curve ends highest?", "answer": "Joint-CNN", "inst_category": 1, "qa_source": 3,
+}  # fmt: skip
+HALLUSION = {
+    "category": "VD", "subcategory": "illusion", "visual_input": "1", "set_id": "0", "figure_id": "0",
+    "sample_note": "circle", "question_id": "1", "question": "Is the left circle larger?",
+    "gt_answer_details": "Both are equal.", "gt_answer": "0", "filename": "./hallusion_bench/VD/illusion/0_0.png",
+}  # fmt: skip
+MM_MATH = {
+    "question": "Find the length of $AB$.", "file_name": "51.png", "solution": "So it is $\\boxed{3\\sqrt{2}}$.",
+    "year": "八年级上学期", "difficult": "普通", "knowledge": "Properties of Shapes",
+}  # fmt: skip
+M3COT = {
+    "id": "geometry-5", "category": "area", "image_id": "5", "question": "What is its area?", "context": "A square.",
+    "choices": ["4", "9"], "answer": "B", "rationale": "The side is 3.", "split": "test", "image_path": "images/5.png",
+    "domain": "mathematics", "topic": "geometry",
+}  # fmt: skip
+CHARTQA = {"imgname": "17.png", "query": "What is the largest bar?", "label": "14"}
+MMMU = {
+    "id": "validation_Art_Theory_7", "question": "Who painted <image 1>?", "options": "['Anna', \"O'Hara\"]",
+    "explanation": "", "image_1": {"bytes": RED, "path": None}, "image_2": None, "img_type": "['Paintings']",
+    "answer": "B", "topic_difficulty": "Easy", "question_type": "multiple-choice", "subfield": "Painting",
+}  # fmt: skip
+MMMU_PRO = {
+    "id": "test_Math_3", "question": "What is the area of <image 1>?", "options": "['1', '2', '3', '4', '5']",
+    "explanation": "?", "image_1": {"bytes": RED, "path": None}, "image_2": None, "img_type": "['Diagrams']",
+    "answer": "E", "topic_difficulty": "Hard", "subject": "Math",
+}  # fmt: skip
+MMMU_PRO_VISION = {
+    "id": "test_Math_3", "image": {"bytes": RED, "path": None}, "options": "['1', '2', '3', '4', '5']", "answer": "E",
+    "subject": "Math",
+}  # fmt: skip
+
 
 def build(name: str, root: Path, **change) -> Path:
     """One layout's folder below `root`; `change` replaces columns of its first record."""
     root = root / name
     first = {"mathvista": MATHVISTA, "mathverse": MATHVERSE, "mathvision": MATHVISION, "dynamath": DYNAMATH,
              "puzzlevqa": PUZZLE, "we_math": WE_MATH, "tabmwp": TABMWP, "logicvista": LOGICVISTA,
-             "olympiadbench": OLYMPIAD, "mmk12": MMK12}[name] | change  # fmt: skip
+             "olympiadbench": OLYMPIAD, "mmk12": MMK12, "charxiv": CHARXIV, "hallusionbench": HALLUSION,
+             "mm_math": MM_MATH, "m3cot": M3COT, "chartqa": CHARTQA}[name] | change  # fmt: skip
     return {
         "mathvista": _mathvista, "mathverse": _mathverse, "mathvision": _mathvision, "dynamath": _dynamath,
         "puzzlevqa": _puzzlevqa, "we_math": _we_math, "tabmwp": _tabmwp, "logicvista": _logicvista,
-        "olympiadbench": _olympiadbench, "mmk12": _mmk12,
+        "olympiadbench": _olympiadbench, "mmk12": _mmk12, "charxiv": _charxiv, "hallusionbench": _hallusionbench,
+        "mm_math": _mm_math, "m3cot": _m3cot, "chartqa": _chartqa,
     }[name](root, first)  # fmt: skip
 
 
@@ -194,6 +229,40 @@ def _mmk12(root: Path, first: dict) -> Path:
     return root
 
 
+def _charxiv(root: Path, first: dict) -> Path:
+    put(root / "images" / "7.jpg", RED)
+    put(root / "images" / "8.jpg", RED)
+    number = {"figure_id": 8, "query": "What is the step of the axis?", "answer": "0.25", "inst_category": 4}
+    put(root / "data" / "reasoning_val.json", {"7": first, "8": CHARXIV | number})
+    return root
+
+
+def _hallusionbench(root: Path, first: dict) -> Path:
+    put(root / "VD" / "illusion" / "0_0.png", RED)
+    blind = {"category": "VS", "subcategory": "chart", "visual_input": "0", "filename": None, "gt_answer": "1"}
+    put(root / "HallusionBench.json", [first, HALLUSION | blind])
+    return root
+
+
+def _mm_math(root: Path, first: dict) -> Path:
+    put(root / "images" / "51.png", RED)
+    put(root / "MM_Math.jsonl", (first,))
+    return root
+
+
+def _m3cot(root: Path, first: dict) -> Path:
+    put(root / "data" / "images" / "5.png", RED)
+    put(root / "data" / "test.jsonl", (first, M3COT | {"id": "geometry-6", "context": "", "answer": "A"}))
+    return root
+
+
+def _chartqa(root: Path, first: dict) -> Path:
+    put(root / "test" / "png" / "17.png", RED)
+    put(root / "test" / "test_human.json", [first])
+    put(root / "test" / "test_augmented.json", [CHARTQA | {"label": "Yes"}])
+    return root
+
+
 def hub_record(name: str) -> tuple[dict, str]:
     """(the layout's first record as the hub's table holds it, the split of its file)."""
     image = {"bytes": RED, "path": None}
@@ -211,4 +280,13 @@ def hub_record(name: str) -> tuple[dict, str]:
             OLYMPIAD | {"question": "A snail:\n<image_1>\n\nDetermine $C$.", "image_1": image, "image_2": None,
                         "modality": "Multimodal", "difficulty": "Competition", "question_type": "Open-ended",
                         "subject": "Math", "language": "English"}, "train"),
+        "charxiv": ({"category": "cs", "figure_path": "images/7.jpg", "num_subplots": 2, "image": image,
+                     "reasoning_q": CHARXIV["query"], "reasoning_a": CHARXIV["answer"], "reasoning_a_type": 1,
+                     "reasoning_q_source": 3, "descriptive_q1": 1, "descriptive_a1": "x"}, "validation"),
+        "hallusionbench": (HALLUSION | {"image": image}, "image"),
+        "m3cot": ({name: value for name, value in M3COT.items() if name != "image_path"} | {"image": image}, "test"),
+        "chartqa": ({"image": image, "query": CHARTQA["query"], "label": ["Yes"], "human_or_machine": 1}, "test"),
+        "mmmu": (MMMU, "validation"),
+        "mmmu_pro": (MMMU_PRO, "test"),
+        "mmmu_pro_vision": (MMMU_PRO_VISION, "test"),
     }[name]  # fmt: skip

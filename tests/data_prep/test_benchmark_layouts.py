@@ -261,6 +261,14 @@ def test_another_image_root_is_used_where_it_is_given(tmp_path):
         ("olympiadbench", {"question": "<image_1> x"}, "OE_MM_maths_en_COMP.json", 1, "question"),
         ("mmk12", {"answer": " "}, "k12.json", 1, "answer"),
         ("mmk12", {"image_path": "images/none.png"}, "k12.json", 1, "image_path"),
+        ("charxiv", {"answer": None}, "reasoning_val.json", "7", "answer"),
+        ("charxiv", {"figure_id": 9}, "reasoning_val.json", "7", "image"),
+        ("hallusionbench", {"gt_answer": "2"}, "HallusionBench.json", 1, "gt_answer"),
+        ("hallusionbench", {"filename": "../../a.png"}, "HallusionBench.json", 1, "filename"),
+        ("mm_math", {"solution": "It is 5."}, "MM_Math.jsonl", 1, "solution"),
+        ("m3cot", {"answer": "C"}, "test.jsonl", 1, "answer"),
+        ("chartqa", {"label": None}, "test_human.json", 1, "label"),
+        ("chartqa", {"imgname": "18.png"}, "test_human.json", 1, "image"),
     ],
 )
 def test_a_bad_row_names_file_key_and_column_and_the_rest_is_still_read(tmp_path, name, change, file, key, field):
@@ -283,3 +291,24 @@ def test_a_record_that_is_no_object_is_one_bad_row(tmp_path):
     put(root / "data" / "testmini.json", [MATHVERSE, "text", MATHVERSE])
     first, error, last = scan_rows(root, split="testmini")
     assert (error.row, first.answer, last.answer) == (2, "B", "B")
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "choices"),
+    [
+        ("(B)", "B", ("14 cm", "15 cm")),
+        ("15 cm", "15 cm", ("14 cm", "15 cm")),
+        ("A\nB", "A, B", None),  # both are right, so the question stays as it is
+    ],
+)
+def test_mathverse_golds_may_be_bracketed_letters_texts_or_several_letters(tmp_path, answer, gold, choices):
+    row = next(load_rows(build("mathverse", tmp_path, answer=answer)))
+    assert (row.answer, row.choices, row.kind) == (gold, choices, "choice")
+    assert row.problem.endswith("Find L." if choices else "Find L.\nChoices:\nA:14 cm\nB:15 cm")
+
+
+def test_mathverse_keeps_the_choices_that_only_the_image_shows(tmp_path):
+    hidden = {"question": "", "question_for_eval": "Find L.\nChoices:\nA:14 cm\nB:15 cm"}
+    row = next(load_rows(build("mathverse", tmp_path, **hidden)))
+    assert (row.choices, row.metadata["choices_in_image"]) == (None, ("14 cm", "15 cm"))
+    assert "choices_in_image" not in next(load_rows(build("mathverse", tmp_path / "listed"))).metadata

@@ -72,7 +72,8 @@ def test_options_that_are_their_own_letters_stay_choices(tmp_path):
 # Hub tables
 
 
-HUB_LAYOUTS = ("mathvista", "mathverse", "mathvision", "dynamath", "we_math", "olympiadbench", "mmk12")
+HUB_LAYOUTS = ("mathvista", "mathverse", "mathvision", "dynamath", "we_math", "olympiadbench", "mmk12", "charxiv",
+               "hallusionbench", "m3cot", "chartqa")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HUB_LAYOUTS)

@@ -11,6 +11,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import sympy
 
 from data_prep import DataError, RowError, load_rows, open_image, read_image
 from data_prep.loading import scan_rows
@@ -121,6 +122,44 @@ def test_a_bad_formalgeo_answer_or_picture_names_file_and_field(formalgeo_withou
     assert good == []
 
 
+def test_long_complex_and_tuple_golds_of_formalgeo_are_read_and_what_is_no_gold_is_counted(
+    formalgeo_without_derived, capsys
+):
+    from rewards import verify
+    from vlm_mhpo.config import DataConfig
+    from vlm_mhpo.prompts.rows import read_rows
+
+    folder = next(formalgeo_without_derived.rglob("1106.json")).parent
+    problem = json.loads((folder / "1106.json").read_text())
+    for list_of_split in formalgeo_without_derived.glob("split_*.txt"):
+        list_of_split.unlink()
+    sides = "+".join(f"sqrt({n}+{n}*pi)*sin({n})" for n in range(3, 30))
+    golds = {
+        1: (sides, {}),
+        2: ("3+4*I", {}),
+        3: ("(3, 4*sqrt(2))", {}),
+        4: ("5", {"problem_text_en": ""}),
+        5: ("x**2", {}),
+        6: ("5", {"problem_text_en": None}),
+    }
+    for number, (gold, changes) in golds.items():
+        path = folder / f"{number}.json"
+        path.write_text(json.dumps(problem | {"problem_answer": gold} | changes))
+    config = DataConfig(train=str(formalgeo_without_derived), on_bad_row="skip", max_bad_share=0.2)
+    rows = {row.id: row for row in read_rows(config.train, config, None, None, skips_bad=True)}
+    assert len(sides) > 400 and len(rows) == 8
+    said = capsys.readouterr().out
+    assert "2 of 10 rows" in said and "problem_answer" in said and "5.json" in said and "6.json" in said
+    # A blank question is its image.
+    assert rows["formalgeo7k/4"].problem == "<image>"
+    exact = sympy.sympify(sides)  # other terms, in another order
+    cases = [(1, sympy.latex(exact), sympy.latex(exact + 1)), (2, "4i + 3", "4 - 3i"), (3, "(3, \\sqrt{32})", "(3, 4)")]
+    for number, right, wrong in cases:
+        gold = rows[f"formalgeo7k/{number}"].answer
+        judged = [verify(text, gold, template="bare", kind="math").correct for text in (right, wrong)]
+        assert judged == [True, False], (number, gold)
+
+
 # JSON Lines, JSON
 
 
@@ -156,7 +195,9 @@ GOOD = {"problem": "Find x.", "answer": "7"}
         (GOOD | {"answer": "  "}, "answer"),
         (GOOD | {"answer": None}, "answer"),
         (GOOD | {"answer": {"value": True}}, "answer"),
-        (GOOD | {"answer": ["7"]}, "answer"),
+        (GOOD | {"answer": ["7", "8"]}, "answer"),
+        (GOOD | {"answer": ["7", None]}, "answer"),
+        (GOOD | {"answer": []}, "answer"),
         ({"problem": "Find x.", "solution": "it is 7"}, "answer"),
         ({"problem": "Find x.", "solution": "<answer>7</answer><answer>8</answer>"}, "answer"),
         ({"problem": "Find x.", "solution": "<answer>7"}, "answer"),

@@ -124,7 +124,8 @@ def test_the_fixture_sees_and_stops_every_usual_way_out(network_attempts):
 
 ROOT = Path(data_prep.__file__).parent.parent
 NETWORK = {
-    *("socket", "ssl", "http", "urllib.request", "urllib3", "requests", "httpx", "aiohttp", "ftplib", "smtplib"),
+    *("socket", "ssl", "http", "urllib.request", "urllib3", "requests", "httpx", "httpx2", "aiohttp", "ftplib"),
+    *("smtplib", "httpcore2"),
     *("socketserver", "xmlrpc", "websockets", "paramiko", "boto3", "fsspec", "huggingface_hub", "datasets", "wandb"),
     *("qwen_vl_utils", "torch.hub"),
 }
@@ -132,6 +133,7 @@ NETWORK = {
 ALLOWED = {
     "data_prep/formats/hub.py": {"datasets"},  # the one reader of the hub
     "data_prep/formats/saved.py": {"datasets"},  # only from_disk and from_file, which read this disk
+    "vlm_mhpo/evaluation/judge/server.py": {"httpx2", "ssl"},  # only with eval.judge, and only its address
     "vlm_mhpo/faults/agreement.py": {"socket"},  # names the host of a rank that sees another folder
     "vlm_mhpo/runtime/ranks.py": {"socket"},  # names the host of a rank
     "vlm_mhpo/models/loading.py": {"huggingface_hub"},  # looks into the local cache
@@ -313,7 +315,9 @@ BAD_RECORDS = [
     ({"problem": "Find x."}, "answer"),
     ({"answer": "7"}, "problem"),
     (GOOD | {"answer": ""}, "answer"),
-    (GOOD | {"answer": ["7"]}, "answer"),
+    (GOOD | {"answer": ["7", "8"]}, "answer"),
+    (GOOD | {"answer": [["7"]]}, "answer"),
+    (GOOD | {"equivalent_answers": [{}]}, "equivalent_answers"),
     (GOOD | {"answer": {"value": 7}}, "answer"),
     (GOOD | {"problem": " "}, "problem"),
     (GOOD | {"problem": 5}, "problem"),

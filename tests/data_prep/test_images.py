@@ -71,7 +71,6 @@ REFUSED = {
     "SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a PNG, JPEG or WEBP"),
     "animated PNG": (frames("PNG"), "several frames"),
     "animated WEBP": (frames("WEBP"), "several frames"),
-    "two JPEGs in one": (frames("MPO"), "several frames"),
     "truncated PNG": (encoded(with_red_left_half(400, 400), compress_level=0)[:5_000], "truncated or broken PNG"),
     "truncated JPEG": (encoded(Image.effect_noise((99, 99), 50), "JPEG")[:-2_000], "truncated or broken JPEG"),
     "truncated WEBP": (encoded(Image.effect_noise((99, 99), 50), "WEBP")[:-900], "truncated or broken WEBP"),
@@ -201,6 +200,38 @@ def test_exif_orientation_turns_the_picture_upright(image_format):
     assert opened.size == (20, 40)
     assert opened.getpixel((10, 5))[0] > 200 and opened.getpixel((10, 5))[2] < 60
     assert opened.getpixel((10, 35))[2] > 200 and opened.getpixel((10, 35))[0] < 60
+
+
+def photograph(*images: Image.Image, **options) -> bytes:
+    """What a phone writes: one JPEG with further images behind it."""
+    return encoded(images[0], "MPO", save_all=True, append_images=list(images[1:]), **options)
+
+
+def test_a_photograph_of_several_images_is_its_first():
+    behind = Image.new("RGB", (20, 10), "blue")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    for shown, options in ((with_red_left_half(), {}), (with_red_left_half(), {"exif": exif})):
+        data = photograph(shown, behind, behind, **options)
+        with Image.open(io.BytesIO(data)) as image:
+            assert (image.format, image.n_frames) == ("MPO", 3)
+        alone = open_image(encoded(shown, "JPEG", **options))
+        assert open_image(data).tobytes() == alone.tobytes()
+        assert open_image(data).size == ((20, 40) if options else (40, 20))
+
+
+def test_a_damaged_photograph_is_refused_or_read_and_its_limits_hold():
+    data = photograph(with_red_left_half(), Image.new("RGB", (20, 10), "blue"))
+    with pytest.raises(ImageError, match="over the limit"):
+        open_image(data, ImageLimits(max_side=39))
+    rng = random.Random(4)
+    for _ in range(300):
+        place = rng.randrange(3, len(data))
+        for damaged in (data[:place], data[:place] + bytes([rng.randrange(256)]) + data[place + 1 :]):
+            try:
+                assert open_image(damaged).size == (40, 20)
+            except ImageError:
+                continue
 
 
 def test_damaged_pictures_are_decoded_or_refused_but_never_crash():

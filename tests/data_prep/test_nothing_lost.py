@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_prep import DataError, RowError, load_rows, read_image
+from data_prep.formats.table import TableFile, row_from_record
 from data_prep.formats.we_math import _options
 from rewards import verify
 from tests.builders import picture
@@ -149,6 +152,13 @@ def test_a_gold_that_names_no_choice_is_refused_and_says_what_to_do(tmp_path, go
         ("bool_", True, "True"),
         ("int64", 7, "7"),
         ("float32", 27.0, "27"),
+        # Of a third the column knows seven digits, and a third rounds to those.
+        ("float32", 1 / 3, "0.3333333"),
+        ("float32", 2**0.5, "1.414214"),
+        ("float32", 1e20, "1e+20"),
+        ("float32", 16777215.0, "16777215"),
+        ("float16", 2 / 3, "0.667"),
+        ("float16", 1234.0, "1234"),
     ],
 )
 def test_a_gold_has_the_digits_of_its_column(tmp_path, kind, value, gold):
@@ -165,6 +175,46 @@ def test_a_gold_has_the_digits_of_its_column(tmp_path, kind, value, gold):
     pyarrow.parquet.write_table(table_, tmp_path / "rows.parquet")
     (row,) = load_rows(tmp_path / "rows.parquet")
     assert row.answer == gold
+
+
+def write_arrow(table_, path):
+    import pyarrow
+
+    with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_stream(sink, table_.schema) as writer:
+        writer.write_table(table_)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+@pytest.mark.parametrize("kind", ["float32", "float16"])
+def test_golds_inside_lists_and_structs_have_the_digits_of_their_column(tmp_path, kind, suffix):
+    import numpy
+    import pyarrow
+    import pyarrow.parquet
+
+    number, arrow = getattr(numpy, kind)(0.1), getattr(pyarrow, kind)()
+    listed = pyarrow.table({"problem": ["How much?"], "answer": pyarrow.array([[number]], pyarrow.list_(arrow))})
+    parts = pyarrow.struct([("ground_truth", arrow), ("equivalent_answers", pyarrow.list_(arrow))])
+    cells = pyarrow.array([{"ground_truth": number, "equivalent_answers": [getattr(numpy, kind)(0.2)]}], parts)
+    verl = pyarrow.table({"prompt": ["How much?"], "data_source": ["s"], "reward_model": cells})
+    for table_, gold in ((listed, "0.1"), (verl, ("0.1", "0.2"))):
+        path = tmp_path / f"rows{suffix}"
+        pyarrow.parquet.write_table(table_, path) if suffix == ".parquet" else write_arrow(table_, path)
+        (row,) = load_rows(path)
+        assert row.gold == gold
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_a_number_that_is_none_is_no_gold(tmp_path, value):
+    with pytest.raises(RowError, match="'answer': is missing"):
+        list(load_rows(table(tmp_path, ".jsonl", answer=value)))
+
+
+@pytest.mark.parametrize(
+    "value", [np.float32(0.1), np.float16(0.1), np.float64(0.1), Decimal("0.10"), [np.float32(0.1)]]
+)
+def test_numbers_of_other_libraries_are_numbers(value):
+    row = row_from_record({"problem": "How much?", "answer": value}, TableFile(Path("t"), "t", ""), 1, None)
+    assert row.gold == "0.1"
 
 
 @pytest.mark.parametrize("name", ["unit", "units", "answer_unit"])

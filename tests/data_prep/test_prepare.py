@@ -71,7 +71,8 @@ def verifier(monkeypatch):
         calls.append((completion, gold, options))
         return SimpleNamespace(correct="?" not in gold, reason="cannot be read")
 
-    monkeypatch.setitem(sys.modules, "rewards", SimpleNamespace(verify=verify))
+    others = {"how_compared": lambda gold, **_: "value", "grader_version": lambda: "1"}
+    monkeypatch.setitem(sys.modules, "rewards", SimpleNamespace(verify=verify, **others))
     return calls
 
 
@@ -225,7 +226,8 @@ def test_an_interrupted_run_goes_on_where_it_stopped_and_ends_the_same(tmp_path,
 
 
 @pytest.mark.parametrize(
-    "change", ["row", "picture", "filter", "damaged part", "damaged record", "missing record", "no gold check"]
+    "change",
+    ["row", "picture", "filter", "damaged part", "damaged record", "missing record", "no gold check", "grader"],
 )
 def test_a_finished_part_is_made_again_when_anything_it_rests_on_changed(tmp_path, small_parts, verifier, change):
     picture = tmp_path / "a.png"
@@ -239,6 +241,8 @@ def test_a_finished_part_is_made_again_when_anything_it_rests_on_changed(tmp_pat
         picture.write_bytes(PICTURES[1])
     elif change == "filter":
         options["filters"] = [kind_filter(["auto"])]
+    elif change == "grader":
+        sys.modules["rewards"].grader_version = lambda: "2"
     elif change == "damaged part":
         part.write_bytes(part.read_bytes()[:-1] + b"x")
     elif change == "damaged record":
@@ -248,7 +252,7 @@ def test_a_finished_part_is_made_again_when_anything_it_rests_on_changed(tmp_pat
     else:
         options["check_gold"] = False
     report = prepare(rows, tmp_path / "out", **options)
-    whole_run_changed = change in ("picture", "filter", "no gold check")
+    whole_run_changed = change in ("picture", "filter", "no gold check", "grader")
     assert report.num_resumed == (0 if whole_run_changed else 10)
     assert {row.id: row.answer for row in load_rows(tmp_path / "out")} == {row.id: row.answer for row in rows}
     assert with_bytes(next(load_rows(tmp_path / "out"))).images == (picture.read_bytes(),)

@@ -76,7 +76,20 @@ def test_a_dialect_asked_for_by_name_reads_its_rows_and_refuses_others(folder, f
 
 
 def test_every_dialect_can_be_asked_for_by_name():
-    assert set(DIALECTS) == {"trl", "verl", "vlm_r1", "ms_swift", "mm_eureka", "clevr_math", "mmmu"}
+    assert set(DIALECTS) == {
+        *(
+            "trl",
+            "verl",
+            "vlm_r1",
+            "ms_swift",
+            "mm_eureka",
+            "clevr_math",
+            "mmmu",
+            "mmmu_pro_vision",
+            "query_history",
+            "query_response",
+        )
+    }
 
 
 def test_verl_rows_are_chosen_by_the_split_inside_them(folder):

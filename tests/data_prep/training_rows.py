@@ -2,6 +2,8 @@
 
 import json
 
+from data_prep import Turn
+
 IMAGE_PART, TEXT_PART = {"type": "image"}, {"type": "text", "text": "Find x."}
 INSTRUCTED = "<image>Find x. You FIRST think about the reasoning process. The answer MUST BE put in \\boxed{}."
 WORKED = "<think>3 by 4 gives 5.</think>\n<answer> 5 </answer>"
@@ -23,6 +25,7 @@ LAYOUTS = {
             "difficulty": 3,
         },
         {
+            "earlier_turns": (Turn("system", "Think first."),),
             "problem": "<image><image>Find x.",
             "answer": "5",
             "images": ("a.png", "b.png"),
@@ -105,7 +108,90 @@ LAYOUTS = {
             "messages": [{"role": "system", "content": "Think."}, {"role": "user", "content": "<image>How many?"}],
             "solution": "<answer> 3 </answer>",
         },
-        {"problem": "<image>How many?", "answer": "3", "images": ("a.png",)},
+        {
+            "earlier_turns": (Turn("system", "Think."),),
+            "problem": "<image>How many?",
+            "answer": "3",
+            "images": ("a.png",),
+        },
+    ),
+    "ms-swift, several turns and a system column": (
+        {
+            "system": "Be brief.",
+            "messages": [
+                {"role": "user", "content": "<image>What is it?"},
+                {"role": "assistant", "content": "A <image> of a bar."},
+                {"role": "user", "content": "And <image>?"},
+                {"role": "assistant", "content": "It is <answer>4</answer>"},
+            ],
+            "images": ["a.png", "b.png"],
+        },
+        {
+            "earlier_turns": (
+                Turn("system", "Be brief."),
+                Turn("user", "<image>What is it?"),
+                Turn("assistant", "A <image> of a bar."),
+            ),
+            "problem": "And <image>?",
+            "answer": "4",
+            "solution": "It is <answer>4</answer>",
+            "images": ("a.png", "b.png"),
+        },
+    ),
+    "TRL, few-shot, the images without marks": (
+        {
+            "prompt": [
+                {"role": "user", "content": "1 + 1?"},
+                {"role": "assistant", "content": "2"},
+                {"role": "user", "content": "2 + 2?"},
+            ],
+            "images": ["a.png"],
+            "solution": "4",
+        },
+        {
+            "earlier_turns": (Turn("user", "<image>1 + 1?"), Turn("assistant", "2")),
+            "problem": "2 + 2?",
+            "answer": "4",
+            "images": ("a.png",),
+        },
+    ),
+    "LLaVA conversations of several turns": (
+        {
+            "conversations": [
+                {"from": "human", "value": "<image>\nHow many?"},
+                {"from": "gpt", "value": "3"},
+                {"from": "human", "value": "And of blue ones?"},
+                {"from": "gpt", "value": "1"},
+            ],
+            "image": "a.png",
+        },
+        {
+            "earlier_turns": (Turn("user", "<image>\nHow many?"), Turn("assistant", "3")),
+            "problem": "And of blue ones?",
+            "answer": "1",
+            "images": ("a.png",),
+        },
+    ),
+    "query and history": (
+        {"query": "2 + 2?", "history": [["1 + 1?", "2"]], "response": "\\boxed{4}", "system": "Count.", "level": 1},
+        {
+            "earlier_turns": (Turn("system", "Count."), Turn("user", "1 + 1?"), Turn("assistant", "2")),
+            "problem": "2 + 2?",
+            "answer": "4",
+            "metadata": {"level": 1},
+        },
+    ),
+    "numbered marks, one of them twice": (
+        {"problem": "Is <image_2> in <image_1>? Look at <image_2>.", "answer": "no", "images": ["a.png", "b.png"]},
+        {
+            "problem": "Is <image> in <image>? Look at image 1.",
+            "answer": "no",
+            "images": ("b.png", "a.png"),
+        },
+    ),
+    "Qwen's own tokens": (
+        {"problem": "See <|vision_start|><|image_pad|><|vision_end|>.", "answer": "1", "images": ["a.png"]},
+        {"problem": "See <image>.", "answer": "1", "images": ("a.png",)},
     ),
     "ms-swift, with the assistant's turn as the worked answer": (
         {
@@ -206,7 +292,7 @@ LAYOUTS = {
         },
         {
             "id": "validation_Math_1",
-            "problem": "In <image>, see image 2 and <image>.",
+            "problem": "In <image>, see image 1 and <image>.",
             "answer": "B",
             "images": ("b.png", "a.png"),
             "kind": "choice",
@@ -231,9 +317,31 @@ LAYOUTS = {
             "choices": ("image 2", "image 3"),
         },
     ),
+    "MMMU, a number that no image has, and an image shown before that is an option too": (
+        {
+            "question": "See <image 4> and <image 3>.",
+            "options": "['<image 3>', '<image 4>']",
+            "image_1": "a.png",
+            "image_3": "b.png",
+            "image_4": "c.png",
+            "answer": "A",
+        },
+        {
+            "problem": "<image>See <image> and <image>.",
+            "answer": "A",
+            "images": ("a.png", "c.png", "b.png"),
+            "kind": "choice",
+            "choices": ("image 3", "image 2"),
+        },
+    ),
     "MMMU, open": (
         {"question": "<image 1> How much?", "options": "[]", "image_1": "a.png", "answer": "['24.3', '24.32']"},
-        {"problem": "<image> How much?", "answer": "24.3", "images": ("a.png",)},
+        {
+            "problem": "<image> How much?",
+            "answer": "24.3",
+            "equivalent_answers": ("24.32",),
+            "images": ("a.png",),
+        },
     ),
     "Geometry3K with four choices": (
         {"images": ["a.png"], "problem": "<image>Find x.", "choices": ["3", "4", "5", "6"], "ground_truth": "C"},

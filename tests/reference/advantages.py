@@ -30,3 +30,16 @@ def group_advantages(
         all_equal = min(group) == max(group)
         advantages.append([0.0 if all_equal else (reward - centre) / divisor for reward in group])
     return advantages
+
+
+def rloo(groups: Sequence[Sequence[float]]) -> list[list[float]]:
+    """reward - mean of the other rewards of its group."""
+    return [
+        [reward - mean([*group[:index], *group[index + 1 :]]) for index, reward in enumerate(group)] for group in groups
+    ]
+
+
+def reinforce_plus_plus(groups: Sequence[Sequence[float]], epsilon: float = 1e-4) -> list[list[float]]:
+    """(reward - mean of the batch) / (std of the batch + epsilon), whatever the groups."""
+    batch = [reward for group in groups for reward in group]
+    return [[(reward - mean(batch)) / (unbiased_std(batch) + epsilon) for reward in group] for group in groups]

@@ -3,6 +3,7 @@
 The `*_test` files are scored here and nowhere else: nobody tunes the rules on them, so only totals are reported.
 """
 
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -12,7 +13,22 @@ import pytest
 from rewards import Item, Verdict, Verifier, format_score
 
 FOLDER = Path(__file__).resolve().parents[1] / "data" / "labelled"
-DEVELOPMENT = ("math_dev", "choices_dev", "text_dev", "extraction_dev", "hacks")
+DEVELOPMENT = (
+    "math_dev",
+    "values_dev",
+    "reading_dev",
+    "choices_dev",
+    "text_dev",
+    "extraction_dev",
+    "equal_dev",
+    "neighbours_dev",
+    "forms_dev",
+    "hacks",
+)
+# Written by somebody who had seen neither the verifier nor its tests, in the mix of five sets and as models write them.
+# The first was opened to mend what it showed; nobody has looked at the second, whose checksum was taken before scoring.
+OPENED, UNSEEN = "models_dev", "models_test"
+UNSEEN_SHA256 = "942eefe3ff921aecd7967d96b5838a965a88185ea203fa94680f049558c807eb"
 KEPT = ("math_test", "choices_test", "text_test", "extraction_test")
 
 
@@ -85,3 +101,13 @@ def test_the_kept_sets_meet_the_published_goal(verifier):
     assert counts["right"] >= 0.97 * counts.total(), dict(counts)
     assert counts["wrong rewarded"] <= 0.005 * counts.total(), dict(counts)
     assert choices["right"] >= 0.95 * choices.total(), dict(choices)
+
+
+def test_responses_as_models_write_them_meet_the_published_figures(verifier):
+    assert hashlib.sha256((FOLDER / f"{UNSEEN}.jsonl").read_bytes()).hexdigest() == UNSEEN_SHA256
+    for name, least in ((OPENED, 0.96), (UNSEEN, 0.94)):
+        rows = _rows(name)
+        outcomes = _tally(verifier, rows)
+        # Counts only, as above.
+        assert len(outcomes["right"]) >= least * len(rows), {outcome: len(found) for outcome, found in outcomes.items()}
+        assert len(outcomes["wrong rewarded"]) <= 0.0025 * len(rows), len(outcomes["wrong rewarded"])

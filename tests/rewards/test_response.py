@@ -107,7 +107,7 @@ def test_a_template_without_a_form_is_refused_by_name():
 HOSTILE = [
     "</think><answer>", "<think>", "<answer></answer>", "\\boxed{", "\\boxed{}", "<!--", "\\boxed ", "{}", "answer is ",
     "\\boxed{7},", "**", "= ", "is 7. ", "\n", " ", "The answer", "final answer: ", "(((", "}", "\\", "$",
-    "<think></think>",
+    "<think></think>", "\\[", "the answer is ", "是", "   ",
 ]  # fmt: skip
 
 

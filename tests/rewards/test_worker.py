@@ -3,13 +3,15 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
 from rewards import Item, Verdict, Verifier, verify
-from rewards.verify import Pending
+from rewards.judge import Pending
 from rewards.workers.pool import Nursery
 
 # Needs math-verify: our own grammar knows no sums.
@@ -74,6 +76,45 @@ def test_an_answer_that_hangs_is_a_timeout_and_one_that_eats_memory_is_too_large
         assert verifier.score([HONEST])[0].correct
 
 
+def test_time_that_other_tasks_take_is_not_counted_against_an_answer():
+    with Verifier(num_workers=1, timeout_s=0.3) as verifier:
+        assert verifier.score([HONEST])[0].correct
+        (worker,) = verifier.pool.workers
+        os.kill(worker.pid, signal.SIGSTOP)
+        threading.Timer(1.0, os.kill, (worker.pid, signal.SIGCONT)).start()
+        assert verifier.score([Item("<answer>\\sum_{i=1}^{6} i</answer>", "21")])[0].correct
+        assert verifier.compare(Pending("$1$", "$\\sum_{i=1}^{10^{12}} \\sin(i)$", 1.0)).verdict == Verdict.timeout
+
+
+@pytest.mark.full
+def test_a_verdict_does_not_depend_on_the_load():
+    # Processes of their own: a fork inside a list would fork its children, too.
+    hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+    try:
+        with Verifier(num_workers=2) as verifier:
+            items = [Item(f"<answer>\\int_0^{{{n}}} x dx</answer>", f"{n * n}/2") for n in range(2, 14)]
+            assert all(score.correct for score in verifier.score(items))
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.wait()
+
+
+# An engine that rounds to doubles calls all these sums equal to their limits.
+@pytest.mark.parametrize(
+    ("gold", "right", "wrong"),
+    [
+        ("e", "\\sum_{k=0}^{\\infty} \\frac{1}{k!}", "\\sum_{k=0}^{20} \\frac{1}{k!}"),
+        ("e", "\\lim_{n \\to \\infty} (1+\\frac{1}{n})^n", "\\sum_{k=0}^{30} \\frac{1}{k!}"),
+        ("2", "\\int_0^2 x dx", "\\sum_{k=0}^{60} \\frac{1}{2^k}"),
+        ("0.5", "\\int_0^1 x dx", "\\sum_{k=1}^{70} \\frac{1}{3^k}"),
+    ],
+)
+def test_what_the_engine_calls_equal_agrees_to_more_than_its_digits(gold, right, wrong):
+    assert verify(f"\\boxed{{{right}}}", gold).correct
+    assert not verify(f"\\boxed{{{wrong}}}", gold).correct
+
+
 def test_workers_end_with_the_verifier():
     verifier = Verifier(num_workers=2)
     assert verifier.score([HONEST])[0].correct
@@ -110,7 +151,7 @@ def _runs(pid):
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 

@@ -53,6 +53,8 @@ def write_state(engine: Engine, file: Path) -> None:
         engine.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
     values: dict[str, Any] = {}
     for name, parameter in engine.policy.named_parameters():
+        if not parameter.requires_grad:
+            continue
         state = engine.optimizer.state
         # An optimizer that has not stepped has no moments yet.
         keys = ("exp_avg", "exp_avg_sq") if any(state.values()) else ()

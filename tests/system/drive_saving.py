@@ -31,7 +31,8 @@ def save(job: dict[str, Any]) -> None:
     """Load under the engine and save, as a run does."""
     config = load_config(job["config"], job["overrides"])
     settings = deepspeed_settings(config.deepspeed, dtype=config.model.dtype, max_grad_norm=1.0)
-    policy, codec = load_policy(job["folder"], dtype=config.model.dtype, zero3_settings=settings)
+    merges = job.get("merges", False)
+    policy, codec = load_policy(job["folder"], dtype=config.model.dtype, zero3_settings=settings, merges_adapter=merges)
     engine = Engine(policy, optimizer=config.train, deepspeed=config.deepspeed, dtype=config.model.dtype)
     save_policy(engine, codec, Path(job["out"]))
 

@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import save_file
 
 from tests.system.batches import load_tiny, scored_groups
+from vlm_mhpo.checkpoint.policy_folder import save_policy
 from vlm_mhpo.config import load_config
 from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.engine.settings import deepspeed_settings
 from vlm_mhpo.errors import VlmMhpoError
+from vlm_mhpo.models.loading import Codec
 from vlm_mhpo.objectives import build_objective
 from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.rollout.hf import budget
@@ -43,16 +45,16 @@ def run(job: dict[str, Any], out: Path) -> dict[str, Any]:
     """One job: an update on this rank's share of fixed groups, sampling, or constant log-probs."""
     config = load_config(job["config"], job["overrides"])
     settings = deepspeed_settings(config.deepspeed, dtype=config.model.dtype, max_grad_norm=config.train.max_grad_norm)
-    model = load_tiny(job["model"], dtype=config.model.dtype, zero3_settings=settings)
+    held = config.model.model_dump(include={"dtype", "lora"})
+    model = load_tiny(job["model"], **held, zero3_settings=settings)
     engine = Engine(model.policy, optimizer=config.train, deepspeed=config.deepspeed, dtype=config.model.dtype)
     engine.policy.train()
     every = scored_groups(model, job["case"])
     share = len(every) // ranks.world_size()
     mine = every[ranks.rank() * share : (ranks.rank() + 1) * share]
     objective = build_objective(config.objective, config.rollout.max_completion_length)
-    update = update_settings(
-        config.train, config.rollout, objective, beta=config.objective.beta, pad_id=model.codec.pad_id
-    )
+    weights = {"beta": config.objective.beta, "entropy_coef": config.objective.entropy_coef}
+    update = update_settings(config.train, config.rollout, objective, **weights, pad_id=model.codec.pad_id)
     update = replace(update, skips_idle=update.skips_idle and not job.get("reads_all"))
     result: dict[str, Any] = {}
     if job.get("sample"):
@@ -68,7 +70,7 @@ def run(job: dict[str, Any], out: Path) -> dict[str, Any]:
         result["log_probs"] = [row.tolist() for row in log_probs_of(engine, engine.policy, mine, update)]
     if job.get("nan"):
         inject_nan(engine, job["nan"])
-    advantages_PG = advantages_of(mine, config.train.scale_rewards)
+    advantages_PG = advantages_of(mine, config.train.scale_rewards, config.train.advantage)
     result["advantages"] = advantages_PG.tolist()
     batch = Minibatch(
         groups=mine,
@@ -80,10 +82,25 @@ def run(job: dict[str, Any], out: Path) -> dict[str, Any]:
     try:
         done = update_on(engine, objective, batches, update, learning_rate=config.train.learning_rate, step=7)
         result["metrics"] = done.metrics
+        if job.get("save"):
+            result["whole"] = save(engine, model.codec, out / job["name"])
     finally:
         write_weights(engine, out / f"{job['name']}.safetensors")
         engine.deepspeed.destroy()
     return result
+
+
+def save(engine: Engine, codec: Codec, folder: Path) -> list[str]:
+    """Save the policy as a run does; the names of the weights that were whole while it was written."""
+    whole, write = [], engine.policy.save
+
+    def watched(target: Path) -> None:
+        whole.extend(name for name, weight in engine.policy.model.named_parameters() if weight.numel())
+        write(target)
+
+    engine.policy.save = watched
+    save_policy(engine, codec, folder)
+    return whole
 
 
 def inject_nan(engine: Engine, where: str) -> None:

@@ -45,8 +45,11 @@ def rows_of(run_dir: Path) -> list[dict[str, Any]]:
 def assert_same_checkpoint(first: Path, second: Path, step: int) -> None:
     """Two runs' checkpoints at a step hold the same weights and optimizer state to the bit."""
     one, other = (folder_of(run / "checkpoints", step) for run in (first, second))
-    policies = [(each / "policy" / "model.safetensors").read_bytes() for each in (one, other)]
-    assert policies[0] == policies[1]
+    # The model, or of a run with adapters these alone.
+    policies = [
+        {file.name: file.read_bytes() for file in (each / "policy").glob("*.safetensors")} for each in (one, other)
+    ]
+    assert policies[0] and policies[0] == policies[1]
     shards = sorted(path.relative_to(one) for path in one.rglob("*.pt"))
     assert shards and shards == sorted(path.relative_to(other) for path in other.rglob("*.pt"))
     for shard in shards:

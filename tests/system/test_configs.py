@@ -15,6 +15,8 @@ RANKS = {
     "tiny_geometry3k": (1, 2),
     "qwen2_5_vl_3b_geometry3k": (4, 8),
     "qwen2_5_vl_7b_geometry3k": (8,),
+    "qwen2_5_vl_7b_lora_1gpu": (1,),
+    "qwen2_5_vl_7b_lora_48gb": (1,),
     "qwen3_vl_8b_geometry3k": (8,),
     "qwen3_vl_8b_geometry3k_16k": (8,),
     "qwen2_5_7b_math12k": (8,),

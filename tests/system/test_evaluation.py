@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.system.ranks import run_commands, run_ranks
+from tests.vlm_mhpo.test_evaluation.judge_server import SERVED, Played, judge_server, says
 from tests.vlm_mhpo.test_evaluation.planted import NUM_ROWS, plant_mathverse, plant_mathvista
 from vlm_mhpo.records.evaluation import read_results
 
@@ -34,10 +37,12 @@ def request(planted: dict[str, Path], out: Path, **change: Any) -> dict[str, Any
             "probes": ["blank", "shuffled"]} | change  # fmt: skip
 
 
-def drive(folder: Path, asked: dict[str, Any], num_ranks: int, expected: int = 0) -> list[int]:
-    """Run a request on so many ranks; returns the rows that each judged."""
+def drive(
+    folder: Path, asked: dict[str, Any], num_ranks: int, expected: int = 0, before: Sequence[dict[str, Any]] = ()
+) -> list[int]:
+    """Run a request on so many ranks, `before` it others; returns the rows that each rank judged for it."""
     folder.mkdir(exist_ok=True)
-    (folder / "requests.json").write_text(json.dumps([asked]))
+    (folder / "requests.json").write_text(json.dumps([*before, asked]))
     arguments = ("-m", "tests.system.drive_evaluation", folder / "requests.json")
     ended = run_ranks(arguments, folder, num_ranks=num_ranks, timeout_s=580)
     assert {one.code for one in ended} == {expected}, "\n".join(one.stderr[-3000:] for one in ended)
@@ -50,14 +55,48 @@ def files_of(out: Path) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in sorted(names)}
 
 
+def verdict_of(prompt: str) -> str:
+    """What the judge says: some answer of every kind, always the same to one prompt."""
+    return ("A", "97", "none", "I cannot tell", "1")[zlib.crc32(prompt.encode()) % 5]
+
+
+def judged(asked: dict[str, Any], played: Played) -> dict[str, Any]:
+    """The request with a judge that keeps its answers beside the report."""
+    judge = {"url": played.url, "model": "judge", "cache_dir": f"{asked['out']}.answers"}
+    return asked | {"overrides": [*asked["overrides"], *(f"eval.judge.{key}={value}" for key, value in judge.items())]}
+
+
+def check_judged(alone: Path, pair: Path) -> None:
+    """A judge that came to a finished report on one rank, and one there from the first on two, say the same."""
+    assert files_of(pair) == files_of(alone)
+    found = read_results(alone)
+    assert found.protocol.benchmarks["mathvista"].judge.served == SERVED
+    score = found.benchmarks[0].judge
+    lines = [json.loads(line) for line in (alone / "results" / "mathvista.jsonl").read_text().splitlines()]
+    said = [c["judge"]["verdict"] for line in lines for c in line["completions"]]
+    assert (len(said), said.count("unreadable")) == (2 * NUM_ROWS, score.unreadable)
+    assert score.accuracy == pytest.approx(said.count("right") / len(said))
+    # What rules alone had judged was not sampled again.
+    assert (alone / "judged.0").read_text() == "0"
+
+
 def test_ranks_and_kills_change_no_byte_of_the_report(planted, tmp_path):
     # MathVerse's two versions share an image, so its problem has nobody to swap with.
     asked = {"mathvista": planted["mathvista"]}
     alone, pair, killed = (tmp_path / name for name in ("alone", "pair", "killed"))
-    # Sampled, greedy, blank and shuffled, each row once.
-    assert drive(tmp_path / "a", request(asked, alone), 1) == [4 * NUM_ROWS]
-    # Four chunks of 3, 3, 3 and 1 rows: rank 0 gets the first and the third.
-    assert drive(tmp_path / "b", request(asked, pair), 2) == [4 * 6, 4 * 4]
+    with judge_server(says(verdict_of)) as played:
+        # Sampled, greedy, blank and shuffled, each row once.
+        rules = request(asked, tmp_path / "alone-judged", probes=[])
+        before = [rules, judged(rules, played)]
+        assert drive(tmp_path / "a", request(asked, alone), 1, before=before) == [4 * NUM_ROWS]
+        questions = sorted(played.prompts)
+        # Four chunks of 3, 3, 3 and 1 rows: rank 0 gets the first and the third.
+        before = [judged(rules | {"out": str(tmp_path / "pair-judged")}, played)]
+        assert drive(tmp_path / "b", request(asked, pair), 2, before=before) == [4 * 6, 4 * 4]
+    check_judged(tmp_path / "alone-judged", tmp_path / "pair-judged")
+    # Each question was put once to one of the ranks, and all of them by either evaluation.
+    assert len(set(questions)) == len(questions) > 0
+    assert sorted(played.prompts) == sorted(questions * 2)
     drive(tmp_path / "c", request(asked, killed, dies_in_chunk=6), 1, expected=-signal.SIGKILL)
     assert not (killed / "results.json").exists()
     # One condition and a chunk of the next were finished, with 10 and 3 rows.
@@ -93,11 +132,23 @@ def test_the_command_from_evaluation_to_comparison(planted, tmp_path):
             [*common, *vista, "--out", tmp_path / "none", "--probes", "upside-down"],
             [*common, *vista, "--out", tmp_path / "none", "--train", "/nowhere/train.jsonl"],
             ["evaluate", BASE, f"output_dir={tmp_path / 'run'}"],
+            [
+                *common,
+                *vista,
+                "--out",
+                tmp_path / "none",
+                "eval.judge.url=http://127.0.0.1:9",
+                "eval.judge.model=m",
+                "eval.judge.max_tries=1",
+                f"eval.judge.cache_dir={tmp_path / 'answers'}",
+            ],
         ],
         tmp_path,
         timeout_s=580,
     )
-    assert [run["code"] for run in runs] == [0, 0, 2, 0, 2, 2, 0, 2, 2, 2, 2, 0], [run["stderr"][-500:] for run in runs]
+    assert [run["code"] for run in runs] == [0, 0, 2, 0, 2, 2, 0, 2, 2, 2, 2, 0, 7], [
+        run["stderr"][-500:] for run in runs
+    ]
     found = {result.name: result for result in read_results(out).benchmarks}
     assert found["mathvista"].overlap.same_picture == NUM_ROWS
     assert found["mathverse"].num_problems < found["mathverse"].num_rows
@@ -115,6 +166,9 @@ def test_the_command_from_evaluation_to_comparison(planted, tmp_path):
     assert "/nowhere/train.jsonl" in runs[10]["stderr"]
     assert not (tmp_path / "none").exists()
     assert "6 rows" in runs[11]["stdout"]
+    # A judge who is not there is known before anything is sampled.
+    assert "http://127.0.0.1:9/chat/completions cannot be reached" in runs[12]["stderr"]
+    assert "Traceback" not in runs[12]["stderr"]
 
 
 def test_benchmarks_while_training_and_an_early_stop(planted, tmp_path):

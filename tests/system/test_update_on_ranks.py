@@ -2,81 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.reference import advantages as reference
 from tests.reference import objectives
 from tests.system.batches import ADAM, CUT, LENGTHS, REWARDS, REWARDS_OF, load_tiny, plain_step, scored_groups
-from tests.system.ranks import Ended, run_ranks
+from tests.system.launches import NO_CLIPPING, Launch, assert_same_weights, launch
 from vlm_mhpo.models.tiny import build_tiny
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(240)]
 
-BASE = Path(__file__).with_name("base.yaml")
 STAGES = (0, 1, 2, 3)
 FOUR_RANK_STAGES = (0, 2)
 KINDS = ("mixed", "lopsided", "batch", "idle", "idle_dapo", "flat", "still")
 # 3 micro-batches on one rank and 5 (mixed) or 4 (lopsided) on the other; lm_head in different numbers of pieces.
 UNEVEN = ("train.max_tokens_per_micro_batch=30", "train.logits_chunk_size=6")
-NO_CLIPPING, CLIPPING = 1e9, 0.2
+CLIPPING = 0.2
 IDLE_TOKENS = sum(sum(lengths) for lengths, cut in zip(LENGTHS, CUT["idle"], strict=True) if not cut)
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What the jobs of one launch left behind."""
-
-    folder: Path
-    ended: list[Ended]
-
-    def result(self, name: str, rank: int = 0) -> dict[str, Any]:
-        """The record of a job on a rank."""
-        file = self.folder / f"{name}.rank{rank}.json"
-        assert file.exists(), "\n".join([f"{name} did not end", *(ended.stderr[-2000:] for ended in self.ended)])
-        return json.loads(file.read_text())
-
-    def weights(self, name: str) -> dict[str, Tensor]:
-        """The weights after a job."""
-        self.result(name)
-        return load_file(self.folder / f"{name}.safetensors")
 
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory) -> Path:
     return build_tiny(tmp_path_factory.mktemp("model") / "tiny", "qwen2_5_vl", hidden_size=64)
-
-
-def launch(folder: Path, model: Path, jobs: Sequence[dict[str, Any]], num_ranks: int) -> Launch:
-    """Run jobs one after the other on `num_ranks` processes."""
-    every_weight_partitioned = folder / "zero3.json"
-    every_weight_partitioned.write_text(
-        # By default ZeRO-3 leaves weights as small as a tiny model's whole, and would not be tested at all.
-        json.dumps({"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}})
-    )
-    requests = []
-    for job in jobs:
-        overrides = [f"train.{name}={value}" for name, value in ADAM.items()]
-        overrides += [f"train.max_grad_norm={NO_CLIPPING}", f"deepspeed.zero_stage={job['stage']}"]
-        if job["stage"] == 3:
-            overrides.append(f"deepspeed.config={every_weight_partitioned}")
-        requests.append(
-            {"config": str(BASE), "model": str(model), **job, "overrides": [*overrides, *job.get("overrides", ())]}
-        )
-    (folder / "jobs.json").write_text(json.dumps(requests))
-    arguments = ("-m", "tests.system.drive_updates", folder / "jobs.json", folder)
-    return Launch(folder, run_ranks(arguments, folder, num_ranks=num_ranks, timeout_s=160))
 
 
 def equality_jobs() -> list[dict[str, Any]]:
@@ -136,17 +91,6 @@ def plain(model_folder) -> dict[str, tuple[dict[str, Tensor], float]]:
             for case, rewards in REWARDS_OF.items()
         },
     }
-
-
-def assert_same_weights(found: dict[str, Tensor], expected: dict[str, Tensor], start: dict[str, Tensor]) -> None:
-    """Equal to 1e-5 relative, and so are the changes from `start` to the precision that they have inside a weight."""
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        gap = float((found[name] - value).norm())
-        assert gap <= 1e-5 * float(value.norm()) + 1e-9, name
-    moved = torch.cat([(expected[name] - start[name]).flatten() for name in expected])
-    gaps = torch.cat([(found[name] - expected[name]).flatten() for name in expected])
-    assert float(gaps.norm()) <= 1e-4 * float(moved.norm())
 
 
 SEVERAL = [*(("two_ranks", stage) for stage in STAGES), *(("four_ranks", stage) for stage in FOUR_RANK_STAGES)]

@@ -33,8 +33,8 @@ class FakeDeepSpeed:
     def _copy_recovery_script(self, folder: str) -> None:
         (Path(folder) / "zero_to_fp32.py").write_text("print('a program')")
 
-    def save_checkpoint(self, folder: str, *, tag: str, save_latest: bool) -> None:
-        assert not save_latest
+    def save_checkpoint(self, folder: str, *, tag: str, save_latest: bool, exclude_frozen_parameters: bool) -> None:
+        assert not save_latest and not exclude_frozen_parameters
         shards = Path(folder) / tag
         self.checkpoint_engine.makedirs(folder, exist_ok=True)
         self.checkpoint_engine.makedirs(str(shards), exist_ok=True)
@@ -56,7 +56,7 @@ def write_policy(folder: Path, disk: checkpoint.Disk) -> None:
 
 def save(root: Path, step: int, *, keep: int = 2, extra=write_policy, best=None, disk=checkpoint.DISK, **state) -> Path:
     """Save a fake engine at a step."""
-    engine = SimpleNamespace(deepspeed=FakeDeepSpeed(step))
+    engine = SimpleNamespace(deepspeed=FakeDeepSpeed(step), policy=SimpleNamespace(has_adapters=False))
     return checkpoint.save(engine, root, step, {"seed": 3, **state}, keep=keep, extra=extra, best=best, disk=disk)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.reference import advantages as reference
-from vlm_mhpo.scoring.advantages import group_advantages
+from vlm_mhpo.scoring.advantages import advantages, group_advantages
 
 SCALES = ("group", "batch", "none")
 
@@ -148,3 +148,40 @@ def test_bad_rewards_are_refused(scale_rewards: str) -> None:
 def test_an_unknown_scale_is_refused() -> None:
     with pytest.raises(ValueError, match="scale_rewards"):
         group_advantages(torch.eye(2), scale_rewards="groups")
+
+
+# ---- other baselines -------------------------------------------------------------------------------------------
+
+
+def test_other_baselines_by_hand() -> None:
+    rewards = torch.tensor([[1.0, 0.0, 0.0], [2.0, 2.0, 2.0]], dtype=torch.float64)
+    # Leave one out: 1 - 0, 0 - 1/2, 0 - 1/2; equal rewards are exact zeros.
+    expected = torch.tensor([[1.0, -0.5, -0.5], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    found = advantages(rewards, kind="rloo", scale_rewards="none")
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    assert not found[1].any()
+    # The batch has mean 7/6 and squared deviations 1/36 + 2 * 49/36 + 3 * 25/36 = 174/36, variance 174/180.
+    centred = rewards - 7 / 6
+    found = advantages(rewards, kind="reinforce_plus_plus", scale_rewards="batch")
+    torch.testing.assert_close(found, centred / (math.sqrt(174 / 180) + 1e-4), rtol=1e-12, atol=0)
+
+
+@settings(max_examples=200, derandomize=True, deadline=None)
+@given(rewards=reward_groups())
+def test_other_baselines_equal_the_reference(rewards: torch.Tensor) -> None:
+    groups = rewards.tolist()
+    found = advantages(rewards, kind="rloo", scale_rewards="none")
+    torch.testing.assert_close(found, torch.tensor(reference.rloo(groups), dtype=torch.float64), rtol=1e-9, atol=1e-12)
+    found = advantages(rewards, kind="reinforce_plus_plus", scale_rewards="batch")
+    expected = torch.tensor(reference.reinforce_plus_plus(groups), dtype=torch.float64)
+    assert_equal_up_to_rounding(found, expected, rewards)
+    # Of the whole batch, not of a group, the sum is 0.
+    assert abs(float(found.sum())) <= 1e-9 * max(1.0, float(found.abs().sum()))
+
+
+@pytest.mark.parametrize("scale_rewards", SCALES)
+def test_the_kind_group_is_the_advantage_of_the_group(scale_rewards: str) -> None:
+    rewards = torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(
+        advantages(rewards, scale_rewards=scale_rewards), group_advantages(rewards, scale_rewards=scale_rewards)
+    )

@@ -419,7 +419,7 @@ def test_deepspeed_finding_nothing_is_an_error(tmp_path):
 
     fake = Empty()
     with pytest.raises(CheckpointError, match="DeepSpeed found nothing to load"):
-        checkpoint.load(SimpleNamespace(deepspeed=fake), tmp_path)
+        checkpoint.load(SimpleNamespace(deepspeed=fake, policy=SimpleNamespace(has_adapters=False)), tmp_path)
     # Under an explicit name, and with the loader that runs no code.
     assert calls == [(str(tmp_path), "engine")]
     assert fake.checkpoint_engine.load is checkpoint.safe_load

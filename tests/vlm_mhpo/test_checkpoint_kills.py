@@ -291,7 +291,7 @@ class SlowDisk(Disk):
 def begin(root: Path, step: int, disk: Disk, keep: int = 2) -> checkpoint.Saving:
     root.mkdir(parents=True, exist_ok=True)
     return checkpoint.begin(
-        SimpleNamespace(deepspeed=FakeDeepSpeed(step)),
+        SimpleNamespace(deepspeed=FakeDeepSpeed(step), policy=SimpleNamespace(has_adapters=False)),
         root,
         step,
         {"seed": 3},

@@ -16,8 +16,9 @@ import torch
 from tests.model_folders import change_tensors, copy_of
 from tests.vlm_mhpo.checkpoint_cases import save
 from vlm_mhpo import checkpoint
+from vlm_mhpo.checkpoint.exporting import export
 from vlm_mhpo.checkpoint.files import files_of, listing_of
-from vlm_mhpo.checkpoint.policy_folder import export, find_policy
+from vlm_mhpo.checkpoint.policy_folder import find_policy
 from vlm_mhpo.config import CheckpointConfig
 from vlm_mhpo.errors import CheckpointError, ModelError
 from vlm_mhpo.models.loading import load_policy

@@ -395,7 +395,9 @@ def test_every_constant_of_an_objective_reaches_its_loss(kind):
 def test_load_policy_takes_no_setting_that_the_schema_hides():
     from vlm_mhpo.models.loading import load_policy
 
-    assert set(inspect.signature(load_policy).parameters) - {"zero3_settings"} == set(ModelConfig.model_fields)
+    assert set(inspect.signature(load_policy).parameters) - {"zero3_settings", "merges_adapter"} == set(
+        ModelConfig.model_fields
+    )
 
 
 # ---- the gate --------------------------------------------------------------------------------------------------

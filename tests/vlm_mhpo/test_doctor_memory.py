@@ -11,7 +11,16 @@ import torch
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
-from vlm_mhpo.commands.doctor.memory import Estimate, activation_bytes, estimate, examine_memory, model_states, settings
+from vlm_mhpo.commands.doctor import Options, examine
+from vlm_mhpo.commands.doctor.memory import (
+    Estimate,
+    activation_bytes,
+    estimate,
+    examine_memory,
+    fits,
+    model_states,
+    settings,
+)
 from vlm_mhpo.commands.doctor.recommend import recommend
 from vlm_mhpo.commands.doctor.shapes import shapes_of
 from vlm_mhpo.config import ModelConfig, load_config, parse_config
@@ -47,6 +56,31 @@ def write_config(folder, size) -> str:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(values))
     return str(folder)
+
+
+@pytest.mark.parametrize(("recipe", "size"), [("qwen2_5_vl_7b_lora_1gpu", 24), ("qwen2_5_vl_7b_lora_48gb", 48)])
+def test_a_recipe_with_adapters_fits_its_card_and_a_full_run_does_not(tmp_path, recipe, size):
+    verdicts = []
+    for more in ([], ["model.quantization=null", "model.lora=null"]):
+        config = load_config(f"configs/{recipe}.yaml", [f"model.path={write_config(tmp_path, '7B')}", *more])
+        shapes = shapes_of(config.model)
+        found = estimate(config, shapes, stage=config.deepspeed.zero_stage, num_ranks=1, offload=(False, False))
+        verdicts.append(fits(found, size * 2**30))
+    assert verdicts == [True, False]
+    card = Options(quick=True, gpu_memory_gb=size)
+    for asked, subject, verdict in (
+        (load_config(f"configs/{recipe}.yaml", [f"model.path={tmp_path}"]), "instead: model.lora=null", "does not fit"),
+        (config, "instead: model.lora={r: 16}", "fits"),
+    ):
+        (told,) = [check.text for check in examine(asked, card) if check.subject == subject]
+        assert told.endswith(f", {verdict}")
+    # Of each of 7 matrices in 28 layers rank times its height and width.
+    text, rank = TEXTS["7B"], load_config(f"configs/{recipe}.yaml").model.lora.r
+    width, inner, keys = text["hidden_size"], text["intermediate_size"], 4 * 128
+    sides = 2 * (width + width) + 2 * (width + keys) + 3 * (width + inner)
+    with_adapters = shapes_of(load_config(f"configs/{recipe}.yaml", [f"model.path={tmp_path}"]).model)
+    assert with_adapters.num_trained == 28 * rank * sides
+    assert with_adapters.num_parameters == PUBLISHED["7B"] + with_adapters.num_trained
 
 
 def tower_by_hand(out: int) -> tuple[int, int]:

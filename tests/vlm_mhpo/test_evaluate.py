@@ -210,6 +210,17 @@ def run(model, rows, *, params=GREEDY, verifier=None, **options):
     return judge_held_out(rows, judge_of(model, verifier=verifier), params, name="x", step=0, **options)
 
 
+def test_a_row_of_several_turns_is_asked_and_shown_with_all_of_them(tiny):
+    model = tiny("qwen2_5_vl")
+    turns = [("user", "What is 1 + 1 ?"), ("assistant", "2")]
+    rows = [problem_row("alone", "And 2 + 2 ?"), problem_row("turns", "And 2 + 2 ?", earlier_turns=turns)]
+    alone, shown = run(model, rows).items
+    assert (alone.problem, shown.problem) == (
+        "And 2 + 2 ?",
+        "user: What is 1 + 1 ?\n\nassistant: 2\n\nuser: And 2 + 2 ?",
+    )
+
+
 def test_rows_come_back_in_order_with_what_was_asked(tiny):
     model = tiny("qwen2_5_vl")
     choice = problem_row("choice", "Which?", kind="choice", choices=["red", "blue"])

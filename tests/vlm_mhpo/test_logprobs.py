@@ -300,3 +300,34 @@ def test_a_frozen_head_and_grad_disabled_both_work(chunk_size):
     with torch.no_grad():
         quiet, _ = token_log_probs(hidden, targets, head, banned, temperature=1.0, chunk_size=chunk_size)
     assert torch.equal(quiet, expected)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 1.7])
+@pytest.mark.parametrize("chunk_size", [1, 7, 1000])
+def test_entropies_that_learn_have_the_gradient_of_torchs_over_the_allowed_tokens(chunk_size, temperature):
+    hidden, targets, head, banned, _ = case(seed=5, scale=0.5)
+    pulls = torch.linspace(2.0, -1.0, N)
+    log_probs, entropies = token_log_probs(
+        hidden, targets, head, banned, temperature=temperature, chunk_size=chunk_size, entropy_learns=True
+    )
+    found = torch.autograd.grad((log_probs * WEIGHTS + entropies * pulls).sum(), parameters(hidden, head))
+    inputs = [tensor.detach().double().requires_grad_() for tensor in parameters(hidden, head)]
+    logits = nn.functional.linear(*inputs)[:, ~banned] / temperature
+    both = torch.distributions.Categorical(logits=logits)
+    renumbered = (~banned).cumsum(dim=0)[targets] - 1
+    total = both.log_prob(renumbered) * WEIGHTS.double() + both.entropy() * pulls.double()
+    for mine, right in zip(found, torch.autograd.grad(total.sum(), inputs), strict=True):
+        torch.testing.assert_close(mine.double(), right, rtol=1e-5, atol=1e-5)
+    assert not found[1][banned].any()
+
+
+def test_one_alone_of_the_two_results_may_have_a_gradient():
+    hidden, targets, head, banned, _ = case(seed=6)
+    options = {"temperature": 1.0, "chunk_size": 7, "entropy_learns": True}
+    log_probs, entropies = token_log_probs(hidden, targets, head, banned, **options)
+    (alone,) = torch.autograd.grad((log_probs * WEIGHTS).sum(), hidden, retain_graph=True)
+    torch.testing.assert_close(alone, run(hidden, targets, head, banned, chunk_size=7)[2][0], rtol=1e-5, atol=1e-6)
+    (of_entropy,) = torch.autograd.grad(entropies.sum(), hidden)
+    # A state along its own gradient makes the distribution flatter.
+    moved = (hidden + 1e-3 * of_entropy).detach()
+    assert (token_log_probs(moved, targets, head, banned, **options)[1] > entropies).all()

@@ -61,6 +61,16 @@ def test_after_an_interruption_only_what_is_missing_is_sampled(tmp_path):
     assert third.asked == []
 
 
+def test_rates_of_another_verifier_are_sampled_again(tmp_path, monkeypatch):
+    config, cache = load_config(BASE), tmp_path / "cache.jsonl"
+    list(with_pass_rates(ROWS[:2], Judge(), cache, sampling_setting(config, "m", 4)))
+    same, other = Judge(), Judge()
+    list(with_pass_rates(ROWS[:2], same, cache, sampling_setting(config, "m", 4)))
+    monkeypatch.setattr("rewards.version.GRADER", 10**6)
+    list(with_pass_rates(ROWS[:2], other, cache, sampling_setting(config, "m", 4)))
+    assert (same.asked, other.asked) == ([], [["r0", "r1"]])
+
+
 def test_another_setting_gold_or_picture_is_sampled_again(tmp_path):
     cache = tmp_path / "cache.jsonl"
     list(with_pass_rates(ROWS[:3], Judge(), cache, "s"))

@@ -34,9 +34,10 @@ FREE_SECTIONS = ("eval", "checkpoint", "faults", "logging")
 BY_CONTENT = {
     *("model.path", "model.revision", "data.train", "data.format", "data.train_split", "data.image_root"),
     *("data.max_rows", "data.max_prompt_length", "data.overlong_prompts"),
-    *("data.columns", "data.on_bad_row", "data.max_bad_share"),
+    *("data.columns", "data.ignore_columns", "data.answer_lists", "data.on_bad_row", "data.max_bad_share"),
 }
-NEVER = {"model.dtype", "model.freeze_vision_tower", "model.freeze_projector"}
+NEVER = {"model.dtype", "model.freeze_vision_tower", "model.freeze_projector", "model.lora", "model.quantization"}
+NEVER |= {"train.optimizer", "sft.optimizer"}
 VALUES = {
     "output_dir": "run",
     "model": {"path": "nowhere"},
@@ -115,6 +116,18 @@ def test_a_constant_rate_may_run_longer_and_a_falling_one_must_be_told(tmp_path)
     assert settle({**identity(), "step": 3}, identity(train={"max_steps": 9}), [], tmp_path) == ([], [])
     with pytest.raises(CheckpointError, match=r"train.max_steps was 4 and is now 9.*\[train.max_steps\]"):
         settle({**identity(train=falling), "step": 3}, identity(train={**falling, "max_steps": 9}), [], tmp_path)
+    # Its warm-up would be longer.
+    warm = {"warmup_ratio": 0.5}
+    with pytest.raises(CheckpointError, match=r"train.max_steps was 4 and is now 9.*\[train.max_steps\]"):
+        settle({**identity(train=warm), "step": 3}, identity(train={**warm, "max_steps": 9}), [], tmp_path)
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 8}, {"r": 4, "target_modules": "all"}])
+def test_other_adapters_cannot_be_allowed(tmp_path, lora):
+    model = {"path": "nowhere"}
+    state = {**identity(model=model | {"lora": {"r": 4}}), "step": 3}
+    with pytest.raises(CheckpointError, match=r"model\.lora"):
+        settle(state, identity(model=model | {"lora": lora}), ["model.lora", "model.lora.r"], tmp_path)
 
 
 def test_the_type_of_the_weights_cannot_be_allowed(tmp_path):

@@ -370,3 +370,31 @@ def test_a_rank_with_a_bad_minibatch_calls_the_same_collectives_as_the_others(mo
         settings = settings_of(on_nonfinite="skip")
         update_on(Refusing(model.policy), MHPO, [first, batch], settings, learning_rate=0.01, step=1)
     assert called[0] == called[1] != []
+
+
+@pytest.mark.parametrize("aggregation", ["completion_mean", "token_mean"])
+def test_the_entropy_bonus_pulls_with_its_exact_gradient(precise, batch, aggregation):
+    """Beside the same loss without it: minus the mean entropy of the tokens' distributions, by torch."""
+    objective = build_objective(GrpoConfig(aggregation=aggregation), 8)
+    without, _, _ = gradient_of(precise, batch, objective)
+    found, _, _ = gradient_of(precise, batch, objective, entropy_coef=0.3, max_tokens=BUDGETS["groups cut"])
+    allowed, means = allowed_ids_of(precise), []
+    for group in batch.groups:
+        for one in group.group.completions:
+            logits = plain_logits(precise, group.group.prompt, one.token_ids)[:, allowed] / 0.9
+            entropy_T = torch.distributions.Categorical(logits=logits).entropy()
+            share = len(entropy_T) * NUM_COMPLETIONS if aggregation == "completion_mean" else NUM_TOKENS
+            means.append(entropy_T.sum() / share)
+    (-0.3 * sum(means)).backward()
+    expected = gradients(precise)
+    gap, name = relative_gap({name: found[name] - value for name, value in without.items()}, expected)
+    assert gap <= 1e-4, name
+
+
+def test_completions_without_an_advantage_are_read_where_entropy_counts():
+    from vlm_mhpo.config import RolloutConfig, TrainConfig
+    from vlm_mhpo.training.forwards import update_settings
+
+    sections = TrainConfig(max_steps=1, num_prompts_per_step=4), RolloutConfig(num_generations=2)
+    skips = [update_settings(*sections, GRPO, beta=0.0, pad_id=0, entropy_coef=each).skips_idle for each in (0.0, 0.1)]
+    assert skips == [True, False]

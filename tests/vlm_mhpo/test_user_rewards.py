@@ -15,7 +15,7 @@ from vlm_mhpo.records.recorder import Recorder
 from vlm_mhpo.scoring import samples as samples_module
 from vlm_mhpo.scoring.metrics import reward_metrics
 from vlm_mhpo.scoring.samples import to_samples
-from vlm_mhpo.scoring.scorer import Scoring
+from vlm_mhpo.scoring.scorer import Scoring, score_groups
 from vlm_mhpo.types import Completion, Group
 
 FUNCTION = """
@@ -49,6 +49,20 @@ def test_images_solution_and_state_go_in_and_metrics_and_columns_come_out(tmp_pa
     recorder.close()
     lines = (tmp_path / "run" / "samples" / "step_000001.jsonl").read_text().splitlines()
     assert [json.loads(line)["logged"] for line in lines] == [{"width": 56}] * 2 + [{"width": 84}] * 2
+
+
+def test_the_share_that_a_worker_judged_is_counted_and_workers_start_when_one_is_needed():
+    plain = group_of("a", 56, ["\\boxed{7}", "\\boxed{3+4}"])
+    symbolic = group_of("b", 56, ["\\boxed{7}", "\\boxed{\\prod_{i=7}^{7} i}"])
+    limits = {"num_workers": 1, "timeout_s": 5.0, "memory_limit_bytes": 1 << 30}
+    with build_scorer([RewardSpec("accuracy")], **limits) as scorer:
+        first = score_groups(scorer, [plain], "boxed")
+        assert scorer._verifier.pool.nursery is None
+        second = score_groups(scorer, [symbolic], "boxed")
+        assert len(scorer._verifier.pool.workers) == 1
+    assert [group.rewards for group in (*first, *second)] == [(1.0, 1.0)] * 2
+    metrics = reward_metrics([*first, *second])
+    assert metrics["verdicts/by_worker"] == 0.25 and metrics["verdicts/correct"] == 1.0
 
 
 def test_an_image_is_decoded_once_for_its_group_and_only_when_looked_at(monkeypatch):

@@ -54,7 +54,10 @@ def open_policy(
     settings = deepspeed_settings(deepspeed, dtype=model.dtype, max_grad_norm=1.0) if deepspeed and not whole else None
     recomputes = model.gradient_checkpointing and purpose in ("train", "repeat")
     values = model.model_dump() | {"path": path, "gradient_checkpointing": recomputes}
-    policy, codec = load_policy(**values, zero3_settings=settings)
+    if purpose == "judge":
+        # Nothing learns, and adapters that have not learnt add nothing.
+        values["lora"] = None
+    policy, codec = load_policy(**values, zero3_settings=settings, merges_adapter=not whole and not model.lora)
     if whole:
         policy.to(ranks.device())
     if purpose == "reference":

@@ -142,7 +142,10 @@ def refuse_programs(folder: Path) -> None:
 def load(engine: Engine, folder: Path) -> None:
     """Put a checkpoint's weights and optimizer state into the engine; no pickle but DeepSpeed's own is read."""
     engine.deepspeed.checkpoint_engine.load = safe_load
-    path, _ = engine.deepspeed.load_checkpoint(str(folder), tag=ENGINE_TAG, load_lr_scheduler_states=False)
+    # Of a policy with adapters they alone are in a checkpoint.
+    path, _ = engine.deepspeed.load_checkpoint(
+        str(folder), tag=ENGINE_TAG, load_lr_scheduler_states=False, load_module_strict=not engine.policy.has_adapters
+    )
     if path is None:
         raise CheckpointError(f"{folder}: DeepSpeed found nothing to load")
 

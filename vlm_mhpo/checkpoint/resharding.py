@@ -148,6 +148,8 @@ def _read_stage_3(
 
 def _flat_values(saved: Saved, weights: Tensor, state: dict[str, Any]) -> dict[str, Tensor]:
     """Weights with their moments, and the update count noted; zeros before the first update."""
+    if state.keys() - {"step", *MOMENTS}:
+        raise CheckpointError("its 8-bit moments cannot be cut for other ranks or stages: use the old ones")
     saved.step = state.get("step", saved.step)
     return {WEIGHT: weights.reshape(-1)} | {
         key: state[key].reshape(-1) if key in state else torch.zeros(weights.numel()) for key in MOMENTS

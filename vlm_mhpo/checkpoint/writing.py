@@ -189,7 +189,10 @@ def _make_staging(disk: Disk, root: Path, staging: Path) -> None:
 def _write_shards(engine: Engine, staging: Path, disk: Disk) -> list[Path]:
     """DeepSpeed's shards of this rank, written by `disk`; not yet forced to the disk."""
     with through(disk, engine.deepspeed) as written:
-        engine.deepspeed.save_checkpoint(str(staging), tag=ENGINE_TAG, save_latest=False)
+        # The weights beside adapters are those of the base, and stay there.
+        engine.deepspeed.save_checkpoint(
+            str(staging), tag=ENGINE_TAG, save_latest=False, exclude_frozen_parameters=engine.policy.has_adapters
+        )
     return written
 
 

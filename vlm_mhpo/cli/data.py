@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +15,17 @@ Source = Annotated[
 ImageRoot = Annotated[
     Path | None, typer.Option(help="Folder that image paths are relative to; default: the table's own.")
 ]
+AnswerLists = Annotated[
+    str | None,
+    typer.Option(help="What a list of answers means: any is right, or all must be given; default: told by the list."),
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(help="The table's columns that stand for ours, as problem=query,images=pics (data.columns)."),
+]
+IgnoredColumns = Annotated[
+    str | None, typer.Option(help="The table's columns that are left out, as figure,scan (data.ignore_columns).")
+]
 Processor = Annotated[str | None, typer.Option(help="Model whose processor counts the tokens of prompts.")]
 
 
@@ -24,6 +35,9 @@ def prepare(
     format: Annotated[str, typer.Option(help="Reader; auto = recognise.")] = "auto",
     split: Annotated[str | None, typer.Option(help="Only this split.")] = None,
     image_root: ImageRoot = None,
+    answer_lists: AnswerLists = None,
+    columns: Columns = None,
+    ignore_columns: IgnoredColumns = None,
     min_side: Annotated[int | None, typer.Option(min=1, help="Least shorter side of an image, pixels.")] = None,
     max_side: Annotated[int | None, typer.Option(min=1, help="Largest longer side of an image, pixels.")] = None,
     min_pixels: Annotated[int | None, typer.Option(min=1, help="Least width x height of an image.")] = None,
@@ -67,8 +81,11 @@ def prepare(
     rating = (
         Rating(load(config, None), pass_rate, pass_samples, pass_bounds) if None not in (pass_rate, config) else None
     )
-    rows = scan_rows(source, format=format, split=split, image_root=image_root)
-    typer.echo(prepare_rows(rows, out, filters, rating, heldout=heldout, max_bad_share=max_bad_share))
+    reading = {"format": format, "split": split, "image_root": image_root, "answer_lists": answer_lists}
+    reading |= _named(columns, ignore_columns)
+    seen: set[str] = set()
+    rows = scan_rows(source, **reading, seen=seen)
+    typer.echo(prepare_rows(rows, out, filters, rating, heldout=heldout, max_bad_share=max_bad_share, seen=seen))
 
 
 def audit(
@@ -80,6 +97,9 @@ def audit(
     format: Annotated[str, typer.Option(help="Reader of SOURCE; auto = recognise.")] = "auto",
     split: Annotated[str | None, typer.Option(help="Only this split of SOURCE.")] = None,
     image_root: ImageRoot = None,
+    answer_lists: AnswerLists = None,
+    columns: Columns = None,
+    ignore_columns: IgnoredColumns = None,
     model: Processor = None,
     near_limit: Annotated[
         int | None, typer.Option(min=0, max=255, help="Bits, of 256, up to which images are nearly the same.")
@@ -98,18 +118,26 @@ def audit(
         from vlm_mhpo.prompts.token_counts import token_counter
 
         count_tokens = token_counter(model)
+    reading = {"format": format, "split": split, "image_root": image_root, "answer_lists": answer_lists}
+    reading |= _named(columns, ignore_columns)
     found = examine_rows(
         source,
         against=against or [],
         open_benchmark=open_rows,
-        format=format,
-        split=split,
-        image_root=image_root,
+        **reading,
         count_tokens=count_tokens,
         near_limit=NEAR_LIMIT if near_limit is None else near_limit,
     )
-    page = write_audit(found, out, format=format, split=split, image_root=image_root, open_benchmark=open_rows)
+    page = write_audit(found, out, **reading, open_benchmark=open_rows)
     typer.echo(as_text(found))
     typer.echo(f"\n{page}")
     if strict and found.num_defects:
         raise typer.Exit(1)
+
+
+def _named(columns: str | None, ignore_columns: str | None) -> dict[str, Any]:
+    """The options about columns, as `scan_rows` takes them."""
+    pairs = [part.partition("=") for part in names(columns or "")]
+    if wrong := [name for name, equals, column in pairs if not (name and equals and column)]:
+        raise typer.BadParameter(f"--columns: {wrong[0]!r} is no NAME=COLUMN")
+    return {"columns": {name: column for name, _, column in pairs}, "ignore_columns": names(ignore_columns or "")}

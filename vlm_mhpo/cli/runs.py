@@ -70,13 +70,14 @@ def export(
     which: Annotated[
         str, typer.Option(help="Checkpoint of a run, newest or best; best needs checkpoint.keep_best.")
     ] = "newest",
+    merge: Annotated[bool, typer.Option("--merge", help="Write an adapter and its base as one model.")] = False,
 ) -> None:
-    """Copy the trained policy (safetensors and processor) out of a run."""
+    """Copy the trained policy (safetensors and processor; of model.lora the adapter) out of a run."""
     if which not in ("newest", "best"):
         raise typer.BadParameter(f"--which {which}: newest or best")
-    from vlm_mhpo.checkpoint.policy_folder import export as copy
+    from vlm_mhpo.checkpoint.exporting import export as copy
 
-    typer.echo(copy(source, out, which))
+    typer.echo(copy(source, out, which, merge=merge))
 
 
 def replay(

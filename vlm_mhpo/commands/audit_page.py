@@ -7,7 +7,7 @@ be fetched. Images are decoded and written anew.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -35,17 +35,22 @@ def write_audit(
     format: str = "auto",
     split: str | None = None,
     image_root: Path | None = None,
+    answer_lists: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    ignore_columns: Collection[str] = (),
     open_benchmark: Callable[[str], Iterable[Row | RowError]] = scan_rows,
 ) -> Path:
     """Write audit.json and audit.html to `out_dir` (made if need be, old files replaced) and return the page.
 
     Args:
-        format, split, image_root, open_benchmark: as `audit` was called; its sources are read again for the images.
+        format, split, image_root, answer_lists, columns, ignore_columns, open_benchmark: as `audit` was called; its
+            sources are read again for the images.
     """
     out_dir = Path(out_dir)
     wanted = {record.place for defect in audit.defects for record in _shown(defect)}
     pictures: dict[_Place, list[str]] = {}
-    own = partial(scan_rows, format=format, split=split, image_root=image_root)
+    names = {"columns": columns, "ignore_columns": ignore_columns, "answer_lists": answer_lists}
+    own = partial(scan_rows, format=format, split=split, image_root=image_root, **names)
     for number, source in enumerate(audit.sources):
         pictures |= _thumbnails(partial(open_benchmark if number else own, source), number, wanted)
     write_text(json.dumps(_as_json(audit), indent=1, ensure_ascii=False) + "\n", out_dir / "audit.json")

@@ -18,6 +18,7 @@ from data_prep.prepare.filters import Filter
 from vlm_mhpo.config import Config
 from vlm_mhpo.errors import PromptError
 from vlm_mhpo.runtime import ranks
+from vlm_mhpo.scoring import grader_version
 
 # Rows that are sampled at a time; what a kill can cost.
 CHUNK = 64
@@ -57,7 +58,8 @@ def sampling_setting(config: Config, model: str, num_samples: int) -> str:
     data = config.data.model_dump(include={"template", "instruction", "system_prompt", "max_prompt_length"})
     rollout = config.rollout.model_dump(include={"max_completion_length", "temperature", "top_p", "top_k"})
     limits = config.model.model_dump(exclude={"path"})
-    return json.dumps({"model": model, "num_samples": num_samples, "seed": config.seed, **data, **rollout, **limits})
+    own = {"model": model, "num_samples": num_samples, "seed": config.seed, "grader": grader_version()}
+    return json.dumps({**own, **data, **rollout, **limits})
 
 
 def pass_rate_filter(low: float, high: float, setting: str) -> Filter:
@@ -123,7 +125,7 @@ def readable(row: Row | RowError) -> Row | None:
 def _key_of(row: Row, setting: str) -> str:
     """Names a rate: everything of the row that the model or the verifier sees, and how it was sampled."""
     seen = hashlib.sha256(setting.encode())
-    parts = (row.id, row.problem, row.answer, row.kind, row.choices, row.precision, row.unit)
+    parts = (row.id, row.problem, row.gold, row.kind, row.choices, row.precision, row.unit, *row.earlier_turns)
     seen.update(repr(parts).encode("utf-8", "backslashreplace"))
     for image in row.images:
         seen.update(hashlib.sha256(read_image(image)).digest())

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep import Row, RowError
+from data_prep.loading import none_has_an_image
 from data_prep.prepare.filters import Filter, answer_form_filter, kind_filter, prompt_token_filter
-from data_prep.prepare.prepare import prepare
+from data_prep.prepare.prepare import LETTERS_FILE, prepare
 from vlm_mhpo.config import Config
 
 
@@ -51,8 +52,12 @@ def prepare_rows(
     *,
     heldout: float | None,
     max_bad_share: float,
+    seen: Collection[str] = (),
 ) -> str:
     """Write the rows as `data_prep.prepare.prepare` does; returns what became of them, for people.
+
+    Args:
+        seen: holds the names of the source's columns once its rows are read.
 
     Raises:
         DataError: see there, and for bounds of a rating that are none; ModelError: its model cannot be loaded.
@@ -70,5 +75,13 @@ def prepare_rows(
     text += "".join(f", {number} dropped by {name}" for name, number in report.num_dropped.items())
     if report.num_resumed:
         text += f" ({report.num_resumed} rows of an interrupted run)"
+    if report.letters:
+        row_id, gold = report.letters[0]
+        text += (
+            f"\n{len(report.letters)} golds can only be compared letter by letter, such as {gold[:40]!r} of row "
+            f"{row_id}: a right answer in other words is refused; all are in {report.out_dir / LETTERS_FILE}"
+        )
+    if not report.num_with_images:
+        text += f"\nnote: {none_has_an_image(report.num_rows, seen)}"
     splits = report.counts["split"].items() if heldout else ()
     return "\n".join([text, *(f"{name}: {number} rows" for name, number in splits)])

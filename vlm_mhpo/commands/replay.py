@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vlm_mhpo.checkpoint.opening import open_policy
-from vlm_mhpo.checkpoint.policy_folder import find_policy
+from vlm_mhpo.checkpoint.policy_folder import find_policy, holds_policy
 from vlm_mhpo.config import Config, parse_config
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.faults.dump import POLICY_FOLDER, Dump, read_dump
@@ -108,7 +108,7 @@ def _policy_for(folder: Path, dump: Dump, model: str | None) -> str:
     if model is not None:
         return find_policy(model)
     for candidate in (folder / POLICY_FOLDER, Path(dump.checkpoint or "-") / POLICY_FOLDER):
-        if (candidate / "config.json").is_file():
+        if holds_policy(candidate):
             return str(candidate)
     raise ModelError(f"{folder} holds no policy and the run's checkpoint is gone: give the weights with --model")
 
@@ -149,11 +149,13 @@ def _replay_one(
         (one,) = micro_batches(
             policy, [prompt], [[ids]], max_tokens=config.train.max_tokens_per_micro_batch, pad_id=codec.pad_id
         )
-        log_probs_N, _ = policy(
+        entropy_coef = config.objective.entropy_coef
+        log_probs_N, entropy_N = policy(
             one.rows,
             temperature=config.rollout.temperature,
             chunk_size=config.train.logits_chunk_size,
-            with_entropy=False,
+            with_entropy=bool(entropy_coef),
+            entropy_learns=bool(entropy_coef),
         )
         log_probs_BT, mask_BT = one.scatter(log_probs_N)
         old_BT = dump.batch.old_log_probs[flat].to(log_probs_BT)[None]
@@ -168,6 +170,8 @@ def _replay_one(
             frozen_BT = dump.batch.reference_log_probs[flat].to(log_probs_BT)[None]
             kl_BT = kl_penalty(log_probs_BT, frozen_BT, mask_BT)
             loss = loss + config.objective.beta * objective.aggregate(kl_BT, mask_BT, **counts)
+        if entropy_coef:
+            loss = loss - entropy_coef * objective.aggregate(one.scatter(entropy_N)[0], mask_BT, **counts)
         loss.backward()
         loss_value, norm = float(loss.detach()), _gradient_norm(policy)
     except (ValueError, IndexError, RuntimeError) as problem:

@@ -2,8 +2,8 @@
 
 from vlm_mhpo.config.base import Section
 from vlm_mhpo.config.data import DataConfig
-from vlm_mhpo.config.evaluation import EvalConfig
-from vlm_mhpo.config.model import ModelConfig
+from vlm_mhpo.config.evaluation import EvalConfig, JudgeConfig
+from vlm_mhpo.config.model import LoraConfig, ModelConfig
 from vlm_mhpo.config.objectives import OBJECTIVES, BaseObjective, GrpoConfig, MhpoConfig, ObjectiveConfig
 from vlm_mhpo.config.reading import describe, known_keys, load_config, parse_config
 from vlm_mhpo.config.rewards import RewardConfig, RewardsConfig
@@ -28,7 +28,9 @@ __all__ = [
     "EvalConfig",
     "FaultsConfig",
     "GrpoConfig",
+    "JudgeConfig",
     "LoggingConfig",
+    "LoraConfig",
     "MhpoConfig",
     "ModelConfig",
     "ObjectiveConfig",

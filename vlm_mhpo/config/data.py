@@ -31,6 +31,17 @@ class DataConfig(Section):
         "those that are not recognised.",
         json_schema_extra=PLACE,
     )
+    answer_lists: Literal["any", "all"] | None = Field(
+        None,
+        description="What a list in the place of an answer means: any of its answers is right, or a response must give "
+        "all; null = any where they are the same value, else such a row is refused.",
+        json_schema_extra=PLACE,
+    )
+    ignore_columns: list[str] = Field(
+        default_factory=list,
+        description="Columns of both tables that are left out, such as one of images that no question shows.",
+        json_schema_extra=PLACE,
+    )
     on_bad_row: Literal["error", "skip"] = Field(
         "error",
         description="A training row that cannot be read stops the program, or is left out, counted and named.",
@@ -61,7 +72,10 @@ class DataConfig(Section):
     template: Literal["think_answer", "think_boxed", "boxed"] = Field(
         "think_answer", description="Response format that is asked for, rewarded (format) and read (accuracy)."
     )
-    system_prompt: str | None = Field(None, description="System message; null = none (the chat template may add one).")
+    system_prompt: str | None = Field(
+        None,
+        description="System message where a row has none of its own; null = none (the chat template may add one).",
+    )
     instruction: str = Field("", description="Text after each problem, for example how to answer.")
     max_prompt_length: PositiveInt = Field(
         4096, description="Tokens of a prompt, image tokens included.", json_schema_extra=PLACE

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from vlm_mhpo.config.base import Section
 
@@ -14,6 +15,39 @@ class EarlyStopConfig(Section):
 
     metric: str = Field("eval/accuracy", description="Metric of metrics.jsonl; higher is better.")
     patience: PositiveInt = Field(description="Evaluations in a row without a new best that end the run.")
+
+
+class JudgeConfig(Section):
+    """A language model that judges beside the rules, asked over an OpenAI-compatible HTTP interface."""
+
+    url: str = Field(description="Base address, such as http://127.0.0.1:8000/v1; no other address is ever asked.")
+    model: str = Field(min_length=1, description="Name under which the server offers the model.")
+    token_file: str | None = Field(
+        None, description="File that holds the access token and nothing else; null = none is sent."
+    )
+    max_tokens: PositiveInt | None = Field(1024, description="Token budget of an answer; null = the server's.")
+    timeout_s: PositiveFloat = Field(120.0, description="Seconds for one answer, from the connection to its last byte.")
+    max_tries: PositiveInt = Field(5, description="Times that a question is put before the evaluation stops.")
+    concurrency: PositiveInt = Field(8, description="Questions that each rank has open at the same time.")
+    cache_dir: str = Field("runs/judge_answers", description="Folder of all answers; what is in it is not asked again.")
+
+    @field_validator("url")
+    @classmethod
+    def _is_a_plain_address(cls, url: str) -> str:
+        try:
+            parts = urlsplit(url)
+            # Reading the port checks it.
+            is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            is_address = False
+        # What is refused may hold a password, so that it is not shown.
+        if not is_address or not url.isascii() or any(sign <= " " or sign == "\x7f" for sign in url):
+            raise ValueError("eval.judge.url is no http:// or https:// address, such as http://127.0.0.1:8000/v1")
+        if parts.username is not None or parts.password is not None or "?" in url or "#" in url:
+            raise ValueError(
+                "eval.judge.url is an address without a user, ? or #: put an access token into eval.judge.token_file"
+            )
+        return url
 
 
 class EvalConfig(Section):
@@ -37,6 +71,11 @@ class EvalConfig(Section):
     benchmark_dir: str = Field("data/benchmarks", description="Folder that holds benchmarks, each under its name.")
     max_benchmark_rows: PositiveInt | None = Field(
         None, description="Use only the first rows of each benchmark in training."
+    )
+    judge: JudgeConfig | None = Field(
+        None,
+        description="{url, model, token_file}: `vlm-mhpo evaluate --benchmarks` also asks a language model where a "
+        "benchmark's authors do; null = rules alone.",
     )
     early_stop: EarlyStopConfig | None = Field(
         None, description="{metric, patience}: end the run when the metric no longer improves; null = never."

@@ -20,11 +20,17 @@ class BaseObjective(Section):
 
     name: str
     beta: float = Field(0.0, ge=0, description="Weight of the KL term to the initial policy; 0 = no reference model.")
+    entropy_coef: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the entropy of every token's distribution (nats, aggregated as the loss is), which is "
+        "added to what is maximised; 0 = none.",
+    )
     aggregation: AggregationName = Field("completion_mean", description=AGGREGATION)
 
     def constants(self) -> dict[str, Any]:
         """Keyword arguments of the loss."""
-        return self.model_dump(exclude={"name", "beta", "aggregation"})
+        return self.model_dump(exclude=set(BaseObjective.model_fields))
 
 
 class MhpoConfig(BaseObjective):

@@ -124,6 +124,15 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _quantised_weights_are_whole(self) -> Config:
+        if self.model.quantization and self.deepspeed.zero_stage == 3:
+            raise ValueError(
+                f"model.quantization={self.model.quantization} is held whole by every rank: set "
+                "deepspeed.zero_stage=2 or lower"
+            )
+        return self
+
     @property
     def updates_per_step(self) -> int:
         """Optimizer updates of one rollout batch."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,10 +108,19 @@ class Engine:
             self._grad_norm = float(nn.utils.clip_grad_norm_(held, self._max_grad_norm))
 
     @contextlib.contextmanager
-    def whole_weights(self) -> Iterator[None]:
-        """Inside, every rank sees unpartitioned weights (ZeRO-3); free otherwise."""
+    def whole_weights(self, only: Sequence[nn.Parameter] = ()) -> Iterator[None]:
+        """Inside, every rank sees unpartitioned weights (ZeRO-3), all or `only` these; free otherwise.
+
+        No module may run while only some are whole.
+        """
         if self.zero_stage < 3:
             yield
+            return
+        if only:
+            from deepspeed.runtime.zero import GatheredParameters
+
+            with GatheredParameters(list(only)):
+                yield
             return
         from deepspeed.runtime.zero.stage3 import unwrap_model_for_generation
 

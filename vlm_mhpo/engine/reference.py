@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from vlm_mhpo.config import DeepSpeedConfig
+from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.engine.settings import deepspeed_settings
+from vlm_mhpo.models.adapters import as_it_began
 from vlm_mhpo.runtime import ranks
 
 
@@ -17,6 +20,16 @@ class Reference:
     """A policy that never changes; `forward` as `Policy.forward`."""
 
     forward: Callable[..., tuple[Tensor, Tensor | None]]
+
+    @staticmethod
+    def below(engine: Engine) -> Reference:
+        """The policy without what its adapters have learnt: no second copy of the weights is held."""
+
+        def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+            with as_it_began(engine.policy.model):
+                return engine(*args, **kwargs)
+
+        return Reference(forward)
 
     @staticmethod
     def hold(policy: nn.Module, deepspeed: DeepSpeedConfig, *, dtype: str) -> Reference:

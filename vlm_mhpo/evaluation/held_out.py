@@ -74,12 +74,13 @@ def _to_eval_item(item: Item, num_images: int, images: Sequence[str]) -> EvalIte
         id=item.id,
         problem=item.question,
         gold=item.gold,
+        equivalent_answers=item.equivalent_answers,
         num_images=num_images,
         images=tuple(images),
         source=item.categories["source"],
         kind=item.kind,
         choices=item.choices,
-        completions=tuple(EvalCompletion(**one.model_dump(exclude={"official"})) for one in item.completions),
+        completions=tuple(EvalCompletion(**one.model_dump(exclude={"official", "judge"})) for one in item.completions),
     )
 
 
@@ -99,6 +100,7 @@ def summarise(items: Sequence[EvalItem], *, name: str, step: int | None, params:
         by_source=_breakdown(items, lambda item: item.source),
         by_kind=_breakdown(items, lambda item: item.kind),
         verdicts=dict(sorted(Counter(completion.verdict for completion in completions).items())),
+        by_worker=sum(completion.by_worker for completion in completions) / len(completions),
         mean_length=sum(completion.num_tokens for completion in completions) / len(completions),
         clipped_ratio=sum(completion.truncated for completion in completions) / len(completions),
         items=tuple(items),
@@ -139,6 +141,6 @@ def _markdown(record: Evaluation) -> str:
         f"{record.num_rows} rows, {decoding}, {when}; mean length {record.mean_length:.1f} tokens, "
         f"{100 * record.clipped_ratio:.1f} % cut at the budget.",
         markdown_table(("rows", "accuracy", "95 % interval"), rows),
-        f"Verdicts: {verdicts}.",
+        f"Verdicts: {verdicts}; {100 * record.by_worker:.1f} % by a worker process.",
     ]
     return "\n\n".join(paragraphs) + "\n"

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from data_prep import NEAR_LIMIT, Collected, Row, collect, load_rows, overlap
+from data_prep import NEAR_LIMIT, Collected, Row, collect, overlap
+from vlm_mhpo.config import DataConfig
+from vlm_mhpo.prompts.rows import read_rows
 
 SIGNS = ("same_picture", "near_picture", "same_question")
 
@@ -24,9 +26,10 @@ class Shared:
         return {name for names in self.ids.values() for name in names}
 
 
-def read_training(source: str) -> Collected:
-    """Hashes of the training rows of a source; those with a broken image are left out."""
-    return collect(load_rows(source), source, 1, gold_is_checked=False)
+def read_training(source: str, data: DataConfig) -> Collected:
+    """Hashes of the training rows of a source, read as `data` says; those with a broken image are left out."""
+    rows = read_rows(source, data, None, None, skips_bad=data.on_bad_row == "skip")
+    return collect(rows, source, 1, gold_is_checked=False)
 
 
 def shared_rows(rows: Sequence[Row], training: Collected) -> Shared:

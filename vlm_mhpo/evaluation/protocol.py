@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,8 +12,6 @@ from data_prep import Row, read_image
 from vlm_mhpo.errors import EvaluationError
 from vlm_mhpo.records.evaluation import BenchmarkProtocol, Protocol, State
 
-# Raise it with every change that gives some answer another verdict, under an official rule or our verifier.
-GRADER = 2
 HASH_DIGITS = 12
 # The configuration keys behind the fields of a protocol, for whoever must make two of them alike.
 KEYS = {
@@ -30,11 +27,6 @@ KEYS = {
     "seed": "eval.seed",
 }
 ALLOW_ADVICE = "evaluate both in the same way, or add --allow-protocol-difference to compare them all the same"
-
-
-def grader_version() -> str:
-    """The version of all verdicts; Math-Verify decides what our own grammar cannot read."""
-    return f"{GRADER} (math-verify {importlib.metadata.version('math-verify')})"
 
 
 def benchmark_protocol(rows: Sequence[Row], asked: Sequence[Row], *, split: str, instruction: str) -> BenchmarkProtocol:
@@ -57,7 +49,8 @@ def benchmark_protocol(rows: Sequence[Row], asked: Sequence[Row], *, split: str,
 def identity(row: Row) -> list[Any]:
     """What makes a row this row; images by the digest of their files."""
     pictures = [hashlib.sha256(read_image(image)).hexdigest() for image in row.images]
-    return [row.id, row.problem, row.answer, row.kind, row.choices, row.precision, row.unit, pictures]
+    texts = [row.id, row.problem, row.gold, row.kind, row.choices, row.precision, row.unit]
+    return [*texts, pictures, *row.earlier_turns]
 
 
 def digest(parts: Iterable[Any]) -> str:
@@ -73,13 +66,17 @@ def protocol_hash(protocol: Protocol, name: str | None = None) -> str:
     values = protocol.model_dump(mode="json")
     if name is not None:
         values["benchmarks"] = {name: values["benchmarks"][name]}
+    for one in values["benchmarks"].values():
+        # So that a report by rules alone keeps the hash that it had before there were judges.
+        if one["judge"] is None:
+            del one["judge"]
     return digest([values])
 
 
-def differences(ours: Protocol, theirs: Protocol) -> list[str]:
+def differences(ours: Protocol, theirs: Protocol, *, judges: bool = True) -> list[str]:
     """Every field in which two protocols differ, by its configuration key if it has one, with both values.
 
-    Benchmarks that only one has are left out.
+    Benchmarks that only one has are left out, and without `judges` also who judged beside the rules.
     """
     left, right = ours.model_dump(mode="json"), theirs.model_dump(mode="json")
     ours_by_name, theirs_by_name = left.pop("benchmarks"), right.pop("benchmarks")
@@ -87,7 +84,9 @@ def differences(ours: Protocol, theirs: Protocol) -> list[str]:
         left |= {f"benchmarks.{name}.{key}": value for key, value in ours_by_name[name].items()}
         right |= {f"benchmarks.{name}.{key}": value for key, value in theirs_by_name[name].items()}
     return [
-        f"{KEYS.get(key, key)}: {shown(left[key])} and {shown(right[key])}" for key in left if left[key] != right[key]
+        f"{KEYS.get(key, key)}: {shown(left[key])} and {shown(right[key])}"
+        for key in left
+        if left[key] != right[key] and (judges or not key.endswith(".judge"))
     ]
 
 
@@ -110,14 +109,14 @@ def weights_digest(model: str) -> str | None:
 
 
 def check_same(
-    ours: Protocol, theirs: Protocol, *, what: str, allowed: bool, advice: str = ALLOW_ADVICE
+    ours: Protocol, theirs: Protocol, *, what: str, allowed: bool, advice: str = ALLOW_ADVICE, judges: bool = True
 ) -> tuple[str, ...]:
-    """The differences, which only `allowed` lets pass.
+    """The differences (see there for `judges`), which only `allowed` lets pass.
 
     Raises:
         EvaluationError: names `what` is compared, every field that differs, and what to do.
     """
-    found = differences(ours, theirs)
+    found = differences(ours, theirs, judges=judges)
     if found and not allowed:
         listed = "".join(f"\n  {difference}" for difference in found)
         raise EvaluationError(f"{what} have different protocols, so their scores do not compare:{listed}\n{advice}")

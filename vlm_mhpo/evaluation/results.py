@@ -10,6 +10,7 @@ from data_prep import Row
 from rewards import Verdict
 from vlm_mhpo.errors import EvaluationError
 from vlm_mhpo.evaluation.benchmarks import Benchmark, Judged
+from vlm_mhpo.evaluation.benchmarks.types import JudgeRule
 from vlm_mhpo.evaluation.overlap import Shared
 from vlm_mhpo.records import statistics
 from vlm_mhpo.records.evaluation import (
@@ -20,6 +21,7 @@ from vlm_mhpo.records.evaluation import (
     Difference,
     Item,
     ItemCompletion,
+    JudgeScore,
     Overlap,
     ProbeScore,
     Scores,
@@ -74,9 +76,11 @@ def benchmark_result(
         protocol_hash=protocol_hash,
         scores=Scores(official=accuracy_of(items), ours=accuracy_of(items, official=False)),
         unanswered=sum(c.official and not c.correct and _is_unanswered(c) for c in completions) / len(completions),
+        judge=judge_score(benchmark.judge, items) if benchmark.judge else None,
         pass_at=pass_rates(items, num_samples),
         extra=dict(sorted(benchmark.aggregate(judged).items())),
         verdicts={verdict: count / len(completions) for verdict, count in sorted(verdicts.items())},
+        by_worker=sum(completion.by_worker for completion in completions) / len(completions),
         mean_tokens=sum(completion.num_tokens for completion in completions) / len(completions),
         categories=categories(items),
         probes=dict(probes or {}),
@@ -95,6 +99,24 @@ def accuracy_of(items: Sequence[Item], *, official: bool = True) -> Accuracy:
     shares = [item.official if official else item.ours for item in items]
     found = statistics.accuracy(shares, [item.problem for item in items])
     return Accuracy(accuracy=found.mean, low=found.low, high=found.high)
+
+
+def judge_score(rule: JudgeRule, items: Sequence[Item]) -> JudgeScore | None:
+    """Accuracy under a language model and how far it agrees with the official rule; None where none was asked."""
+    pairs = [(one.official, one.judge) for item in items for one in item.completions if one.judge]
+    if not pairs:
+        return None
+    found = statistics.accuracy([item.judged for item in items], [item.problem for item in items])
+    counts = Counter(judge.verdict for _, judge in pairs)
+    return JudgeScore(
+        accuracy=found.mean,
+        low=found.low,
+        high=found.high,
+        source=rule.source,
+        agreement=sum(official == (judge.verdict == "right") for official, judge in pairs) / len(pairs),
+        unreadable=counts["unreadable"],
+        refused=counts["refused"],
+    )
 
 
 def pass_rates(items: Sequence[Item], num_samples: int) -> dict[int, float]:

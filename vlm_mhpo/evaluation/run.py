@@ -12,11 +12,13 @@ from vlm_mhpo.config import Config
 from vlm_mhpo.errors import ConfigError, NonFiniteError
 from vlm_mhpo.evaluation.benchmark_run import (
     Options,
+    ask_judge,
     benchmark_judge,
     finish,
     judge_benchmark,
     overlaps,
     protocol_of,
+    ready_judge,
     start_report,
 )
 from vlm_mhpo.evaluation.chosen import BenchmarkRows
@@ -101,22 +103,30 @@ def evaluate_benchmarks(config: Config, chosen: Sequence[BenchmarkRows], model: 
     Raises:
         EvaluationError: the folder holds another evaluation or damaged records, the baseline cannot be compared, or
             the training rows cannot be read.
+        JudgeError: the language model of `eval.judge` cannot be asked.
     """
     ranks.start(config.num_threads)
     check_same_setting(config.model_dump(), options.out)
     check_same_folder("--out", options.out)
     for one in chosen:
         check_same_rows(one.asked, f"rows of {one.name}")
-    shared = on_main(lambda: overlaps(chosen, options.train))
+    shared = on_main(lambda: overlaps(chosen, options.train, config.data))
+    # Before anything is sampled, so that a judge who is not there is known at once.
+    judging = config.eval.judge if any(one.benchmark.judge for one in chosen) else None
+    asked = on_main(lambda: judging and ready_judge(judging, chosen, options.out))
     opened = open_policy(config.model.model_copy(update={"path": model}), options.out, "judge")
     check_same_weights(model, opened.policy)
     codec = opened.codec
     params = held_out_params(config.eval, config.rollout)
     state = on_main(
-        lambda: start_report(protocol_of(config.eval, config.data, params, chosen, codec), model, opened.path, options)
+        lambda: start_report(
+            protocol_of(config.eval, config.data, params, chosen, codec, asked), model, opened.path, options
+        )
     )
     sampler = build_sampler(config.rollout, opened.policy, codec)
     with start_verifier(config.rewards) as verifier, _evidence(options.out, config, opened.path):
         judge = benchmark_judge(config.eval, config.data, params, codec, opened.policy.family, sampler, verifier)
         items = {one.name: judge_benchmark(one, judge, params, options, config.eval.gallery) for one in chosen}
+    for one in chosen:
+        items[one.name][""] = ask_judge(one, items[one.name][""], asked, options.out)
     return on_main(lambda: finish(chosen, items, shared, state, options))

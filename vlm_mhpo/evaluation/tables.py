@@ -62,6 +62,7 @@ def markdown(results: Results) -> str:
         _verdict_table(results.benchmarks),
     ]
     for title, head, rows in (
+        ("By a language model", JUDGE_HEAD, judged(results)),
         (f"Against {results.comparison.baseline}" if results.comparison else "", DIFFERENCE_HEAD, compared(results)),
         ("How much needs the image", PROBE_HEAD, probed(results)),
         ("Shared with the training rows", OVERLAP_HEAD, _overlapping(results)),
@@ -70,6 +71,7 @@ def markdown(results: Results) -> str:
         if rows:
             parts += ["", f"## {plain(title)}", "", markdown_table(head, rows)]
     notes = [f"- {found.title}: {found.deviation}" for found in results.benchmarks if found.deviation]
+    notes += [f"- {found.title}, language model: {found.judge.source}" for found in results.benchmarks if found.judge]
     if results.comparison:
         notes += [f"- differs from the baseline: {text}" for text in results.comparison.protocol_differences]
     parts += ["", "## Deviations", "", *map(plain, notes)] if notes else []
@@ -80,6 +82,8 @@ def markdown(results: Results) -> str:
 SHOWN_SHARE = 0.0005
 SCORE_HEAD = ("benchmark", "rows", "official", "our verifier", "pass@k", "other scores", "tokens", "protocol")
 DIFFERENCE_HEAD = ("benchmark", "rows", "difference, points", "better", "worse", "protocol")
+JUDGE_HEAD = ("benchmark", "judge", "prompts", "official rule", "judge's score", "agree", "unreadable", "refused",
+              "protocol")  # fmt: skip
 PROBE_HEAD = ("benchmark", "probe", "rows", "accuracy without", "lost, points", "protocol")
 OVERLAP_HEAD = ("benchmark", "training rows", "same image", "near image", "same question", "clean rows",
                 "accuracy on clean", "protocol")  # fmt: skip
@@ -119,6 +123,33 @@ def _verdict_table(benchmarks: Sequence[BenchmarkResult]) -> str:
         for found in benchmarks
     ]
     return markdown_table(["benchmark", *names, "protocol"], rows)
+
+
+def judge_name(results: Results, found: BenchmarkResult) -> str:
+    """The language model that judged a benchmark: as its server calls it, and as it was asked for if that differs."""
+    pinned = results.protocol.benchmarks[found.name].judge
+    if pinned is None:
+        return ""
+    return pinned.served if pinned.served == pinned.model else f"{pinned.served} (asked as {pinned.model})"
+
+
+def judged(results: Results) -> list[list[str]]:
+    """Lines of the scores by a language model, each beside that of the official rule."""
+    return [
+        [
+            found.title,
+            judge_name(results, found),
+            pinned.prompts,
+            _with_interval(found.scores.official),
+            _with_interval(found.judge),
+            percent(found.judge.agreement),
+            str(found.judge.unreadable),
+            str(found.judge.refused),
+            found.protocol_hash,
+        ]
+        for found in results.benchmarks
+        if found.judge and (pinned := results.protocol.benchmarks[found.name].judge)
+    ]
 
 
 def compared(results: Results) -> list[list[str]]:
@@ -193,6 +224,13 @@ def latex(results: Results) -> str:
     ]
     k = results.protocol.num_samples
     head = ["Benchmark", "Rows", "Official", "Our verifier", f"pass@{k}"]
+    if any(found.judge for found in results.benchmarks):
+        head.append("Judge")
+        judges = [
+            f"{_with_interval(found.judge)} ({judge_name(results, found)})" if found.judge else "-"
+            for found in results.benchmarks
+        ]
+        rows = [[*row, judge] for row, judge in zip(rows, judges, strict=True)]
     if results.comparison:
         by_name = {one.name: signed(one) for one in results.comparison.benchmarks}
         head.append(f"vs. {results.comparison.baseline}")
@@ -221,6 +259,11 @@ def _csv_figures(found: BenchmarkResult, compared: BenchmarkComparison | None) -
     rows = found.num_rows
     yield "", "", "official_accuracy", rows, spread(found.scores.official)
     yield "", "", "our_accuracy", rows, spread(found.scores.ours)
+    if found.judge:
+        yield "", "", "judge_accuracy", rows, spread(found.judge)
+        yield "", "", "judge_agreement", rows, (found.judge.agreement, "", "", "")
+        yield "", "", "judge_unreadable", rows, (found.judge.unreadable, "", "", "")
+        yield "", "", "judge_refused", rows, (found.judge.refused, "", "", "")
     for j, share in found.pass_at.items():
         yield "", "", f"pass@{j}", rows, (share, "", "", "")
     for name, share in found.extra.items():

@@ -197,7 +197,7 @@ def verify_groups(
             [
                 Asked(
                     c.text,
-                    row.answer,
+                    row.gold,
                     template,
                     row.kind,
                     asked_choices(row),
@@ -231,6 +231,7 @@ def _judge_groups(task: Task, judge: Judge, rows: Sequence[Row], groups: Sequenc
                     correct=score.correct,
                     num_tokens=len(completion.token_ids),
                     truncated=completion.truncated,
+                    by_worker=score.by_worker,
                 )
             )
         items.append(_to_item(task.benchmark, row, completions))
@@ -242,9 +243,10 @@ def _to_item(benchmark: Benchmark, row: Row, completions: Sequence[ItemCompletio
     return Item(
         id=row.id,
         problem=benchmark.problem(row),
-        question=row.problem,
+        question=row.conversation,
         choices=row.choices,
         gold=row.answer,
+        equivalent_answers=row.equivalent_answers,
         kind=row.kind,
         images=(),
         categories=dict(benchmark.categories(row)),

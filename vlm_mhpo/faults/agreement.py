@@ -115,7 +115,7 @@ def check_same_rows(rows: Sequence[Row], what: str = "training rows") -> None:
     """ConfigError on every rank unless all have read the same rows in the same order; `what` names them."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(f"{row.id}\0{row.problem}\0{row.answer}\0".encode())
+        digest.update(f"{row.id}\0{row.conversation}\0{row.gold}\0".encode())
     require_same({what: f"{len(rows)} rows, {digest.hexdigest()[:16]}"})
 
 

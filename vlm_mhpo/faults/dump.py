@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from data_prep import DataError, Row, read_image
+from data_prep import DataError, Row, Turn, read_image
 from vlm_mhpo.errors import ConfigError
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.runtime.secrets import without_secrets
@@ -130,6 +131,7 @@ def _group_record(scored: ScoredGroup) -> dict[str, Any]:
         "rewards_by_name": scored.rewards_by_name,
         "verdicts": scored.verdicts,
         "extracted": scored.extracted,
+        "num_by_worker": scored.num_by_worker,
     }
 
 
@@ -204,7 +206,12 @@ def _read_group(values: Mapping[str, Any], tensors: Mapping[str, Tensor], index:
     """The scored group with this number."""
     images = [tensors[f"{index}/images/{number}"] for number in range(values["num_images"])]
     row = values["row"]
+    row["equivalent_answers"] = tuple(row.get("equivalent_answers", ()))
+    row["earlier_turns"] = tuple(Turn(*turn) for turn in row.get("earlier_turns", ()))
     row["choices"] = None if row["choices"] is None else tuple(row["choices"])
+    row["metadata"] = MappingProxyType(
+        {name: tuple(value) if isinstance(value, list) else value for name, value in row["metadata"].items()}
+    )
     prefix = f"{index}/media/"
     media = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     prompt = Prompt(
@@ -226,4 +233,5 @@ def _read_group(values: Mapping[str, Any], tensors: Mapping[str, Tensor], index:
         rewards_by_name={name: tuple(each) for name, each in values["rewards_by_name"].items()},
         verdicts=tuple(values["verdicts"]),
         extracted=tuple(values["extracted"]),
+        num_by_worker=values["num_by_worker"],
     )

@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from vlm_mhpo.models.folder import base_of
 from vlm_mhpo.models.loading import model_folder
 
 # What transformers reads of a folder beside the weights.
@@ -15,7 +16,7 @@ PIECE = 1024
 
 
 def digest_of_model(path: str, revision: str | None = None) -> str:
-    """A digest of the files of a model: names, settings, sizes, and of each weight tensor its header and 1 KiB.
+    """A digest of the files of a model (of an adapter and its base): names, settings, sizes, of each tensor 1 KiB.
 
     Not seen: weights that differ outside the middle of their tensor only, such as those of somebody who wants it so.
 
@@ -29,7 +30,9 @@ def digest_of_model(path: str, revision: str | None = None) -> str:
     folder = model_folder(path, revision)
     if folder is None:
         return path
-    seen = hashlib.sha256()
+    base, seen = base_of(path, revision, offline=True), hashlib.sha256()
+    if base.adapter:
+        seen.update(digest_of_model(base.path, base.revision).encode())
     for file in sorted(folder.iterdir()):
         if file.suffix == ".safetensors":
             seen.update(f"{file.name}\0{file.stat().st_size}\0".encode() + _pieces(file))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ from torch import nn
 
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models import attention
+from vlm_mhpo.models.adapters import adapters_of, fit_adapters
 from vlm_mhpo.models.families import FAMILIES, family_for
 from vlm_mhpo.models.families.base import Family, banned_tokens, freeze
 from vlm_mhpo.models.families.text import check_plain_head
-from vlm_mhpo.models.folder import read_config, read_processor
+from vlm_mhpo.models.folder import ADAPTER_FILE, Base, base_of, read_config, read_processor
 from vlm_mhpo.models.policy import Policy
+from vlm_mhpo.models.quantization import check_quantization, quantization_settings, settle_base
 from vlm_mhpo.models.template import give_template, turn_end
 from vlm_mhpo.models.weights import NUM_NAMED, Weights, examine_weights, first_line
 from vlm_mhpo.types import TAGS
@@ -64,55 +66,72 @@ def load_policy(
     max_pixels: int | None = None,
     freeze_vision_tower: bool = False,
     freeze_projector: bool = False,
+    lora: Mapping[str, Any] | None = None,
+    quantization: str | None = None,
     gradient_checkpointing: bool = False,
     zero3_settings: dict[str, Any] | None = None,
+    merges_adapter: bool = False,
 ) -> tuple[Policy, Codec]:
     """A policy on the CPU and its codec (processor and tokens); arguments as in `config.ModelConfig`.
 
     With `zero3_settings` (DeepSpeed's configuration) of stage 3 each rank holds only its share from the start.
-    Weights are read from safetensors only and no code of the model's folder is run.
+    Weights are read from safetensors only and no code of the model's folder is run. Where `path` is an adapter, its
+    base is loaded with it: beside the weights, to learn further, or with `merges_adapter` added to them.
 
     Raises:
         ModelError: nothing loadable at `path`, tensors that are not the model's (`weights.examine_weights`), a
             `revision` that is no commit hash, or an architecture that is not in `families.FAMILIES`.
     """
     import transformers
-    from safetensors import SafetensorError
-    from transformers.integrations import HfDeepSpeedConfig
 
     transformers.utils.logging.disable_progress_bar()
     limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     frozen = {"freeze_vision_tower": freeze_vision_tower, "freeze_projector": freeze_projector}
-    family, weights, codec = examine_model(path, revision=revision, **limits, **frozen)
+    family, weights, codec = examine_model(path, revision=revision, **limits, **frozen, lora=lora)
+    base = base_of(path, revision)
     config = read_config(path, revision=revision)
     without_dropout(config)
-    # transformers partitions while it loads for as long as this object lives.
-    partition = HfDeepSpeedConfig(zero3_settings) if _stage_of(zero3_settings) == 3 else None
-    try:
-        model = family.auto_classes[0].from_pretrained(
-            path,
-            config=config,
-            revision=revision,
-            dtype=DTYPES[dtype],
-            attn_implementation=attn_implementation,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"the weights at {path!r} cannot be loaded: {first_line(error)}") from error
-    del partition
+    options = {"config": config, "dtype": DTYPES[dtype], "attn_implementation": attn_implementation}
+    if quantization:
+        check_quantization(quantization, _stage_of(zero3_settings))
+        options["quantization_config"] = quantization_settings(quantization, DTYPES[dtype], family, config)
+    model = _read_weights(base, family, zero3_settings, **options)
     # Under ZeRO-3 transformers keeps every renaming that it knows for the model, and would reverse them all on saving.
     model._weight_conversions = list(weights.conversions)
-    # What learns is settled here, before the policy and the optimizer look: LoRA's adapters belong behind `freeze`.
-    freeze(model, family, vision_tower_frozen=freeze_vision_tower, projector_frozen=freeze_projector)
     adapt(model, family, attn_implementation)
+    # What learns is settled here, before the policy and the optimizer look.
+    fit_adapters(model, family, base, lora, merges=merges_adapter)
+    # Digest and messages are those of the adapter.
+    model.name_or_path = path
+    if not adapters_of(model):
+        freeze(model, family, vision_tower_frozen=freeze_vision_tower, projector_frozen=freeze_projector)
     if gradient_checkpointing:
         # The name that transformers 6 keeps, and the one that 5.20 knows.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     vocabulary_size = model.config.get_text_config().vocab_size
     banned_V = banned_tokens(codec.tokenizer, vocabulary_size, family.placeholders)
-    return Policy(model, family, banned_V, weights), codec
+    policy = Policy(model, family, banned_V, weights, (base.path, base.revision))
+    if quantization:
+        settle_base(policy)
+    return policy, codec
+
+
+def _read_weights(base: Base, family: Family, zero3_settings: dict[str, Any] | None, **options: Any) -> nn.Module:
+    """The transformers model, under ZeRO-3 this rank's share of it; `options` of from_pretrained."""
+    from safetensors import SafetensorError
+    from transformers.integrations import HfDeepSpeedConfig
+
+    # transformers partitions while it loads for as long as this object lives.
+    partition = HfDeepSpeedConfig(zero3_settings) if _stage_of(zero3_settings) == 3 else None
+    try:
+        return family.auto_classes[0].from_pretrained(
+            base.path, revision=base.revision, use_safetensors=True, trust_remote_code=False, **options
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"the weights at {base.path!r} cannot be loaded: {first_line(error)}") from error
+    finally:
+        del partition
 
 
 def examine_model(
@@ -123,6 +142,7 @@ def examine_model(
     max_pixels: int | None = None,
     freeze_vision_tower: bool = False,
     freeze_projector: bool = False,
+    lora: Mapping[str, Any] | None = None,
     offline: bool = False,
 ) -> tuple[Family, Weights, Codec]:
     """Everything that a model can be refused for before its weights are read; arguments as `load_policy`.
@@ -131,12 +151,14 @@ def examine_model(
         offline: look on this machine alone.
     """
     _check_revision(revision)
+    base = base_of(path, revision, offline=offline)
     config = read_config(path, revision=revision, offline=offline)
-    family = family_for(config)
-    weights, empty = examine_weights(path, family, config, revision=revision, offline=offline)
+    family, place = family_for(config), {"revision": base.revision, "offline": offline}
+    weights, empty = examine_weights(base.path, family, config, **place)
     freeze(empty, family, vision_tower_frozen=freeze_vision_tower, projector_frozen=freeze_projector)
-    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-    return family, weights, load_codec(path, empty, family, revision=revision, offline=offline, **limits)
+    codec = load_codec(base.path, empty, family, min_pixels=min_pixels, max_pixels=max_pixels, **place)
+    fit_adapters(empty, family, base, lora)
+    return family, weights, codec
 
 
 def adapt(model: nn.Module, family: Family, attn_implementation: str) -> None:
@@ -187,8 +209,8 @@ def model_folder(path: str, revision: str | None) -> Path | None:
 
     if Path(path).is_dir():
         return Path(path)
-    file = try_to_load_from_cache(path, "config.json", revision=revision)
-    return Path(file).parent if isinstance(file, str) else None
+    found = [try_to_load_from_cache(path, name, revision=revision) for name in ("config.json", ADAPTER_FILE)]
+    return next((Path(file).parent for file in found if isinstance(file, str)), None)
 
 
 def _stage_of(settings: dict[str, Any] | None) -> int:

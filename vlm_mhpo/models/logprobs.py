@@ -86,6 +86,7 @@ def token_log_probs(
     temperature: float,
     chunk_size: int,
     with_entropy: bool = True,
+    entropy_learns: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probs of `targets_N` and entropies of their distributions.
 
@@ -97,14 +98,24 @@ def token_log_probs(
         temperature: softmax temperature, > 0.
         chunk_size: rows whose logits exist at the same time; they are computed again in backward.
         with_entropy: False = nobody reads the entropies, so they are not computed.
+        entropy_learns: entropies have a gradient, too.
 
     Returns:
-        log_probs_N: [N] float32, nats, with gradient. entropy_N: [N] float32, nats, constant; or None.
+        log_probs_N: [N] float32, nats, with gradient. entropy_N: [N] float32, nats, constant unless it learns; or None.
     """
+    learns = with_entropy and entropy_learns
 
     def forward(hidden: Tensor) -> tuple[Tensor, Tensor | None]:
         return TokenLogProbs.apply(
-            hidden, lm_head.weight, lm_head.bias, targets_N, banned_V, float(temperature), chunk_size, with_entropy
+            hidden,
+            lm_head.weight,
+            lm_head.bias,
+            targets_N,
+            banned_V,
+            float(temperature),
+            chunk_size,
+            with_entropy,
+            learns,
         )
 
     return _in_place_of(lm_head, hidden_NH, forward)
@@ -120,7 +131,10 @@ def _in_place_of(lm_head: nn.Linear, hidden_NH: Tensor, forward: Callable[[Tenso
 
 
 class TokenLogProbs(torch.autograd.Function):
-    """log softmax(hidden weight^T / temperature) at the targets; the gradient of a logit is (1[target] - p) / T."""
+    """log softmax(hidden weight^T / temperature) at the targets, and the entropy H of that distribution.
+
+    Gradients of a logit: of the former (1[target] - p) / T, of the latter -p (log p + H) / T.
+    """
 
     @staticmethod
     def forward(
@@ -133,6 +147,7 @@ class TokenLogProbs(torch.autograd.Function):
         temperature: float,
         chunk_size: int,
         with_entropy: bool,
+        entropy_learns: bool,
     ) -> tuple[Tensor, Tensor | None]:
         log_probs_N = hidden_NH.new_empty(len(targets_N), dtype=torch.float32)
         total_N = torch.empty_like(log_probs_N)
@@ -149,21 +164,23 @@ class TokenLogProbs(torch.autograd.Function):
             log_probs_N[chunk] = chosen_N - total_N[chunk]
             # Or the next chunk would be made beside this one.
             del logits_NV
-        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, banned_V, total_N)
-        if entropy_N is not None:
+        kept_N = entropy_N if entropy_learns else None
+        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, banned_V, total_N, kept_N)
+        if entropy_N is not None and not entropy_learns:
             ctx.mark_non_differentiable(entropy_N)
         return log_probs_N, entropy_N
 
     @staticmethod
-    def backward(ctx, gradient_N: Tensor, _entropy: Tensor | None) -> tuple[Tensor | None, ...]:
-        call = HeadCall(*ctx.saved_tensors, *ctx.settings)
+    def backward(ctx, gradient_N: Tensor, entropy_gradient_N: Tensor | None) -> tuple[Tensor | None, ...]:
+        call = HeadCall(*ctx.saved_tensors, *ctx.settings, gradient_N, entropy_gradient_N)
         gradients = _gradients_by_words if rounds(call.weight_VH) else _gradients_by_tokens
-        return (*gradients(call, gradient_N, ctx.needs_input_grad[:3]), None, None, None, None, None)
+        return (*gradients(call, ctx.needs_input_grad[:3]), None, None, None, None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
 class HeadCall:
-    """What backward knows of a forward: its arguments as in `TokenLogProbs`, and [N] log-sums of the logits' exp."""
+    """What backward knows: the arguments of `TokenLogProbs`, [N] log-sums of the logits' exp, entropies if they learn,
+    and the gradients of both results."""
 
     hidden_NH: Tensor
     weight_VH: Tensor
@@ -171,8 +188,35 @@ class HeadCall:
     targets_N: Tensor
     banned_V: Tensor
     total_N: Tensor
+    entropy_N: Tensor | None
     temperature: float
     chunk_size: int
+    gradient_N: Tensor
+    entropy_gradient_N: Tensor | None
+
+    def to_gradients(self, logits_NV: Tensor, tokens: slice, place_N: Tensor, is_here_N: Tensor) -> Tensor:
+        """Turn logits of some tokens and words, in their own buffer, into the gradients of logits.
+
+        Args:
+            logits_NV: float32, of `tokens`.
+            place_N: column of each token's target.
+            is_here_N: whether the target is among these words, and allowed: the logit of a banned one is a constant.
+        """
+        gradient_N1 = self.gradient_N[tokens, None]
+        logits_NV.sub_(self.total_N[tokens, None])
+        if self.entropy_N is None:
+            logits_NV.exp_().scatter_add_(-1, place_N[:, None], -is_here_N.float()[:, None])
+            return logits_NV.mul_(gradient_N1 / -self.temperature)
+        # p (g + e (log p + H)) - g 1[target], with the gradients g and e of log-prob and entropy.
+        entropy_N1, slope_N1 = self.entropy_N[tokens, None], self.entropy_gradient_N[tokens, None]
+        for rows in chunks(len(logits_NV), SLICE):
+            logs = logits_NV[rows]
+            pulls = (logs + entropy_N1[rows]).mul_(slope_N1[rows]).add_(gradient_N1[rows])
+            # 0 * -inf is NaN; a banned token pulls nowhere.
+            pulls.masked_fill_(logs.isneginf(), 0.0)
+            logs.exp_().mul_(pulls)
+        logits_NV.scatter_add_(-1, place_N[:, None], -is_here_N.float()[:, None] * gradient_N1)
+        return logits_NV.div_(-self.temperature)
 
 
 def rounds(weight_VH: Tensor) -> bool:
@@ -180,9 +224,7 @@ def rounds(weight_VH: Tensor) -> bool:
     return weight_VH.dtype != torch.float32
 
 
-def _gradients_by_tokens(
-    call: HeadCall, gradient_N: Tensor, wanted: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _gradients_by_tokens(call: HeadCall, wanted: Sequence[bool]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of states, weight and bias as far as `wanted`, `chunk_size` tokens at a time."""
     hidden_NH, weight_VH, bias_V, targets_N = call.hidden_NH, call.weight_VH, call.bias_V, call.targets_N
     hidden_gradient = torch.empty_like(hidden_NH) if wanted[0] else None
@@ -190,25 +232,19 @@ def _gradients_by_tokens(
     bias_gradient = torch.zeros_like(bias_V) if bias_V is not None and wanted[2] else None
     for chunk in chunks(len(targets_N), call.chunk_size):
         logits_NV = _chunk_logits(hidden_NH[chunk], weight_VH, bias_V, call.banned_V, call.temperature)
-        # From here on the buffer holds the gradient of the logits.
-        probs_NV = logits_NV.sub_(call.total_N[chunk, None]).exp_()
-        # The logit of a banned target is a constant.
-        is_allowed_N1 = (~call.banned_V[targets_N[chunk]]).float()[:, None]
-        probs_NV.scatter_add_(-1, targets_N[chunk, None], -is_allowed_N1)
-        logit_gradient = probs_NV.mul_(gradient_N[chunk, None] / -call.temperature).to(weight_VH.dtype)
+        is_allowed_N = ~call.banned_V[targets_N[chunk]]
+        logit_gradient = call.to_gradients(logits_NV, chunk, targets_N[chunk], is_allowed_N).to(weight_VH.dtype)
         if hidden_gradient is not None:
             torch.mm(logit_gradient, weight_VH, out=hidden_gradient[chunk])
         if weight_gradient is not None:
             weight_gradient.addmm_(logit_gradient.T, hidden_NH[chunk])
         if bias_gradient is not None:
             bias_gradient += logit_gradient.sum(dim=0)
-        del logits_NV, probs_NV, logit_gradient
+        del logits_NV, logit_gradient
     return hidden_gradient, weight_gradient, bias_gradient
 
 
-def _gradients_by_words(
-    call: HeadCall, gradient_N: Tensor, wanted: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _gradients_by_words(call: HeadCall, wanted: Sequence[bool]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The same with all tokens and as many words at a time as make a buffer of that size."""
     hidden_NH, weight_VH, bias_V, targets_N = call.hidden_NH, call.weight_VH, call.bias_V, call.targets_N
     hidden_gradient = torch.zeros_like(hidden_NH, dtype=torch.float32) if wanted[0] else None
@@ -218,20 +254,18 @@ def _gradients_by_words(
     for words in chunks(len(weight_VH), max(1, call.chunk_size * len(weight_VH) // max(1, len(targets_N)))):
         bias = None if bias_V is None else bias_V[words]
         logits_NV = _chunk_logits(hidden_NH, weight_VH[words], bias, call.banned_V[words], call.temperature)
-        probs_NV = logits_NV.sub_(call.total_N[:, None]).exp_()
         place_N = targets_N - words.start
-        is_here_N = is_allowed_N & (place_N >= 0) & (place_N < probs_NV.shape[1])
-        place_N1 = place_N.clamp(0, probs_NV.shape[1] - 1)[:, None]
-        probs_NV.scatter_add_(-1, place_N1, -is_here_N.float()[:, None])
-        probs_NV.mul_(gradient_N[:, None] / -call.temperature)
+        is_here_N = is_allowed_N & (place_N >= 0) & (place_N < logits_NV.shape[1])
+        place_N = place_N.clamp(0, logits_NV.shape[1] - 1)
+        gradient_NV = call.to_gradients(logits_NV, slice(0, len(targets_N)), place_N, is_here_N)
         if bias_gradient is not None:
-            bias_gradient[words] = probs_NV.sum(dim=0)
-        logit_gradient = probs_NV.to(weight_VH.dtype)
+            bias_gradient[words] = gradient_NV.sum(dim=0)
+        logit_gradient = gradient_NV.to(weight_VH.dtype)
         if hidden_gradient is not None:
             hidden_gradient += product(logit_gradient, weight_VH[words])
         if weight_gradient is not None:
             torch.mm(logit_gradient.T, hidden_NH, out=weight_gradient[words])
-        del logits_NV, probs_NV, logit_gradient
+        del logits_NV, gradient_NV, logit_gradient
     return None if hidden_gradient is None else hidden_gradient.to(hidden_NH.dtype), weight_gradient, bias_gradient
 
 

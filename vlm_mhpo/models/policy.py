@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vlm_mhpo.models.adapters import save_adapter
 from vlm_mhpo.models.attention import SPLIT_WIDTH, no_mask, segments_of
 from vlm_mhpo.models.families.base import Family, tower_is_frozen, vision_weights
 from vlm_mhpo.models.logprobs import token_log_probs
@@ -26,21 +28,36 @@ class Policy(nn.Module):
         banned_V: [V] bool, tokens outside the policy's vocabulary.
         vision_frozen: image features can be computed once, since the vision tower does not learn.
         weights: what its folder held, and under which names it is saved; None if it came from no folder.
+        base: folder or hub name of these weights, and its commit if one was named.
     """
 
-    def __init__(self, model: nn.Module, family: Family, banned_V: Tensor, weights: Weights | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        family: Family,
+        banned_V: Tensor,
+        weights: Weights | None = None,
+        base: tuple[str, str | None] = ("", None),
+    ) -> None:
         super().__init__()
         self.model = model
         self.family = family
         # Not a buffer: DeepSpeed would cast or shard it, and it is no weight.
         self.banned_V = banned_V
         self.weights = weights
+        self.base = base
         # Fixed here: a reference policy is frozen as a whole later and must read what the trained one reads.
         self.vision_frozen = tower_is_frozen(model, family)
         self.trains_projectors = self.vision_frozen and any(w.requires_grad for w in vision_weights(model, family)[1])
 
     def forward(
-        self, rows: PackedRows, *, temperature: float, chunk_size: int, with_entropy: bool = True
+        self,
+        rows: PackedRows,
+        *,
+        temperature: float,
+        chunk_size: int,
+        with_entropy: bool = True,
+        entropy_learns: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probs and entropies, [N] float32 each, in the order of `rows.target_N`; see `token_log_probs`."""
         width = rows.input_ids_RS.shape[1]
@@ -56,6 +73,7 @@ class Policy(nn.Module):
             temperature=temperature,
             chunk_size=chunk_size,
             with_entropy=with_entropy,
+            entropy_learns=entropy_learns,
         )
 
     def inputs(self, rows: PackedRows) -> dict[str, Any]:
@@ -85,6 +103,18 @@ class Policy(nn.Module):
     def media_inputs(self, media: Media | None) -> dict[str, Any]:
         """Keyword arguments of the transformers model for images; none without any."""
         return self.family.vision.arguments(self.model, media, self.learning_projectors) if media else {}
+
+    @property
+    def has_adapters(self) -> bool:
+        """Adapters learn, and its own weights do not (`model.lora`)."""
+        return hasattr(self.model, "peft_config")
+
+    def save(self, folder: Path) -> None:
+        """Write the adapters, or the weights and settings without them, into a folder; they must be whole (ZeRO-3)."""
+        if self.has_adapters:
+            save_adapter(self.model, folder, *self.base)
+        else:
+            self.weights.save(self.model, folder)
 
     @property
     def recomputes_activations(self) -> bool:

@@ -28,7 +28,7 @@ def render(processor: Any, messages: list[dict[str, Any]], *, prompts: bool = Tr
         roles = ", ".join(message["role"] for message in messages)
         raise ModelError(
             f"the model's chat template refuses messages of {roles}: {first_line(error)}; where it has no place for a "
-            "system message, leave out data.system_prompt"
+            "system message, leave out data.system_prompt and those of the rows"
         ) from error
 
 

@@ -20,7 +20,8 @@ from vlm_mhpo.pages.gallery import OUTCOMES
 from vlm_mhpo.pages.html import digest, environment, flatten, source, write_text
 from vlm_mhpo.pages.run_figures import Chart, draw_charts
 from vlm_mhpo.records.errors import ReportError
-from vlm_mhpo.records.evaluation import Accuracy, BenchmarkResult, Comparison, Evaluated, load_evaluated
+from vlm_mhpo.records.evaluation import Accuracy, BenchmarkResult, Comparison
+from vlm_mhpo.records.evaluation_folder import Evaluated, load_evaluated
 from vlm_mhpo.records.reading import tolerant
 from vlm_mhpo.records.run_folder import load_run
 

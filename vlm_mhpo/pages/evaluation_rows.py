@@ -11,7 +11,9 @@ from typing import Any
 from vlm_mhpo.pages.gallery import OUTCOMES
 from vlm_mhpo.pages.html import shorten
 from vlm_mhpo.pages.images import PictureBudget, webp_uri
-from vlm_mhpo.records.evaluation import Evaluated, Item, ItemCompletion
+from vlm_mhpo.records.evaluation import Item, ItemCompletion
+from vlm_mhpo.records.evaluation_folder import Evaluated
+from vlm_mhpo.records.reading import clean_text
 
 MAX_PICTURE_BYTES = 16_000_000
 MAX_PICTURE_SIDE = 360  # pixels; the page shows 240 of them, finer screens more
@@ -97,7 +99,7 @@ def _row(index: int, row: Item, before: Item | None, limit: int) -> dict[str, An
         "outcome": outcome,
         "question": row.question,
         "choices": row.choices or [],
-        "gold": row.gold,
+        "gold": row.shown_gold,
         "kind": row.kind,
         "categories": row.categories,
         "images": list(dict.fromkeys(row.images)),
@@ -117,6 +119,7 @@ def _completion(completion: ItemCompletion, limit: int) -> dict[str, Any]:
         "extracted": completion.extracted,
         "tokens": completion.num_tokens,
         "cut": completion.truncated,
+        "judge": clean_text(completion.judge.verdict) if completion.judge else "",
     }
 
 

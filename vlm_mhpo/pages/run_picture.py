@@ -110,7 +110,7 @@ def _draw_examples(figure: Figure, run: Run, examples: list[Entry], left: float)
         problem = " ".join(entry.item.problem.replace("<image>", " ").split())
         lines = textwrap.wrap(problem, characters, max_lines=3, placeholder=" …")
         figure.text(x, top, "\n".join(lines), fontsize=9.5, va="top", linespacing=1.35)
-        rows = [("gold", entry.item.gold, INK, False)]
+        rows = [("gold", entry.item.shown_gold, INK, False)]
         rows += [_answer_row("before", entry.before)] if entry.before and entry.before.completions else []
         rows += [_answer_row("after", entry.item)]
         for row, (what, answer, color, struck) in enumerate(rows):

@@ -79,7 +79,7 @@ def _home_of(rows: Sequence[Row]) -> Path | None:
 
 def _identity(row: Row) -> tuple[Any, ...]:
     """What of a row decides its prompt; the answer does not."""
-    return row.id, row.problem, row.kind, row.choices, [*map(_state, row.images)]
+    return row.id, row.earlier_turns, row.problem, row.kind, row.choices, [*map(_state, row.images)]
 
 
 def _state(image: ImageSource) -> Any:

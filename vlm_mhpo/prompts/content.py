@@ -13,14 +13,15 @@ PIECE = 2**14
 
 
 def digest_of_rows(rows: Sequence[Row]) -> str:
-    """Number and digest of rows in their order: ids, texts, golds, solutions, columns that rewards may read, images.
+    """Number and digest of rows in their order: ids, turns, golds, solutions, columns that rewards may read, images.
 
     Raises:
         OSError: an image file is gone.
     """
     seen = hashlib.sha256()
     for row in rows:
-        texts = (row.id, row.problem, row.answer, row.kind, row.choices, row.precision, row.unit, row.solution)
+        texts = (row.id, row.problem, row.gold, row.kind, row.choices, row.precision, row.unit, row.solution)
+        texts += row.earlier_turns
         parts = (*texts, sorted(row.metadata.items()), [_digest_of_image(image) for image in row.images])
         seen.update(repr(parts).encode("utf-8", "backslashreplace") + b"\n")
     return f"{len(rows)} rows, {seen.hexdigest()[:16]}"

@@ -12,6 +12,7 @@ from vlm_mhpo.config import DataConfig
 from vlm_mhpo.errors import PromptError, TrainingError, VlmMhpoError
 from vlm_mhpo.prompts import checked
 from vlm_mhpo.prompts.builder import OverlongPrompt, PromptBuilder
+from vlm_mhpo.prompts.messages import has_system
 from vlm_mhpo.runtime import ranks
 
 NUM_NAMED = 3
@@ -32,6 +33,7 @@ def read_rows(
     bad: list[RowError] = []
     root = Path(config.image_root) if config.image_root else None
     options = {"format": config.format, "split": split, "image_root": root, "columns": config.columns or None}
+    options |= {"ignore_columns": config.ignore_columns, "answer_lists": config.answer_lists}
     for row in scan_rows(source, **options):
         if isinstance(row, Row):
             rows.append(row)
@@ -80,6 +82,7 @@ def usable_rows(
         TrainingError: no row is left, or too many cannot become a prompt.
     """
     _say_without_images(rows, builder, what)
+    _say_own_systems(rows, builder, what)
     name, found = _recalled(rows, builder, max_bad_share)
     # Only the check can name the row that is too long.
     if found is None or (found[0] and overlong != "filter"):
@@ -98,6 +101,16 @@ def _say_without_images(rows: Sequence[Row], builder: PromptBuilder, what: str) 
     """A vision model on texts alone is rarely meant: a column of images may have another name."""
     if getattr(builder, "shows_images", False) and not any(row.images for row in rows) and ranks.is_main():
         tqdm.write(f"WARNING: none of the {len(rows)} {what} rows has an image (data.columns names their column)")
+
+
+def _say_own_systems(rows: Sequence[Row], builder: PromptBuilder, what: str) -> None:
+    """A run with a system prompt is told of the rows that have one of their own, which stands in its place."""
+    own = [row for row in rows if has_system(row)]
+    if own and getattr(builder, "system_prompt", None) and ranks.is_main():
+        tqdm.write(
+            f"{len(own)} of {len(rows)} {what} rows (first: row {own[0].id}) bring a system message of their own, "
+            "which stands in the place of data.system_prompt"
+        )
 
 
 def _recalled(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from data_prep import DataError, Row
 from vlm_mhpo.errors import ModelError, PromptError
 from vlm_mhpo.models.families import family_for
-from vlm_mhpo.models.folder import read_config, read_processor
+from vlm_mhpo.models.folder import base_of, read_config, read_processor
 from vlm_mhpo.models.loading import NO_LIMIT, counting_codec
 from vlm_mhpo.prompts.builder import PromptBuilder
 
@@ -25,7 +25,7 @@ def token_counter(model: str) -> Callable[[Row], int]:
     """
     try:
         family = family_for(read_config(model))
-        codec = counting_codec(read_processor(model, family), family, path=model)
+        codec = counting_codec(read_processor(base_of(model).path, family), family, path=model)
     except ModelError as error:
         raise ModelError(f"no processor at {model!r}: {error}") from error
     builder = PromptBuilder(codec, family, max_prompt_length=NO_LIMIT)

@@ -1,22 +1,17 @@
 """What an evaluation leaves on disk, as pydantic models that are also the schema, written and read with the same.
 
 On benchmarks: results.json and a line of results/NAME.jsonl per row. On held-out rows: eval/NAME.json. Programs read
-them strictly (`read_results`, `read_record`), pages as `reading.tolerant` allows (`load_evaluated`, `run_folder`).
+them strictly (`read_results`, `read_record`), pages as `reading.tolerant` allows (`evaluation_folder`, `run_folder`).
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vlm_mhpo.errors import EvaluationError
-from vlm_mhpo.records.errors import ReportError
-from vlm_mhpo.records.reading import json_lines, parse, read_text, tolerant
 
 SCHEMA = 1
 RESULTS_FILE = "results.json"
@@ -79,6 +74,15 @@ class Overlap(Record):
     ids: tuple[str, ...] = Field(description="Ids of the shared rows.")
 
 
+class JudgeProtocol(Record):
+    """Which language model judged, and how it was asked."""
+
+    model: str = Field(description="Name that it was asked by.")
+    served: str = Field(description="Name that its server gave it in its answers.")
+    prompts: str = Field(description="Digest of the texts that its questions are made of.")
+    max_tokens: int | None = Field(description="Token budget of an answer; null for the server's.")
+
+
 class BenchmarkProtocol(Record):
     """What decides a benchmark's score beside the model; digests are the first 12 hex digits of a SHA-256."""
 
@@ -87,6 +91,7 @@ class BenchmarkProtocol(Record):
     instruction: str
     prompts: str = Field(description="Digest of every question as it was asked.")
     data: str = Field(description="Digest of ids, questions, golds and image bytes.")
+    judge: JudgeProtocol | None = Field(None, description="The language model that judged too; null for rules alone.")
 
 
 class Protocol(Record):
@@ -104,6 +109,15 @@ class Protocol(Record):
     seed: int
     grader: str = Field(description="Version of the official rules and of our verifier.")
     benchmarks: dict[str, BenchmarkProtocol]
+
+
+class JudgeScore(Accuracy):
+    """Accuracy under a language model; answers of it that cannot be read count as wrong."""
+
+    source: str = Field(description="Whose prompts it was asked with.")
+    agreement: float = Field(description="Share of completions on which it and the official rule agree.")
+    unreadable: int = Field(description="Completions on which it gave no answer of the form that was asked for.")
+    refused: int = Field(description="Completions that its server refused to judge, such as too long ones.")
 
 
 class BenchmarkResult(Record):
@@ -124,9 +138,11 @@ class BenchmarkResult(Record):
         description="Share of completions that the official rule counts as right although they are empty, cut at the "
         "budget, or without an answer that our verifier finds.",
     )
+    judge: JudgeScore | None = Field(None, description="Null where no language model was asked.")
     pass_at: dict[int, float] = Field(description="Unbiased pass@j under the official rule, by j.")
     extra: dict[str, float] = Field(description="Further scores of the benchmark's authors.")
     verdicts: dict[str, float] = Field(description="Share of each verdict of our verifier; cut at the budget first.")
+    by_worker: float = Field(0.0, description="Share of completions that a worker process of our verifier judged.")
     mean_tokens: float
     categories: dict[str, dict[str, CategoryScore]] = Field(description="Official accuracy by axis and value.")
     probes: dict[str, ProbeScore]
@@ -174,8 +190,15 @@ class Results(Record):
     comparison: Comparison | None
 
 
+class JudgeVerdict(Record):
+    """What a language model found in one completion."""
+
+    verdict: Literal["right", "wrong", "unreadable", "refused"]
+    extracted: str | None = Field(description="Answer that it took from the completion, where it says so.")
+
+
 class ItemCompletion(Record):
-    """One completion with both verdicts."""
+    """One completion with its verdicts."""
 
     text: str
     official: bool = Field(description="Right by the benchmark's own rule.")
@@ -184,9 +207,20 @@ class ItemCompletion(Record):
     correct: bool = Field(description="Right by our verifier.")
     num_tokens: int
     truncated: bool
+    judge: JudgeVerdict | None = Field(None, description="Of a language model; null where none was asked.")
+    by_worker: bool = Field(False, description="A worker process gave our verdict: our own grammar did not decide.")
 
 
-class Item(Record):
+class Golds(BaseModel):
+    """What holds a reference answer (gold), and others that are right as well."""
+
+    @property
+    def shown_gold(self) -> str:
+        """Every text that is right, for people."""
+        return " or ".join((self.gold, *self.equivalent_answers))
+
+
+class Item(Record, Golds):
     """One row with its judged completions: a line of results/NAME.jsonl."""
 
     id: str
@@ -194,6 +228,7 @@ class Item(Record):
     question: str
     choices: tuple[str, ...] | None
     gold: str
+    equivalent_answers: tuple[str, ...] = Field((), description="Other texts that are right as well, each alone.")
     kind: str
     images: tuple[str, ...] = Field(description="Relative to the report's folder; only the first rows have any.")
     categories: dict[str, str]
@@ -210,6 +245,13 @@ class Item(Record):
         return sum(completion.correct for completion in self.completions) / len(self.completions)
 
     @property
+    def judged(self) -> float:
+        """Share of completions that the language model finds right."""
+        return sum(one.judge is not None and one.judge.verdict == "right" for one in self.completions) / len(
+            self.completions
+        )
+
+    @property
     def right(self) -> bool:
         """True when more than half of the completions are right by the official rule."""
         return sum(completion.official for completion in self.completions) * 2 > len(self.completions)
@@ -224,14 +266,16 @@ class EvalCompletion(Record):
     extracted: str | None
     num_tokens: int
     truncated: bool
+    by_worker: bool = Field(False, description="A worker process gave the verdict: our own grammar did not decide.")
 
 
-class EvalItem(Record):
+class EvalItem(Record, Golds):
     """One held-out row with its judged completions."""
 
     id: str
     problem: str
     gold: str
+    equivalent_answers: tuple[str, ...] = ()
     num_images: int | None = Field(
         description="Images of the row, kept or not; a record without it does not tell a row without images from one "
         "whose images were not kept."
@@ -274,6 +318,7 @@ class Evaluation(Record):
     by_source: dict[str, Breakdown]
     by_kind: dict[str, Breakdown]
     verdicts: dict[str, int]
+    by_worker: float = Field(0.0, description="Share of completions that a worker process judged.")
     mean_length: float
     clipped_ratio: float
     items: tuple[EvalItem, ...]
@@ -312,61 +357,3 @@ def read_record(file: Path, kind: type[AnyRecord]) -> AnyRecord:
         raise EvaluationError(
             f"{file} is no {kind.__name__.lower()} file of this version: {where}: {problem['msg']}"
         ) from error
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluated:
-    """A report's folder as a page reads it: results.json and the rows of each benchmark by name, in the file's order.
-
-    Its records are `tolerant`: what is missing has a default, any number may be None, and texts are untrusted.
-    """
-
-    folder: Path
-    results: Results
-    rows: Mapping[str, tuple[Item, ...]]
-    notes: tuple[str, ...]
-
-
-def load_evaluated(place: Path) -> Evaluated:
-    """Read a report's folder (or its results.json) for a page.
-
-    Raises:
-        ReportError: no results.json, a damaged file, or a benchmark or row that is there twice.
-    """
-    file = Path(place) / RESULTS_FILE if Path(place).is_dir() else Path(place)
-    folder = file.parent.resolve()
-    if not file.is_file():
-        raise ReportError(
-            f"There is no {RESULTS_FILE} at {place}; give the folder that `vlm-mhpo evaluate --out` wrote."
-        )
-    results = parse(tolerant(Results), read_text(file), str(file))
-    _refuse_doubles([benchmark.name for benchmark in results.benchmarks], f"{file}: benchmark")
-    notes: list[str] = []
-    rows = {benchmark.name: _load_rows(folder, benchmark, notes) for benchmark in results.benchmarks}
-    return Evaluated(folder, results, rows, tuple(notes))
-
-
-def _load_rows(folder: Path, benchmark: BenchmarkResult, notes: list[str]) -> tuple[Item, ...]:
-    """The rows of one benchmark; a missing file becomes a note, one outside the folder an error."""
-    if not benchmark.items:
-        return ()
-    path = (folder / benchmark.items).resolve()
-    if not path.is_relative_to(folder):
-        raise ReportError(
-            f"{benchmark.name}: its rows {benchmark.items!r} lie outside {folder}; nothing is read there."
-        )
-    if not path.is_file():
-        notes.append(f"{benchmark.name}: {benchmark.items} is missing, so its rows are not in the gallery.")
-        return ()
-    rows = tuple(parse(tolerant(Item), row, where) for where, row in json_lines(path, notes))
-    _refuse_doubles([row.id for row in rows], f"{path}: row")
-    if len(rows) != benchmark.num_rows:
-        notes.append(f"{benchmark.name}: the file of its rows holds {len(rows)} of {benchmark.num_rows}.")
-    return rows
-
-
-def _refuse_doubles(names: Sequence[str], what: str) -> None:
-    """An error that names the first name that is there twice."""
-    doubled = next((name for name, count in Counter(names).items() if count > 1), None)
-    if doubled is not None:
-        raise ReportError(f"{what} {doubled!r} is listed twice; run the evaluation again.")

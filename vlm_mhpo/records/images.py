@@ -17,7 +17,7 @@ def store_images(run_dir: Path, images: Sequence[ImageSource]) -> list[str]:
         name = f"images/{hashlib.sha256(encoded).hexdigest()[:16]}.png"
         file = run_dir / name
         if not file.exists():
-            file.parent.mkdir(exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             open_image(encoded).save(file)
         names.append(name)
     return names

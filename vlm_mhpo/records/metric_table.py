@@ -40,6 +40,7 @@ PLACEHOLDERS = {
     "sign": "|_positive|_negative",
     "side": "low|high|region",
     "size": "mean|max",
+    "verdict": "(?!by_worker$)[^/]+",
 }
 INTRODUCTION = """\
 # The metrics of a run
@@ -170,6 +171,8 @@ EVAL_OURS = Metric("eval/{name}/our_accuracy", GATHERED, "share", HELD_OUT,
 VERDICT = Metric("verdicts/{verdict}", GATHERED, "share", VERDICTS,
                  "Completions with one verdict: `correct`, `wrong`, `no_answer`, `timeout`, ...",
                  "some completion has it")
+BY_WORKER = Metric("verdicts/by_worker", GATHERED, "share", VERDICTS,
+                   "Completions that a worker process judged, because our own grammar did not decide.")
 LENGTH = Metric("completions/{extent}_length", GATHERED, "tokens", LENGTHS,
                 "Mean, smallest and largest length of the completions.")
 LENGTH_ENDED = Metric("completions/{extent}_terminated_length", GATHERED, "tokens", LENGTHS,

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
-from vlm_mhpo.records.evaluation import Evaluation
+from vlm_mhpo.records.evaluation import Evaluation, Golds
 from vlm_mhpo.records.histograms import NUM_BINS
 from vlm_mhpo.records.metric_table import Metric
 from vlm_mhpo.records.reading import MaybeNumber, MaybeText, Text, clean_text
@@ -90,13 +90,14 @@ class UpdateRow(Record):
     histograms: dict[str, dict[str, TokenCounts]] = {}
 
 
-class Sample(Record):
+class Sample(Record, Golds):
     """One completion sampled during training; `rewards` holds each reward function's value."""
 
     step: int = 0
     prompt_id: Text = ""
     problem: Text = ""
     gold: Text = ""
+    equivalent_answers: tuple[Text, ...] = ()
     images: tuple[str, ...] = ()
     completion: Text = ""
     reward: MaybeNumber = None

@@ -1,4 +1,4 @@
-"""Group-relative advantages.
+"""Advantages: rewards relative to those of the same prompt, or of the batch.
 
 Shape suffixes: P prompts, G completions per prompt.
 """
@@ -8,10 +8,32 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+Kind = Literal["group", "rloo", "reinforce_plus_plus"]
+Scale = Literal["group", "batch", "none"]
 
-def group_advantages(
-    rewards_PG: Tensor, *, scale_rewards: Literal["group", "batch", "none"] = "group", epsilon: float = 1e-4
-) -> Tensor:
+
+def advantages(rewards_PG: Tensor, *, kind: Kind = "group", scale_rewards: Scale = "group") -> Tensor:
+    """Reward minus a baseline, divided by what `scale_rewards` says.
+
+    The baseline of a completion is, by `kind`:
+    - "group": the mean of its group, itself included (`group_advantages`).
+    - "rloo": the mean of the others of its group (arXiv:2402.14740, section 2.2), which makes the difference
+      G / (G - 1) times as large.
+    - "reinforce_plus_plus": the mean of the batch (arXiv:2501.03262, global normalisation); of the group nothing is
+      known. That paper's variant with a group baseline is kind "group" with scale_rewards "batch".
+
+    Args, returns and errors as of `group_advantages`.
+    """
+    if kind == "reinforce_plus_plus":
+        # All completions as one group, so equal rewards are exact zeros here, too.
+        flat_1B = rewards_PG.reshape(1, -1)
+        return group_advantages(flat_1B, scale_rewards=scale_rewards).view_as(rewards_PG)
+    found_PG = group_advantages(rewards_PG, scale_rewards=scale_rewards)
+    num_generations = rewards_PG.shape[1]
+    return found_PG * (num_generations / (num_generations - 1)) if kind == "rloo" else found_PG
+
+
+def group_advantages(rewards_PG: Tensor, *, scale_rewards: Scale = "group", epsilon: float = 1e-4) -> Tensor:
     """Reward minus its group's mean, divided by a standard deviation (arXiv:2402.03300, eq. of section 4.1.2).
 
     Args:

@@ -10,12 +10,18 @@ from vlm_mhpo.config import RewardsConfig
 from vlm_mhpo.scoring.scorer import start_verifier
 
 
-def gold_scores(rows: Iterable[Row], config: RewardsConfig) -> Iterator[Score]:
-    """The verdict on each row's gold as its own answer, in order."""
+def gold_scores(rows: Iterable[Row], config: RewardsConfig) -> Iterator[tuple[str, Score]]:
+    """(gold, verdict on it as its own answer) of each row, in order; of several golds the first that is refused."""
     with start_verifier(config) as verifier:
         for row in rows:
-            response, extras = (
-                f"<think>gold</think><answer>{row.answer}</answer>",
-                (row.choices, row.precision, row.unit),
-            )
-            yield verifier.score_one(Item(response, row.answer, "think_answer", row.kind, *extras))
+            about = (row.kind, row.choices, row.precision, row.unit)
+            scores = [
+                (
+                    gold,
+                    verifier.score_one(
+                        Item(f"<think>gold</think><answer>{gold}</answer>", gold, "think_answer", *about)
+                    ),
+                )
+                for gold in row.golds
+            ]
+            yield next((pair for pair in scores if not pair[1].correct), scores[0])

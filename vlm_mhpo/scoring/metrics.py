@@ -18,6 +18,7 @@ def reward_metrics(scored: Sequence[ScoredGroup]) -> dict[str, float]:
             [(len(c.token_ids), c.truncated) for c in group.group.completions],
             group.group.prompt.num_tokens,
             dict(group.logged),
+            group.num_by_worker,
         )
         for group in scored
     ]
@@ -36,6 +37,7 @@ def reward_metrics(scored: Sequence[ScoredGroup]) -> dict[str, float]:
         "completions/min_length": float(min(lengths)),
         "completions/max_length": float(max(lengths)),
         "completions/clipped_ratio": 1.0 - len(finished) / count,
+        "verdicts/by_worker": sum(group[6] for group in groups) / count,
         "num_tokens": float(sum(lengths) + sum(group[4] for group in groups)),
     }
     if finished:

@@ -46,10 +46,12 @@ def to_sample(
     own = {"id": row.id, "source": row.source, "split": row.split}
     own |= {"images": OpenedImages(row.images) if images is None else images}
     own |= {"solution": row.solution} if row.solution else {}
+    # Always there, so that no function that names it depends on the rows of its batch.
+    own |= {"equivalent_answers": list(row.equivalent_answers)}
     return Sample(
         prompt=row.problem,
         completion=completion.text,
-        gold=row.answer,
+        gold=row.gold,
         template=template,
         kind=row.kind,
         choices=asked_choices(row),
@@ -61,6 +63,7 @@ def to_sample(
         # A row's own columns (data_source, level, ...) under their names; ours win.
         columns={**row.metadata, **own},
         opened=prompt.opens,
+        earlier_turns=row.earlier_turns,
     )
 
 

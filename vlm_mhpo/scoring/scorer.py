@@ -105,6 +105,7 @@ def score_groups(
                 extracted=tuple(extracted[part]),
                 logged=table.logged,
                 columns={name: values[part] for name, values in table.columns.items()},
+                num_by_worker=sum(score.by_worker for score in table.scores[part]),
             )
         )
     return scored

@@ -97,6 +97,8 @@ def record_run(config: Config, parts: Parts, changes: Sequence[Mapping[str, Any]
         "family": policy.family.model_type,
         "tensors": policy.weights.digest,
     }
+    if policy.has_adapters:
+        model["base"] = policy.base[0]
     if ranks.is_main():
         # The name alone may mean other weights tomorrow.
         if commit := loaded_commit(policy.model.name_or_path, config.model.revision):

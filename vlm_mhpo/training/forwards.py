@@ -29,6 +29,7 @@ class UpdateSettings:
 
     Attributes:
         beta: weight of the KL term; 0 = none.
+        entropy_coef: weight of the entropy bonus; 0 = none.
         temperature: of the log-probs, as in sampling.
         max_tokens: padded tokens of one forward.
         chunk_size: completion tokens whose logits exist at once.
@@ -51,10 +52,17 @@ class UpdateSettings:
     on_nonfinite: str
     on_policy: float = 1.0
     skips_idle: bool = False
+    entropy_coef: float = 0.0
 
 
 def update_settings(
-    train: TrainConfig, rollout: RolloutConfig, objective: Objective, *, beta: float, pad_id: int
+    train: TrainConfig,
+    rollout: RolloutConfig,
+    objective: Objective,
+    *,
+    beta: float,
+    pad_id: int,
+    entropy_coef: float = 0.0,
 ) -> UpdateSettings:
     """The part of the configuration that an update reads."""
     return UpdateSettings(
@@ -68,8 +76,9 @@ def update_settings(
         pad_id=pad_id,
         on_nonfinite=train.on_nonfinite,
         on_policy=on_policy_multiplier(objective),
-        # A KL term pulls at every token.
-        skips_idle=objective.scales_with_advantage and not beta,
+        # A KL term pulls at every token, and so does a bonus.
+        skips_idle=objective.scales_with_advantage and not beta and not entropy_coef,
+        entropy_coef=entropy_coef,
     )
 
 

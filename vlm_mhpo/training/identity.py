@@ -46,6 +46,8 @@ def identity_of(
     }
     return fixed | {
         "job": job,
+        # Its keys are gone where it is null.
+        "model.lora": bool(values["model"]["lora"]) or None,
         "deepspeed.zero_stage": zero_stage,
         "world_size": ranks.world_size(),
         **_contents(rows, model_path, values["model"]["revision"]),
@@ -99,7 +101,8 @@ def _is_free(key: str, state: Mapping[str, Any], identity: Mapping[str, Any]) ->
         return True
     if key.endswith(".max_steps"):
         # A longer run with a constant rate is the same run, only longer.
-        return identity[key.replace("max_steps", "lr_scheduler_type")] == "constant"
+        section = key.removesuffix("max_steps")
+        return identity[f"{section}lr_scheduler_type"] == "constant" and not identity[f"{section}warmup_ratio"]
     content = next((content for content, place in CONTENTS.items() if place == _place_of(key)), None)
     return content is not None and content != key and state.get(content) == identity[content]
 

@@ -11,7 +11,7 @@ import torch
 from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.engine.reference import Reference
 from vlm_mhpo.runtime import ranks
-from vlm_mhpo.scoring.advantages import group_advantages
+from vlm_mhpo.scoring.advantages import advantages
 from vlm_mhpo.training.balance import balance
 from vlm_mhpo.training.forwards import UpdateSettings, log_probs_of, packed_once
 from vlm_mhpo.types import Minibatch, ScoredGroup
@@ -24,6 +24,7 @@ def make_minibatches(
     settings: UpdateSettings,
     *,
     scale_rewards: str,
+    advantage: str = "group",
     mask_truncated: bool = False,
 ) -> list[Minibatch]:
     """This rank's share of each minibatch, packed, with advantages and constant log-probs.
@@ -33,11 +34,13 @@ def make_minibatches(
         reference: of the KL term, if there is one.
         scored: this rank's groups of the step.
         settings: see `UpdateSettings`.
-        scale_rewards: see `TrainConfig`.
+        scale_rewards, advantage: see `TrainConfig`.
         mask_truncated: completions cut at the budget do not count in the loss.
     """
-    scored = balance(scored, settings.num_minibatches, skips_flat=settings.skips_idle)
-    advantages_PG = advantages_of(scored, scale_rewards)
+    # Against the mean of the batch a group of equal rewards has an advantage.
+    skips_flat = settings.skips_idle and advantage != "reinforce_plus_plus"
+    scored = balance(scored, settings.num_minibatches, skips_flat=skips_flat)
+    advantages_PG = advantages_of(scored, scale_rewards, advantage)
     size = len(scored) // settings.num_minibatches
     minibatches = []
     for start in range(0, len(scored), size):
@@ -81,9 +84,9 @@ def truncated_in(scored: Sequence[ScoredGroup]) -> frozenset[int]:
     return frozenset(index for index, completion in enumerate(completions) if completion.truncated)
 
 
-def advantages_of(scored: Sequence[ScoredGroup], scale_rewards: str) -> torch.Tensor:
-    """[P, G] float64 advantages of this rank's groups; "batch" scaling looks at all ranks' rewards."""
+def advantages_of(scored: Sequence[ScoredGroup], scale_rewards: str, advantage: str = "group") -> torch.Tensor:
+    """[P, G] float64 advantages of this rank's groups; what speaks of the batch looks at all ranks' rewards."""
     parts = ranks.gather_objects([group.rewards for group in scored])
     rewards_PG = torch.tensor([rewards for part in parts for rewards in part], dtype=torch.float64)
     start = sum(len(part) for part in parts[: ranks.rank()])
-    return group_advantages(rewards_PG, scale_rewards=scale_rewards)[start : start + len(scored)]
+    return advantages(rewards_PG, kind=advantage, scale_rewards=scale_rewards)[start : start + len(scored)]

@@ -13,6 +13,7 @@ from typing import Any
 from vlm_mhpo.checkpoint.opening import open_policy
 from vlm_mhpo.checkpoint.policy_folder import save_policy
 from vlm_mhpo.config import Config, LoggingConfig, check_world_size
+from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.engine.reference import Reference
 from vlm_mhpo.evaluation.benchmark_run import benchmark_judge
 from vlm_mhpo.evaluation.chosen import BenchmarkRows, chosen_benchmarks
@@ -167,8 +168,9 @@ def _build_loop(
 ) -> Loop:
     """The stages of RL, each with the sections of the configuration that it reads."""
     train, rollout, engine = config.train, config.rollout, parts.engine
-    settings = update_settings(train, rollout, objective, beta=config.objective.beta, pad_id=parts.codec.pad_id)
-    reference = _open_reference(config, engine.zero_stage) if config.objective.beta else None
+    weights = {"beta": config.objective.beta, "entropy_coef": config.objective.entropy_coef}
+    settings = update_settings(train, rollout, objective, **weights, pad_id=parts.codec.pad_id)
+    reference = _open_reference(config, engine) if config.objective.beta else None
     return Loop(
         prompts=PromptStream(
             parts.train_rows,
@@ -184,6 +186,7 @@ def _build_loop(
             engine,
             reference,
             settings=settings,
+            advantage=train.advantage,
             scale_rewards=train.scale_rewards,
             mask_truncated=train.mask_truncated_completions,
         ),
@@ -208,10 +211,12 @@ def _build_loop(
     )
 
 
-def _open_reference(config: Config, zero_stage: int) -> Reference:
+def _open_reference(config: Config, engine: Engine) -> Reference:
     """The policy that the run started from, frozen."""
+    if engine.policy.has_adapters:
+        return Reference.below(engine)
     opened = open_policy(config.model, Path(config.output_dir), "reference", deepspeed=config.deepspeed)
-    if zero_stage < 3:
+    if engine.zero_stage < 3:
         # The trained weights are rank 0's everywhere; these are what each rank has read.
         check_same_weights(config.model.path, opened.policy)
     return Reference.hold(opened.policy, config.deepspeed, dtype=config.model.dtype)

@@ -179,7 +179,10 @@ def _add_gradient(
     """Add the gradient of a micro-batch; False when the objective met a log-prob that was not finite."""
     with named(batch.groups, micro_batch), span("update/forward"):
         log_probs_N, entropy_N = engine(
-            micro_batch.rows, temperature=settings.temperature, chunk_size=settings.chunk_size
+            micro_batch.rows,
+            temperature=settings.temperature,
+            chunk_size=settings.chunk_size,
+            entropy_learns=bool(settings.entropy_coef),
         )
     log_probs_BT, mask_BT = micro_batch.scatter(log_probs_N)
     entropy_BT, _ = micro_batch.scatter(entropy_N)
@@ -199,7 +202,9 @@ def _add_gradient(
         return False
     with span("update/diagnostics"):
         totals.add(measure(objective, loss, log_probs_BT, old_BT, advantages_B, mask_BT, counts, settings.on_policy))
-    metrics |= {"add/policy_loss": loss.detach(), "sum/entropy": torch.where(mask_BT, entropy_BT, 0.0).sum()}
+    metrics |= {"add/policy_loss": loss.detach(), "sum/entropy": torch.where(mask_BT, entropy_BT.detach(), 0.0).sum()}
+    if settings.entropy_coef:
+        loss = loss - settings.entropy_coef * objective.aggregate(entropy_BT, mask_BT, **counts)
     if batch.reference_log_probs is not None:
         reference_BT = _constants_like(log_probs_BT, batch.reference_log_probs, micro_batch)
         kl_BT = kl_penalty(log_probs_BT, reference_BT, mask_BT)
@@ -248,7 +253,8 @@ def _gradient_sums(policy: Policy) -> Iterator[list[Tensor]]:
     sums: list[Tensor] = []
 
     def watch(module: torch.nn.Module, args: tuple[Tensor, ...], embedded: Tensor) -> None:
-        embedded.register_hook(lambda gradient: sums.append(gradient.sum()))
+        # Frozen embeddings, below adapters, would let no gradient come so far.
+        embedded.requires_grad_(True).register_hook(lambda gradient: sums.append(gradient.sum()))
 
     handle = policy.model.get_input_embeddings().register_forward_hook(watch)
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from data_prep import Row
 from tests.vlm_mhpo.test_benchmarks.rows import made
 from vlm_mhpo.evaluation.benchmarks import find
+from vlm_mhpo.evaluation.benchmarks.olympiadbench import judge
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SHARED = Path(os.environ.get("VLM_MHPO_SHARED_DATA") or REPOSITORY.parent / "shared" / "data")
@@ -75,9 +76,16 @@ READERS = {"mathvision": _mathvision, "mathvista": _mathvista, "olympiadbench": 
 
 def disagreements(benchmark: str) -> list[tuple[Case, bool]]:
     """Cases on which our reproduction and the recorded verdict differ, with ours."""
-    official = find(benchmark).official
-    pairs = [(case, official(case.row, case.response).correct) for case in read(benchmark)]
+    pairs = [(case, _ours(benchmark, case)) for case in read(benchmark)]
     return [(case, ours) for case, ours in pairs if ours != case.correct]
+
+
+def _ours(benchmark: str, case: Case) -> bool:
+    """Our verdict; OlympiadBench's examples give its judge the gold first, its script for models the answer."""
+    if benchmark != "olympiadbench":
+        return find(benchmark).official(case.row, case.response).correct
+    errors = [float(error) for error in str(case.row.metadata["error"]).split(",") if error]
+    return judge(case.row.answer, case.response, *([errors] if errors else []))
 
 
 def main() -> None:

@@ -21,13 +21,16 @@ TABLES = {
     "geometry3k_choice": {"images": [IMAGE], "problem": "<image>Find $x$.", "choices": ["5", "6", "7", "8"],
                           "ground_truth": "C"},
 } | {name: hub_record(name)[0] for name in
-     ("mathvista", "mathverse", "mathvision", "dynamath", "we_math", "mmk12", "olympiadbench")}  # fmt: skip
+     ("mathvista", "mathverse", "mathvision", "dynamath", "we_math", "mmk12", "olympiadbench", "charxiv",
+      "hallusionbench", "m3cot", "chartqa", "mmmu", "mmmu_pro", "mmmu_pro_vision")}  # fmt: skip
 RIGHT = {
     "math500": "\\boxed{7}", "aime24": "\\boxed{204}", "aime25": "\\boxed{70}", "amc23": "\\boxed{27}",
     "hmmt25": "\\boxed{1/576}", "gsm8k": "#### 1018", "geometry3k": "\\boxed{5\\sqrt{3}}",
     "geometry3k_choice": "\\boxed{C}", "mathvista": "(A)", "mathverse": "\\boxed{B}", "mathvision": "\\boxed{B}",
     "dynamath": '{"short answer": "2.094"}', "we_math": "Answer: A", "mmk12": "\\boxed{2\\sin(2x)}",
-    "olympiadbench": "So the final answer is \\boxed{0.5}.",
+    "olympiadbench": "So the final answer is \\boxed{0.5}.", "charxiv": "joint-cnn", "hallusionbench": "No, it is not.",
+    "m3cot": "The answer is (B).", "chartqa": "yes", "mmmu": "B", "mmmu_pro": "Answer: E",
+    "mmmu_pro_vision": "Answer: E",
 }  # fmt: skip
 
 

@@ -15,11 +15,13 @@ from vlm_mhpo.evaluation.benchmarks import BENCHMARKS, Benchmark, Judged, benchm
 LAYOUTS = {
     "mathvista": "mathvista", "mathverse": "mathverse", "mathvision": "mathvision", "dynamath": "dynamath",
     "we_math": "we_math", "mmk12": "mmk12", "puzzlevqa": "puzzlevqa", "algopuzzlevqa": "puzzlevqa",
-    "logicvista": "logicvista", "olympiadbench": "olympiadbench",
+    "logicvista": "logicvista", "olympiadbench": "olympiadbench", "charxiv": "charxiv",
+    "hallusionbench": "hallusionbench", "mm_math": "mm_math", "m3cot": "m3cot", "chartqa": "chartqa",
 }  # fmt: skip
 ASKED_FOR = {"mathvista", "mathverse", "mathvision", "dynamath", "we_math", "geometry3k", "geometry3k_choice", "geoqa",
              "mmk12", "puzzlevqa", "algopuzzlevqa", "logicvista", "olympiadbench", "math500", "aime24", "aime25",
-             "amc23", "hmmt25", "gsm8k"}  # fmt: skip
+             "amc23", "hmmt25", "gsm8k", "mmmu", "mmmu_pro", "mmmu_pro_vision", "charxiv", "hallusionbench", "mm_math",
+             "m3cot", "chartqa"}  # fmt: skip
 
 
 def planted(name: str, folder: Path):
@@ -71,12 +73,14 @@ def test_the_gold_in_the_form_that_the_question_asks_for_is_right_and_an_empty_r
     right = {
         "dynamath": '{{"solution": "", "short answer": "{}"}}', "we_math": "<Answer>: <<{}>>",
         "puzzlevqa": "So it is ({}).", "algopuzzlevqa": "So it is ({}).",
-        "olympiadbench": "So the final answer is \\boxed{{{}}}.",
+        "olympiadbench": "So the final answer is \\boxed{{{}}}.", "m3cot": "({})",
     }  # fmt: skip
     for row in planted(name, tmp_path):
         letter = "ABCDEFGH"[row.choices.index(row.answer)] if "puzzle" in name else row.answer
         assert benchmark.official(row, right.get(name, "\\boxed{{{}}}").format(letter)).correct
-        if name != "mathvista":  # there an empty response is the choice with the fewest letters
+        # In MathVista an empty response is the choice with the fewest letters; in HallusionBench saying nothing about
+        # a figure that is not shown is right.
+        if name != "mathvista" and (name != "hallusionbench" or row.images):
             assert not benchmark.official(row, "").correct
 
 

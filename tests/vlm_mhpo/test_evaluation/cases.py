@@ -102,7 +102,7 @@ def result(judged: Sequence[Item], **options):
 
 def protocol(num_samples: int = 1, **change) -> Protocol:
     """A protocol; fields of its benchmark may be changed by name too."""
-    own = {"split": "test", "num_rows": 2, "instruction": "", "prompts": "aa", "data": "bb"}
+    own = {"split": "test", "num_rows": 2, "instruction": "", "prompts": "aa", "data": "bb", "judge": None}
     own |= {name: change.pop(name) for name in list(change) if name in own}
     values = dict(
         prompt="official",

@@ -9,7 +9,7 @@ from tests.vlm_mhpo.test_evaluation.cases import protocol, row
 from vlm_mhpo.config.reading import known_keys
 from vlm_mhpo.errors import EvaluationError
 from vlm_mhpo.evaluation.protocol import benchmark_protocol, check_same, differences, protocol_hash, weights_digest
-from vlm_mhpo.records.evaluation import Protocol
+from vlm_mhpo.records.evaluation import JudgeProtocol, Protocol
 
 CHANGES = dict(
     prompt="run",
@@ -28,9 +28,10 @@ CHANGES = dict(
     instruction="Be short.",
     prompts="ab",
     data="cd",
+    judge={"model": "m", "served": "m-1", "prompts": "ee", "max_tokens": 9},
 )
 
-HAS_NO_KEY = {"grader", "split", "num_rows", "instruction", "prompts", "data"}
+HAS_NO_KEY = {"grader", "split", "num_rows", "instruction", "prompts", "data", "judge"}
 
 
 def changed(name) -> Protocol:
@@ -58,6 +59,22 @@ def test_every_field_changes_the_hash_and_is_named(name):
     with pytest.raises(EvaluationError, match=f"{key}.*\n.*--allow-protocol-difference"):
         check_same(plain, other, what="a and b", allowed=False)
     assert check_same(plain, other, what="a and b", allowed=True) == (found,)
+
+
+@pytest.mark.parametrize(("field", "value"), [("model", "n"), ("served", "m-2"), ("prompts", "ff"),
+                                             ("max_tokens", None)])  # fmt: skip
+def test_every_field_of_a_judge_changes_the_hash(field, value):
+    judge = CHANGES["judge"]
+    assert set(judge) == set(JudgeProtocol.model_fields)
+    other = protocol(judge=judge | {field: value})
+    assert protocol_hash(other) not in (protocol_hash(protocol(judge=judge)), protocol_hash(protocol()))
+    (found,) = differences(protocol(judge=judge), other)
+    assert found.startswith('benchmarks.made.judge: {"model": "m"')
+
+
+def test_reports_by_rules_alone_keep_the_hash_that_they_had_before_there_were_judges():
+    # As the last version without judges printed them.
+    assert (protocol_hash(protocol()), protocol_hash(protocol(), "made")) == ("acb715eb8372",) * 2
 
 
 def test_all_differences_are_named_at_once():

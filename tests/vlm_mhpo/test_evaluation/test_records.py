@@ -41,7 +41,8 @@ def test_a_strange_or_missing_key_and_a_nan_are_refused():
         with pytest.raises(ValidationError):
             Results.model_validate(written | change)
     line = json.loads(items({"a": "+"})[0].model_dump_json())
-    assert set(line) == {"id", "problem", "question", "choices", "gold", "kind", "images", "categories", "completions"}
+    assert set(line) == {"id", "problem", "question", "choices", "gold", "equivalent_answers", "kind", "images",
+                         "categories", "completions"}  # fmt: skip
     with pytest.raises(ValidationError):
         Item.model_validate(line | {"completions": [{"text": "no verdict"}]})
 

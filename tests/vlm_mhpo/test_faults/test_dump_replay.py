@@ -4,10 +4,12 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
 
+from data_prep import Turn
 from tests.builders import tensors_of
 from tests.vlm_mhpo.config_cases import minimal, with_values
 from tests.vlm_mhpo.update_cases import LENGTHS, PlainEngine, batch_of, settings_of
@@ -39,7 +41,10 @@ def replayed(run_dir: Path, batch, config):
 def test_a_dump_comes_back_as_it_was(model, tmp_path):
     batch = replace(batch_of(model), masked=frozenset({2}))
     # A template that opens the thought: without it a replay would score half a response.
-    opened = replace(batch.groups[0].group, prompt=replace(batch.groups[0].group.prompt, opens="<think>\n"))
+    prompt = batch.groups[0].group.prompt
+    metadata = MappingProxyType({"level": 2, "answer": ("7", "7.0"), "source": "made"})
+    row = replace(prompt.row, earlier_turns=(Turn("user", "1 + 1?"), Turn("assistant", "2")), metadata=metadata)
+    opened = replace(batch.groups[0].group, prompt=replace(prompt, row=row, opens="<think>\n"))
     batch = replace(batch, groups=[replace(batch.groups[0], group=opened), *batch.groups[1:]])
     config = config_of(model)
     write_dump(tmp_path, 3, batch, config.model_dump(), "because")
@@ -53,6 +58,7 @@ def test_a_dump_comes_back_as_it_was(model, tmp_path):
         assert all(torch.equal(found, kept) for found, kept in pairs), name
     for found, kept in zip(dump.batch.groups, batch.groups, strict=True):
         assert found.group.prompt.row == kept.group.prompt.row
+        assert isinstance(found.group.prompt.row.metadata, MappingProxyType)
         assert found.group.prompt.opens == kept.group.prompt.opens
         assert found.group.completions == kept.group.completions
         for name in ("rewards", "rewards_by_name", "verdicts", "extracted"):

@@ -135,7 +135,7 @@ CASES = [
     (
         advice.slow_verification,
         (profile_of({"verify": 0.03}), {}),
-        "raise rewards.num_workers from 2 to 4",
+        "raise rewards.num_workers from 1 to 2",
         (profile_of({"verify": 0.02}), {}),
     ),
     (

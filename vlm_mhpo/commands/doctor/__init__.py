@@ -63,7 +63,7 @@ def examine(config: Config, options: Options | None = None) -> list[Check]:
 def examine_size(config: Config, options: Options) -> Iterator[Check]:
     """Ranks, positions, memory and disk of the model that is named."""
     from vlm_mhpo.commands.doctor.disk import examine_disk
-    from vlm_mhpo.commands.doctor.memory import device_memory, examine_memory
+    from vlm_mhpo.commands.doctor.memory import device_memory, examine_memory, with_or_without_adapters
     from vlm_mhpo.commands.doctor.recommend import recommend
     from vlm_mhpo.commands.doctor.shapes import shapes_of
     from vlm_mhpo.config import check_world_size
@@ -87,8 +87,10 @@ def examine_size(config: Config, options: Options) -> Iterator[Check]:
         yield Check("error", "positions", f"{text}{shapes.max_positions} positions: lower one of them")
     stage = settings["zero_optimization"]["stage"]
     memory = device_memory(options.gpu_memory_gb)
-    yield from examine_memory(config, shapes, stage=stage, num_ranks=options.num_ranks, device_bytes=memory)
-    yield from recommend(config, shapes, stage=stage, num_ranks=options.num_ranks, device_bytes=memory)
+    place = {"stage": stage, "num_ranks": options.num_ranks, "device_bytes": memory}
+    yield from examine_memory(config, shapes, **place)
+    yield with_or_without_adapters(config, **place)
+    yield from recommend(config, shapes, **place)
     if memory is None:
         yield Check("ok", "device memory", "no GPU here: give --gpu-memory GIB to have the estimates judged")
     yield from examine_disk(config, shapes, stage=stage)

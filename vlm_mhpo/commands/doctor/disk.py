@@ -13,12 +13,12 @@ from vlm_mhpo.config import Config
 
 
 def _checkpoint_bytes(config: Config, shapes: Shapes, stage: int) -> int:
-    """One checkpoint, all ranks: DeepSpeed's weights and optimizer state, and the policy for from_pretrained."""
-    width = BYTES[config.model.dtype]
+    """One checkpoint, all ranks: DeepSpeed's weights (or adapters) and optimizer state, and the policy in a folder."""
+    width, num_held = BYTES[config.model.dtype], shapes.num_trained if config.model.lora else shapes.num_parameters
     master = FLOAT32 if stage > 0 or config.model.dtype == "bfloat16" else 0
     # ZeRO-3 keeps its weights as the master copy alone.
-    shards = width * (shapes.num_parameters if stage < 3 else shapes.num_parameters - shapes.num_trained)
-    return shards + (master + ADAM_MOMENTS) * shapes.num_trained + width * shapes.num_parameters
+    shards = width * (num_held if stage < 3 else num_held - shapes.num_trained)
+    return shards + (master + ADAM_MOMENTS) * shapes.num_trained + width * num_held
 
 
 def examine_disk(config: Config, shapes: Shapes, *, stage: int) -> Iterator[Check]:

@@ -17,14 +17,17 @@ from dataclasses import dataclass
 from itertools import product
 
 from vlm_mhpo.commands.doctor.check import GIB, Check, in_gib
-from vlm_mhpo.commands.doctor.shapes import Shapes
-from vlm_mhpo.config import Config
+from vlm_mhpo.commands.doctor.shapes import Shapes, shapes_of
+from vlm_mhpo.config import Config, LoraConfig
 from vlm_mhpo.engine.settings import adds_in_float32
 from vlm_mhpo.models.families.costs import Stack
+from vlm_mhpo.models.quantization import BYTES as QUANTISED
 
 BYTES = {"float32": 4, "bfloat16": 2}
 FLOAT32 = 4
 ADAM_MOMENTS = 2 * FLOAT32
+# In 8 bits; a scale for each 256 of them does not count.
+SMALL_MOMENTS = 2
 # DeepSpeed's default, elements; one flat buffer, however small the model (a CPU never touches most of it). A bfloat16
 # model's ranks add in float32, in a bucket of half as many.
 REDUCE_BUCKET = 500_000_000
@@ -110,21 +113,32 @@ def model_states(
     dtype: str,
     offload_optimizer: bool = False,
     offload_param: bool = False,
+    quantised: tuple[int, float] = (0, 0.0),
+    moments: int = ADAM_MOMENTS,
 ) -> ModelStates:
-    """Weights, gradients and optimizer state of a rank; see the top of this file."""
+    """Weights, gradients and optimizer state of a rank; see the top of this file.
+
+    Args:
+        quantised: how many of the parameters have how many bytes each.
+        moments: bytes of Adam's two moments of a weight.
+    """
     width = BYTES[dtype]
     # Without ZeRO a float32 model needs neither a master copy nor a copy of its gradients.
     has_master = stage > 0 or dtype == "bfloat16"
     share = 1 / num_ranks if stage else 1.0
-    weights = width * num_parameters * (share if stage == 3 else 1.0)
+    num_small, small_width = quantised
+    weights = (width * (num_parameters - num_small) + small_width * num_small) * (share if stage == 3 else 1.0)
     gradients = FLOAT32 * num_trained * share if adds_in_float32(stage) else width * num_trained
     stepping = FLOAT32 * num_trained * share * has_master
     if stage == 2 and dtype == "bfloat16":
         stepping = 0.0
     if stage == 3:
         stepping = min(stepping, FLOAT32 * SUB_GROUP)
-    optimizer = (FLOAT32 * has_master + ADAM_MOMENTS) * num_trained * share
+    optimizer = (FLOAT32 * has_master + moments) * num_trained * share
     gathered = 2 * width * largest_module if stage == 3 else 0.0
+    if num_small:
+        # A quantised matrix is widened for its product.
+        gathered = float(width * largest_module)
     host = 0.0
     if offload_optimizer:
         host += optimizer + FLOAT32 * num_trained * share
@@ -167,9 +181,13 @@ def estimate(config: Config, shapes: Shapes, *, stage: int, num_ranks: int, offl
         dtype=dtype,
         offload_optimizer=offload[0],
         offload_param=offload[1],
+        quantised=(shapes.num_quantised, QUANTISED[config.model.quantization] if config.model.quantization else 0.0),
+        moments=SMALL_MOMENTS if config.train.optimizer == "adamw_8bit" else ADAM_MOMENTS,
     )
     weights = width * shapes.num_parameters
-    reference = (weights / num_ranks if stage == 3 else weights) if config.objective.beta else 0.0
+    # The reference of adapters is their base, which is here already.
+    holds_reference = config.objective.beta and not config.model.lora
+    reference = (weights / num_ranks if stage == 3 else weights) if holds_reference else 0.0
     return Estimate(
         states=states,
         reference=reference,
@@ -256,7 +274,7 @@ def examine_memory(
     yield Check("ok", "parameters", counted)
     mine = estimate(config, shapes, stage=chosen[0], num_ranks=num_ranks, offload=chosen[1])
     yield from judge(config, mine, name_of(*chosen), num_ranks, device_bytes)
-    for other in settings():
+    for other in settings(quantised=bool(config.model.quantization)):
         if other != chosen:
             found = estimate(config, shapes, stage=other[0], num_ranks=num_ranks, offload=other[1])
             verdict = "" if device_bytes is None else ", fits" if fits(found, device_bytes) else ", does not fit"
@@ -265,11 +283,26 @@ def examine_memory(
             yield Check("ok", f"instead: {name_of(*other)}", f"{peaks}{host}{verdict}")
 
 
-def settings() -> list[tuple[int, tuple[bool, bool]]]:
-    """Every allowed stage with (optimizer, weights) in host memory or not."""
+def with_or_without_adapters(config: Config, *, stage: int, num_ranks: int, device_bytes: float | None) -> Check:
+    """The same run with all weights in the place of adapters, or the other way round; arguments as above."""
+    chosen = (stage, (config.deepspeed.offload_optimizer, config.deepspeed.offload_param))
+    given = config.model
+    name, changes = "model.lora={r: 16}", {"lora": LoraConfig()}
+    if given.lora:
+        name, changes = "model.lora=null", {"lora": None, "quantization": None}
+    model = given.model_copy(update=changes)
+    config = config.model_copy(update={"model": model})
+    found = estimate(config, shapes_of(model), stage=chosen[0], num_ranks=num_ranks, offload=chosen[1])
+    verdict = "" if device_bytes is None else ", fits" if fits(found, device_bytes) else ", does not fit"
+    peaks = f"update {in_gib(found.update)}, rollout {in_gib(found.rollout)}"
+    return Check("ok", f"instead: {name}", f"{name_of(*chosen)}, {peaks}{verdict}")
+
+
+def settings(*, quantised: bool = False) -> list[tuple[int, tuple[bool, bool]]]:
+    """Every allowed stage with (optimizer, weights) in host memory or not; quantised weights are never cut."""
     return [
         (stage, (optimizer, weights))
-        for stage, optimizer, weights in product(range(4), (False, True), (False, True))
+        for stage, optimizer, weights in product(range(3 if quantised else 4), (False, True), (False, True))
         if not (optimizer and stage == 0) and not (weights and stage < 3) and not (weights and not optimizer)
     ]
 

@@ -22,9 +22,9 @@ def examine_folder(model: ModelConfig) -> Iterator[Check]:
         except ModelError as error:
             yield Check.refusal("model", error)
         return
-    names = ("revision", "min_pixels", "max_pixels", "freeze_vision_tower", "freeze_projector")
+    names = {"revision", "min_pixels", "max_pixels", "freeze_vision_tower", "freeze_projector", "lora"}
     try:
-        _, weights, codec = examine_model(model.path, **{name: getattr(model, name) for name in names}, offline=True)
+        _, weights, codec = examine_model(model.path, **model.model_dump(include=names), offline=True)
     except ModelError as error:
         if Path(model.path).exists():
             yield Check.refusal("model", error)

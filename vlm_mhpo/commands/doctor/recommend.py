@@ -45,7 +45,9 @@ def recommend(
     mine = (stage, (config.deepspeed.offload_optimizer, config.deepspeed.offload_param))
     found = {
         each: estimate(config, shapes, stage=each[0], num_ranks=num_ranks, offload=each[1])
-        for each in sorted(settings(), key=lambda each: (sum(each[1]), each[0]))
+        for each in sorted(
+            settings(quantised=bool(config.model.quantization)), key=lambda each: (sum(each[1]), each[0])
+        )
         if config.model.dtype == "float32" or adds_in_float32(each[0])
     }
     yield from _examine_sampling(config, shapes, list(found.values()), device_bytes)

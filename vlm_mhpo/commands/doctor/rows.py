@@ -62,11 +62,11 @@ def _examine_golds(sample: Sequence[Row], num_all: int, what: str, config: Confi
     """Share of golds that our verifier accepts as their own answers."""
     shown = tqdm(sample, desc=f"verifying {what} golds", unit="row", leave=False)
     scores = gold_scores(shown, config.rewards)
-    bad = [(row, score) for row, score in zip(sample, scores, strict=True) if not score.correct]
+    bad = [(row, gold, score) for row, (gold, score) in zip(sample, scores, strict=True) if not score.correct]
     seen = f"{len(sample) - len(bad)} of {len(sample)} golds verify ({num_all} rows in all)"
     if not bad:
         return Check("ok", f"{what} golds", seen)
-    named = "; ".join(f"row {row.id}: {row.answer[:40]!r}: {score.reason}" for row, score in bad[:NUM_NAMED])
+    named = "; ".join(f"row {row.id}: {gold[:40]!r}: {score.reason}" for row, gold, score in bad[:NUM_NAMED])
     state = "error" if len(bad) == len(sample) else "warning"
     cure = "no completion of these can be rewarded: mend them, or leave them out with `vlm-mhpo prepare`"
     return Check(state, f"{what} golds", f"{seen}; {named}; {cure}")

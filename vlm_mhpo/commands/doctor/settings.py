@@ -105,6 +105,11 @@ def _examine_packages(config: Config) -> Iterator[Check]:
     """Optional packages that this configuration needs."""
     if config.logging.wandb and importlib.util.find_spec("wandb") is None:
         yield Check("error", "wandb", "logging.wandb=true needs: pip install 'vlm-mhpo[wandb]'")
+    needed = {f"model.quantization={config.model.quantization}": config.model.quantization}
+    needed["train.optimizer=adamw_8bit"] = config.train.optimizer == "adamw_8bit"
+    for setting in (setting for setting, is_set in needed.items() if is_set):
+        if importlib.util.find_spec("bitsandbytes") is None:
+            yield Check("error", "bitsandbytes", f"{setting} needs: pip install 'vlm-mhpo[quantization]'")
     if config.deepspeed.config and not Path(config.deepspeed.config).is_file():
         yield Check("error", "deepspeed.config", f"{config.deepspeed.config} does not exist")
 

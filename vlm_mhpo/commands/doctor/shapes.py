@@ -10,11 +10,13 @@ import torch
 
 from vlm_mhpo.config import ModelConfig
 from vlm_mhpo.errors import ModelError
+from vlm_mhpo.models.adapters import add_adapters
 from vlm_mhpo.models.families import family_for
 from vlm_mhpo.models.families.base import Family, freeze, tower_is_frozen
 from vlm_mhpo.models.families.costs import Stack
 from vlm_mhpo.models.folder import read_config
 from vlm_mhpo.models.loading import DTYPES
+from vlm_mhpo.models.quantization import quantised_weights
 from vlm_mhpo.models.tiny import build_tokenizer, model_config, tiny_family
 from vlm_mhpo.rollout.hf.budget import bytes_per_token
 
@@ -31,6 +33,7 @@ class Shapes:
         model_type: architecture.
         num_parameters: weights, tied ones once.
         num_trained: those that the configuration does not freeze.
+        num_quantised: those that model.quantization holds in fewer bits.
         largest_module: weights that one module holds by itself, at most; what ZeRO-3 gathers at once, at least.
         text, vision: layers; vision None without a vision tower.
         vision_trained: gradients pass through the tower.
@@ -49,6 +52,7 @@ class Shapes:
     cache_bytes: int
     vocabulary: int
     max_positions: int
+    num_quantised: int = 0
 
 
 def transformers_config(model: ModelConfig) -> Any:
@@ -78,6 +82,9 @@ def shapes_of(model: ModelConfig) -> Shapes:
     with torch.device("meta"):
         module = family.auto_classes[0].from_config(config)
     freeze(module, family, vision_tower_frozen=model.freeze_vision_tower, projector_frozen=model.freeze_projector)
+    num_quantised = quantised_weights(module, family) if model.quantization else 0
+    if model.lora:
+        add_adapters(module, family, model.lora.model_dump())
     weights = list(module.parameters())
     text = config.get_text_config()
     if unknown := [name for name in TEXT_SIZES if getattr(text, name, None) is None]:
@@ -87,6 +94,7 @@ def shapes_of(model: ModelConfig) -> Shapes:
         model_type=config.model_type,
         num_parameters=sum(weight.numel() for weight in weights),
         num_trained=sum(weight.numel() for weight in weights if weight.requires_grad),
+        num_quantised=num_quantised,
         largest_module=max(sum(w.numel() for w in part.parameters(recurse=False)) for part in module.modules()),
         text=Stack(
             text.num_hidden_layers,

@@ -99,6 +99,7 @@ def _small_values(config: Config, family: str, num_ranks: int) -> dict[str, Any]
         "num_prompts_per_step": minibatches * num_ranks,
         "num_iterations": min(2, config.train.num_iterations),
         "warmup_steps": min(1, config.train.warmup_steps),
+        "warmup_ratio": 0.0,
         "learning_rate": 1e-3,
         # The budget cuts nearly every completion of a tiny model.
         "mask_truncated_completions": False,

@@ -45,7 +45,14 @@ def run_update(job: dict[str, Any]) -> None:
     objective = build_objective(config.objective, config.rollout.max_completion_length)
     longest = max(prompt.num_tokens for prompt in prompts)
     settings = replace(
-        update_settings(config.train, config.rollout, objective, beta=config.objective.beta, pad_id=parts.codec.pad_id),
+        update_settings(
+            config.train,
+            config.rollout,
+            objective,
+            beta=config.objective.beta,
+            entropy_coef=config.objective.entropy_coef,
+            pad_id=parts.codec.pad_id,
+        ),
         max_tokens=job["max_tokens"] or longest + 2 * config.rollout.max_completion_length,
         chunk_size=job["chunk_size"],
     )
@@ -69,7 +76,7 @@ def _shared_batch(
     share = len(prompts) // ranks.world_size()
     mine = slice(ranks.rank() * share, (ranks.rank() + 1) * share)
     groups = [scored(prompt, texts) for prompt, texts in zip(prompts[mine], sampled[mine], strict=True)]
-    advantages_PG = advantages_of(groups, config.train.scale_rewards)
+    advantages_PG = advantages_of(groups, config.train.scale_rewards, config.train.advantage)
     return Minibatch(
         groups=groups if packed else one_by_one(groups),
         advantages=tuple(advantages_PG.flatten().tolist()),

@@ -56,12 +56,12 @@ def _short_answer(response: str) -> str:
         except (ValueError, RecursionError):
             found = None
         if isinstance(found, dict):
-            return str(found.get("short answer", "")).strip()
+            return str(found.get("short answer", ""))
     return (extract(response).answer or "").strip()
 
 
 def _float(answer: str) -> float | None:
-    """The first word as a number, perhaps with a factor of pi behind it."""
+    """What stands before the first space as a number, perhaps with a factor of pi behind it."""
     word = answer.split(" ")[0]
     before, pi, _ = word.partition("π")
     value = plain_float(before)

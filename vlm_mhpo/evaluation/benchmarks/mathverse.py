@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from data_prep import Row
+from vlm_mhpo.evaluation.benchmarks import judging
 from vlm_mhpo.evaluation.benchmarks.shared import JUDGE_REPLACED, axes, by_verifier, pictured
-from vlm_mhpo.evaluation.benchmarks.types import Benchmark
+from vlm_mhpo.evaluation.benchmarks.types import Benchmark, Official
 
 _REASON = "first conduct reasoning, and then answer the question and"
 _ENDS = {
@@ -27,17 +30,25 @@ def _query(row: Row) -> str:
     return f"Please {_REASON} {ends}\nQuestion: {text}"
 
 
+def official(row: Row, response: str) -> Official:
+    """Value or letter; choices that only the image shows are those of `question_for_eval`, which their judge reads."""
+    shown = row.metadata.get("choices_in_image")
+    return by_verifier(replace(row, choices=shown) if isinstance(shown, tuple) else row, response)
+
+
 BENCHMARK = Benchmark(
     name="mathverse",
     title="MathVerse",
     citation="arXiv:2403.14624",
-    splits=("testmini", "testmini_text_only"),
+    splits=("testmini", "testmini_text_only", "vision_only"),
     sources=("AI4Math/MathVerse:testmini@testmini",),
     download="download the data set AI4Math/MathVerse (testmini.json, testmini_text_only.json and the unpacked "
     "images_version_* folders) to {folder}",
     prompt=prompt,
-    official=by_verifier,
+    official=official,
     deviation=JUDGE_REPLACED,
+    judge=judging.MATHVERSE,
     categories=axes("subject", "subfield", "question_type", version="problem_version"),
     problem=lambda row: str(row.metadata["problem_index"]),
+    subsets={"vision_only": ("testmini", lambda row: row.metadata["problem_version"] == "Vision Only")},
 )

@@ -12,7 +12,7 @@ from data_prep import Row
 from rewards.answers import MAX_ANSWER_CHARS
 from vlm_mhpo.evaluation.benchmarks.shared import LETTERS, axes, choices, gold, lettered, pictured, question, verdict
 from vlm_mhpo.evaluation.benchmarks.types import Benchmark, Official
-from vlm_mhpo.evaluation.benchmarks.values import constant, plain_float
+from vlm_mhpo.evaluation.benchmarks.values import as_sympy_reads, constant, plain_float
 
 _ASKED = (
     'Please solve the problem step by step and put your answer in one "\\boxed{}". If it is a multiple choice '
@@ -23,7 +23,13 @@ _LOST = ("\\,", "\n", "\\text", "\\mbox", "\\left", "\\right", "^{\\circ}", "^\\
          "units", "{km}", "km")  # fmt: skip
 _LOST_LATER = ("\\!", "^{\\circ}", "^\\circ", "\\$", "$")
 _PLAIN_FRACTION = re.compile(r"(-?\d+)/(-?\d+)")
-_UNREAD = re.compile(r"\\circ|°|(?<!\\)%")
+# What their parser, or the evaluation of its result, ends in an error on.
+_UNREAD = re.compile(
+    r"\\circ|°|(?<!\\)%|\||\*\*|\^-|\\frac(?:[^{]|\{[^{}]*\}[^{])|\\sqrt\[|\\log_\d\d|\\(?:ln|lg|mathrm|overline)\b"
+    r"|(?<!\\)sqrt|\\\)"
+)
+# What makes a value a decimal there, so that an item of a tuple is written 2.0 and not 2.
+_INEXACT = re.compile(r"\\frac|/|:|\\sqrt|\\pi|\\sin|\\cos|\\tan|\\log|e")
 _DECIMALS = 2
 _DISPLAYED = "ABCDE"
 
@@ -114,7 +120,7 @@ def _is_equal(right: str, answer: str) -> bool:
 
 
 def _rounded_items(text: str) -> str:
-    """A tuple or list with its items rounded; any other text as it is."""
+    """A tuple or list with its items rounded, whole numbers as 2 and others as 2.0; any other text as it is."""
     items = text[1:-1].split(",")
     if len(items) < 2 or text[0] + text[-1] not in ("()", "[]"):
         return text
@@ -123,19 +129,34 @@ def _rounded_items(text: str) -> str:
         value = None if "infty" in item or item in ("a", "-a") else _value(item)
         if value is None and not ("infty" in item or item in ("a", "-a")):
             return text
-        rounded.append(item if value is None else str(round(value, _DECIMALS)))
+        rounded.append(item if value is None else _rounded(item, value))
     return f"{text[0]}{','.join(rounded)}{text[-1]}"
 
 
+def _rounded(item: str, value: float) -> str:
+    return str(round(value, _DECIMALS) if _INEXACT.search(item) or not value.is_integer() else int(value))
+
+
 def _value(text: str) -> float | None:
-    # A lone letter is a choice's name there, also e; their parser reads no degrees and no bare percent sign.
-    if text.strip().isalpha() or _UNREAD.search(text):
+    text = as_sympy_reads(_before_stray_brace(text))
+    # A lone letter is a choice's name there, also e.
+    if text is None or text.strip().isalpha() or _UNREAD.search(text):
         return None
     top, colon, bottom = text.replace("$", "").partition(":")
     if not colon:
         return constant(text)
     left, right = constant(top), constant(bottom)  # a colon divides there
     return left / right if left is not None and right else None
+
+
+def _before_stray_brace(text: str) -> str:
+    """Their parser reads up to a brace that closes nothing, and says nothing about the rest."""
+    depth = 0
+    for index, char in enumerate(text):
+        depth += (char == "{") - (char == "}")
+        if depth < 0:
+            return text[:index]
+    return text
 
 
 BENCHMARK = Benchmark(

@@ -1,7 +1,8 @@
 """MathVista: the authors' query, and their normalisation and exact comparison of an extracted answer.
 
-There GPT-4 extracts the answer from a response; here rules do. Copied on purpose: what names no choice counts as the
-choice with the smallest edit distance, so that a refusal may be right.
+There GPT-4 extracts the answer from a response; here rules do, and a judge if there is one. Copied on purpose: what
+names no choice counts as the choice with the smallest edit distance, so that a refusal may be right. Of a judge's
+answers only those count that are near a choice.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 
 from data_prep import Row
 from rewards.response import extract
+from vlm_mhpo.evaluation.benchmarks.judging import extracted, filled, text_of
 from vlm_mhpo.evaluation.benchmarks.shared import (
     LETTERS,
     axes,
@@ -23,7 +25,7 @@ from vlm_mhpo.evaluation.benchmarks.shared import (
     question,
     verdict,
 )
-from vlm_mhpo.evaluation.benchmarks.types import Benchmark, Judged, Official
+from vlm_mhpo.evaluation.benchmarks.types import Benchmark, Judged, JudgeRule, JudgeSteps, Official
 from vlm_mhpo.evaluation.benchmarks.values import numbers, plain_float
 
 _HINTS = {
@@ -103,7 +105,7 @@ def edit_distance(a: str, b: str) -> int:
 def _extraction_of(row: Row, response: str) -> str:
     """The answer in a response: the authors' short cuts, then rules in place of their language model."""
     text, options = response.strip(), choices(row)
-    if not text or text in options or (not options and plain_float(text) is not None):
+    if not text or _is_bare(text, options):
         return text
     declared = extract(response).answer or ""
     if options:
@@ -116,6 +118,37 @@ def _extraction_of(row: Row, response: str) -> str:
         if found:
             return found[-1]
     return ""
+
+
+def _is_bare(text: str, options: Sequence[str]) -> bool:
+    """Whether a response is its answer and nothing else, so that nothing has to be extracted."""
+    return text in options or (not options and plain_float(text) is not None)
+
+
+def _judge_steps(row: Row, response: str) -> JudgeSteps:
+    """The judge extracts, the authors' normalisation compares."""
+    text, options = response.strip(), choices(row)
+    taken: str | None = text
+    if not _is_bare(text, options):
+        taken = extracted((yield filled("mathvista", question=bare(prompt(row)), response=text)))
+    if taken is None:
+        return None
+    if taken.lower() == "none":
+        return Official(False, None)
+    meant = _meant_choice(taken, options) if options else taken
+    prediction = None if meant is None else normalised(row, meant)
+    return None if prediction is None else verdict(prediction == gold(row), taken)
+
+
+def _meant_choice(taken: str, options: Sequence[str]) -> str | None:
+    """The letter or text of the choice that a judge's answer names, or nearly spells; else None."""
+    named = taken if taken in options else _named_choice(taken, options)
+    if named:
+        return named if named in options or named in list(LETTERS[: len(options)]) else None
+    taken = taken[:_MAX_COMPARED]
+    near = min(options, key=lambda option: edit_distance(taken, option))
+    is_near = 4 * edit_distance(taken, near) <= max(len(taken), len(near)) and numbers(taken) == numbers(near)
+    return near if is_near else None
 
 
 def _choice_in(declared: str, text: str, options: Sequence[str]) -> str:
@@ -167,6 +200,7 @@ BENCHMARK = Benchmark(
     prompt=prompt,
     official=official,
     deviation="GPT-4 extracts the answer there; rules extract it here",
+    judge=JudgeRule(_judge_steps, (text_of("mathvista"),), "our own prompt for the authors' task, extraction"),
     aggregate=_by_skill,
     categories=axes("task", "context", "grade", "category", "source", "question_type", "answer_type", "language"),
 )

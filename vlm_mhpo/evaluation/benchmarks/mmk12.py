@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from data_prep import Row
+from vlm_mhpo.evaluation.benchmarks import judging
 from vlm_mhpo.evaluation.benchmarks.shared import BOXED, JUDGE_REPLACED, axes, by_verifier, pictured
 from vlm_mhpo.evaluation.benchmarks.types import Benchmark
 
@@ -23,5 +24,6 @@ BENCHMARK = Benchmark(
     official=by_verifier,
     instruction=BOXED,
     deviation=JUDGE_REPLACED,
+    judge=judging.MMK12,
     categories=axes("subject"),
 )

@@ -17,7 +17,7 @@ from rewards.response import find_boxes
 from vlm_mhpo.evaluation.benchmarks.olympiad_question import is_chinese, prompt
 from vlm_mhpo.evaluation.benchmarks.shared import verdict
 from vlm_mhpo.evaluation.benchmarks.types import Benchmark, Official
-from vlm_mhpo.evaluation.benchmarks.values import constant, plain_float, tree
+from vlm_mhpo.evaluation.benchmarks.values import as_sympy_reads, constant, plain_float, tree
 
 _PARTS = (
     "OE_MM_maths_en_COMP", "OE_TO_maths_en_COMP", "OE_MM_physics_en_COMP", "OE_TO_physics_en_COMP",
@@ -30,9 +30,14 @@ _STRIPPED = "\n$,.:;^_=+`!@#$%^&*~，。"
 _FONT = re.compile(r"\\(?:mathrm|mathbf)\{~?([^}]*)\}")
 _DOLLARS = re.compile(r"\$(.*?)\$")
 _CHINESE = re.compile(r"[\u4e00-\u9fff]+")
+_UNREAD = re.compile(r"\\sqrt\d|\\[{}]|\\%|\.$")
+_RELATION = re.compile(r"[<>]|\\(?:leq?|geq?|lt|gt)(?![A-Za-z])")
+# What is a symbol for sympy's parser of LaTeX, or has one inside.
+_LETTER = re.compile(r"(?<![A-Za-z\\])[ei](?![A-Za-z])|\\(?:int|sum|prod|lim|text|mathrm|operatorname)(?![A-Za-z])")
 _ANNOUNCED, _ANNOUNCED_IN_CHINESE = "So the final answer is ", "所以最终答案是"
 _PRECISION = 1e-8
 _SLACK = 1.01
+_TINY, _NOISE = 1e-3, 1e-12
 _MAX_CHARS = 20_000
 _ENOUGH_POINTS = 6
 
@@ -41,10 +46,16 @@ def official(row: Row, response: str) -> Official:
     """The last "So the final answer is", else the whole response, judged with the row's allowed error."""
     answer = final_answer(response, _ANNOUNCED_IN_CHINESE if is_chinese(row) else _ANNOUNCED)
     try:
-        correct = judge(row.answer, answer, _precisions(row))
+        correct = judge(answer, _first_gold(row), _precisions(row))
     except RecursionError:
         correct = False
-    return verdict(correct, _contents(answer))
+    return verdict(correct, contents_of(answer))
+
+
+def _first_gold(row: Row) -> str:
+    """The first of the authors' answers, which is all that their grader reads."""
+    answers = row.metadata.get("final_answer")
+    return str(answers[0]) if isinstance(answers, tuple) and answers else row.answer
 
 
 def final_answer(response: str, announcement: str = _ANNOUNCED) -> str:
@@ -53,30 +64,43 @@ def final_answer(response: str, announcement: str = _ANNOUNCED) -> str:
     return response if found < 0 else response[found + len(announcement) :].split("\n")[0].strip()
 
 
-def judge(gold: str, answer: str, precision: Sequence[float] = (_PRECISION,)) -> bool:
-    """Whether every part of the answer pairs with a part of the gold; `precision` is for all parts, or one each."""
-    right, other = _prepared(gold), _prepared(answer)
-    if right is None or other is None:
+def judge(first: str, second: str, precision: Sequence[float] = (_PRECISION,)) -> bool:
+    """Whether the parts of two texts pair up, in the order of the first; `precision` is for all its parts, or one each.
+
+    The first text may stand for its percentage or share, too. The authors' script gives the answer first and the gold
+    second, so an error of several is that of the answer's place.
+    """
+    left, right = _prepared(first), _prepared(second)
+    if left is None or right is None:
         return False
-    if right == other:
-        return True
-    rights, others = _parts(_CHINESE.sub("", right)), _parts(_CHINESE.sub("", other))
-    if len(rights) != len(others):
-        return False
-    allowed = list(precision) if len(precision) > 1 else [*precision] * len(rights)
-    if len(allowed) != len(rights):
-        return False
-    for part, error in zip(rights, allowed, strict=True):
-        match = next((i for i, candidate in enumerate(others) if _is_equal(part, candidate, error)), None)
-        if match is None:
+    return left == right or same_parts(_CHINESE.sub("", left), _CHINESE.sub("", right), precision)
+
+
+def same_parts(left: str, right: str, precision: Sequence[float]) -> bool:
+    """As `judge`, of texts without anything around their mathematics."""
+    lefts, rights = _parts(left), _parts(right)
+    errors = list(precision) if len(precision) > 1 else [*precision] * len(lefts)
+    # With too few errors their script stops.
+    return len(lefts) == len(rights) <= len(errors) and _pair_up(lefts, rights, errors)
+
+
+def _pair_up(lefts: list[str], rights: list[str], errors: list[float]) -> bool:
+    """The authors' order: each second one of what is left, the first equal partner, and no second try."""
+    index = -1
+    while lefts:
+        index = (index + 1) % len(lefts)
+        left, error = lefts[index], errors[index]
+        partner = next((right for right in rights if _is_equal(left, right, error)), None)
+        if partner is None:
             return False
-        del others[match]
+        for parts, one in ((lefts, left), (rights, partner), (errors, error)):
+            parts.remove(one)
     return True
 
 
 def _prepared(text: str) -> str | None:
     """Boxes (or the dollars of the last line) in plain notation; None if a box is left open or all is too long."""
-    contents = _contents(text)
+    contents = contents_of(text)
     if contents is None or len(contents) > _MAX_CHARS:
         return None
     if "\\in " in contents:
@@ -86,7 +110,8 @@ def _prepared(text: str) -> str | None:
     return _FONT.sub(r"\1", contents.strip(_STRIPPED))
 
 
-def _contents(text: str) -> str | None:
+def contents_of(text: str) -> str | None:
+    """Boxes, or the dollars of the last line, each with a comma behind it; else the text. None: a box is open."""
     boxes, is_open = find_boxes(text)
     if is_open:
         return None
@@ -110,59 +135,88 @@ def _parts(text: str) -> list[str]:
     return [part.replace("\\pm", sign) for part in parts for sign in (("+", "-") if "\\pm" in part else ("",))]
 
 
-def _is_equal(right: str, answer: str, error: float) -> bool:
-    if right and right == answer:
+def _is_equal(left: str, right: str, error: float) -> bool:
+    if left and left == right:
         return True
-    if _is_interval(right) and _is_interval(answer) and _same_intervals(right, answer, error):
+    if _is_interval(left) and _is_interval(right) and _same_intervals(left, right, error):
         return True
-    left, other = plain_float(right), plain_float(answer)
+    value, other = plain_float(left), plain_float(right)
     # A percentage may stand for its share.
-    scaled = () if left is None or other is None else (left / 100, left, left * 100)
-    if any(abs(value - other) <= error * _SLACK for value in scaled):
+    scaled = () if value is None or other is None else (value / 100, value, value * 100)
+    if any(abs(each - other) <= error * _SLACK for each in scaled):
         return True
-    if not ("=" in right and "=" in answer):
-        return _same_expression(right, answer, error)
-    return _same_equation(right, answer, error)
+    if not ("=" in left and "=" in right):
+        return _same_expression(left, right, error)
+    return _same_equation(left, right)
 
 
 def _is_interval(text: str) -> bool:
     return text.startswith(("(", "[")) and text.endswith((")", "]"))
 
 
-def _same_intervals(right: str, answer: str, error: float) -> bool:
-    pairs = list(zip(right.split("\\cup"), answer.split("\\cup"), strict=False))
-    if right.count("\\cup") != answer.count("\\cup"):
+def _same_intervals(left: str, right: str, error: float) -> bool:
+    if left.count("\\cup") != right.count("\\cup"):
         return False
-    for left, other in pairs:
-        left, other = left.strip(), other.strip()
-        if not left or not other or left[0] != other[0] or left[-1] != other[-1]:
+    for one, other in zip(left.split("\\cup"), right.split("\\cup"), strict=True):
+        # A space beside \\cup keeps their script from taking the brackets off.
+        if not one or not other or one[0] != other[0] or one[-1] != other[-1] or one != one.strip():
             return False
-        ends = zip(left.strip("[]()").split(","), other.strip("[]()").split(","), strict=False)
+        ends = zip(one.strip("[]()").split(","), other.strip("[]()").split(","), strict=False)
         if not all(_same_expression(a.strip(), b.strip(), error) for a, b in ends):
             return False
     return True
 
 
-def _same_expression(right: str, answer: str, error: float) -> bool:
-    """The sides behind the equals signs are equal: constants within the error, else as functions."""
-    right, answer = (text.split("=")[1].strip() if "=" in text else text.strip() for text in (right, answer))
-    if right == answer or not right or not answer:
-        return bool(right and answer)
-    left, other = tree(right), tree(answer)
-    if left is None or other is None:
-        return _same_for_worker(right, answer)
-    if bool(symbols(left)) != bool(symbols(other)):
+def _same_expression(left: str, right: str, error: float) -> bool:
+    """The sides behind the equals signs are equal: constants within the error, else functions but for a tiny constant.
+
+    Of what sympy does not read nothing is equal: tuples, sets, chains of inequalities.
+    """
+    sides = [as_sympy_reads(text.split("=")[1].strip() if "=" in text else text.strip()) for text in (left, right)]
+    if not all(sides) or any(_UNREAD.search(side) or (_is_interval(side) and "," in side) for side in sides):
         return False
-    if not symbols(left):
-        values = constant(right), constant(answer)
+    if any(_RELATION.search(side) for side in sides):
+        return all(len(_RELATION.findall(side)) == 1 for side in sides) and _bare(sides[0]) == _bare(sides[1])
+    if sides[0] == sides[1]:
+        return True
+    nodes = [tree(side) for side in sides]
+    have_letters = [_has_letters(side, node) for side, node in zip(sides, nodes, strict=True)]
+    if {True, False} <= set(have_letters):
+        return False
+    if None in nodes:
+        return _same_for_worker(*sides)
+    if not any(have_letters):
+        values = constant(sides[0]), constant(sides[1])
         return None not in values and abs(values[0] - values[1]) <= error * _SLACK
     try:
-        return same_value(left, other)
+        return same_value(*nodes) or _differ_by_little(*nodes)
     except Undecided:
-        same = _same_at_whole_numbers(left, other)
-        return _same_for_worker(right, answer) if same is None else same
+        same = _same_at_whole_numbers(*nodes)
+        return _same_for_worker(*sides) if same is None else same
     except TooLarge:
         return False
+
+
+def _has_letters(text: str, node: Node | None) -> bool | None:
+    """Whether sympy sees a symbol, as it does in e, i and whatever has a bound variable; None: not to be known."""
+    return True if _LETTER.search(text) else None if node is None else bool(symbols(node))
+
+
+def _differ_by_little(left: Node, right: Node) -> bool:
+    """Whether the difference is one constant below 0.001, which passes there."""
+    names = sorted(symbols(left) | symbols(right))
+    differences = []
+    for start in (-1.3, 0.3, 1.1, 2.7):
+        point = {name: complex(start + 0.7 * place) for place, name in enumerate(names)}
+        try:
+            differences.append(to_number(left, point) - to_number(right, point))
+        except (Undecided, TooLarge):
+            return False
+    return abs(differences[0]) < _TINY and all(abs(one - differences[0]) < _NOISE for one in differences)
+
+
+def _bare(relation: str) -> str:
+    return "".join(relation.split()).replace("\\leq", "\\le").replace("\\geq", "\\ge")
 
 
 def _same_at_whole_numbers(left: Node, other: Node) -> bool | None:
@@ -182,23 +236,26 @@ def _same_at_whole_numbers(left: Node, other: Node) -> bool | None:
     return True if num_agreeing >= _ENOUGH_POINTS else None
 
 
-def _same_for_worker(right: str, answer: str) -> bool:
+def _same_for_worker(left: str, right: str) -> bool:
     """What our verifier says, which may ask a symbolic engine in a process that can be killed."""
-    return verify(f"${answer}$", f"${right}$", template="bare", kind="math").correct
+    return verify(f"${left}$", f"${right}$", template="bare", kind="math").correct
 
 
-def _same_equation(right: str, answer: str, error: float) -> bool:
+def _same_equation(left: str, right: str) -> bool:
     """One equation is a whole multiple of the other, or both name the same thing and its values are equal."""
-    named, other_name = ("".join(text.split("=")[0].split()) for text in (right, answer))
-    if named == other_name and right.count("=") == answer.count("=") == 1:
-        return _same_expression(right, answer, error)
-    left, other = _difference(right), _difference(answer)
-    if left is None or other is None:
-        return _same_for_worker(right, answer)
+    # The quotient of an equation with decimals and one without is no whole number to sympy.
+    if not left.count("=") == right.count("=") == 1 or ("." in left) != ("." in right):
+        return False
+    named, other_name = ("".join(text.split("=")[0].split()) for text in (left, right))
+    if named == other_name:
+        return _same_expression(left, right, _PRECISION)
+    one, other = _difference(left), _difference(right)
+    if one is None or other is None:
+        return _same_for_worker(left, right)
     try:
-        mine, theirs = to_ratio(left), to_ratio(other)
+        mine, theirs = to_ratio(one), to_ratio(other)
         if mine is None or theirs is None:
-            return same_value(left, other) or same_value(left, ("neg", other))
+            return same_value(one, other) or same_value(one, ("neg", other))
         above, below = proportional(mine.num, theirs.num), proportional(mine.den, theirs.den)
     except (Undecided, TooLarge, ZeroDivisionError):
         return False
@@ -214,7 +271,8 @@ def _precisions(row: Row) -> list[float]:
     error = str(row.metadata.get("error") or "")
     if not error or "Tuple" in str(row.metadata.get("answer_type", "")):
         return [_PRECISION]
-    return [plain_float(part) or _PRECISION for part in error.split(",")]
+    errors = [plain_float(part) if part else _PRECISION for part in error.split(",")]
+    return [_PRECISION if each is None else each for each in errors]
 
 
 def _categories(row: Row) -> dict[str, str]:

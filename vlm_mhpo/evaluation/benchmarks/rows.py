@@ -26,6 +26,12 @@ def benchmark_rows(
     split = benchmark.splits[0] if split is None else split
     if split not in benchmark.splits:
         raise ConfigError(f"{benchmark.name} has no split {split!r}; use {' or '.join(benchmark.splits)}")
+    whole, belongs = (benchmark.subsets or {}).get(split, (split, None))
+    rows = _rows_of_split(benchmark, whole, source, folder)
+    return [row for row in rows if belongs(row)] if belongs else rows
+
+
+def _rows_of_split(benchmark: Benchmark, split: str, source: str | Path | None, folder: Path | None) -> list[Row]:
     own = None if folder is None else folder / benchmark.name
     place = source if source is not None else own if own is not None and own.exists() else None
     try:

@@ -48,7 +48,7 @@ def bare(text: str) -> str:
 def by_verifier(row: Row, response: str) -> Official:
     """The verdict of our own verifier, where the authors ask a language model."""
     score = verify(
-        response, row.answer, kind=row.kind, choices=row.choices if row.kind == "choice" else None,
+        response, row.gold, kind=row.kind, choices=row.choices if row.kind == "choice" else None,
         precision=row.precision, unit=row.unit,
     )  # fmt: skip
     return Official(score.correct, score.extracted)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 from data_prep import Row
@@ -26,6 +26,26 @@ class Judged:
     row: Row
     correct: bool
     sample: int = 0
+
+
+# One response before a language model: yields questions, is sent each answer, and returns the verdict; None when an
+# answer is not of the form that was asked for.
+JudgeSteps = Generator[str, str, Official | None]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeRule:
+    """How a language model judges the responses to a benchmark.
+
+    Attributes:
+        steps: (row, text of a response that is not empty) to the talk about it.
+        prompts: texts that its questions are made of.
+        source: whose prompts these are, in one sentence.
+    """
+
+    steps: Callable[[Row, str], JudgeSteps]
+    prompts: tuple[str, ...]
+    source: str
 
 
 def _no_categories(row: Row) -> dict[str, str]:
@@ -69,7 +89,9 @@ class Benchmark:
         categories: row to values by axis, such as {"task": "geometry problem solving"}.
         problem: row to the id that variants of one problem share.
         aggregate: scores beside accuracy, by name; shares between 0 and 1.
+        subsets: splits that are a part of another one: name to (that one, whether a row belongs to the part).
         select: the rows of a source that the official protocol asks, in order.
+        judge: how a language model judges, if `eval.judge` names one; None where the authors need none.
     """
 
     name: str
@@ -85,4 +107,6 @@ class Benchmark:
     categories: Callable[[Row], Mapping[str, str]] = _no_categories
     problem: Callable[[Row], str] = own_problem
     aggregate: Callable[[Sequence[Judged]], Mapping[str, float]] = _no_scores
+    subsets: Mapping[str, tuple[str, Callable[[Row], bool]]] | None = None
     select: Callable[[list[Row]], list[Row]] = _all_rows
+    judge: JudgeRule | None = None

@@ -16,6 +16,9 @@ from rewards.answers import (
     parse_expression,
 )
 
+# Signs that neither latex2sympy nor sympy's parser of LaTeX reads.
+_UNREAD_SIGNS = re.compile("[π√−·×÷¼½¾∶]")
+_MIXED = re.compile(r"(\d)\s*(?=\\[dt]?frac)")
 _NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[+-]?\.\d+")
 
 
@@ -38,6 +41,11 @@ def constant(text: str) -> float | None:
         return None if value is None else float(value)
     except (Undecided, TooLarge, OverflowError, RecursionError):
         return None
+
+
+def as_sympy_reads(text: str) -> str | None:
+    """A text as the authors' parsers take it: 1\\frac{1}{2} is a product; None where it holds signs that they lack."""
+    return None if _UNREAD_SIGNS.search(text) else _MIXED.sub(r"\1\\cdot ", text)
 
 
 def plain_float(text: str) -> float | None:

@@ -181,9 +181,10 @@ def freeze(model: nn.Module, family: Family, *, vision_tower_frozen: bool, proje
 
 
 def parameter_table(model: nn.Module, family: Family) -> list[tuple[str, int, int]]:
-    """(part, weights, trainable weights) of the vision tower, the projector and the language model."""
-    names = ("vision tower", "projector", "language model")
+    """(part, weights, trainable weights) of vision tower, projector, language model and the adapters in them."""
+    names = ("vision tower", "projector", "language model", "adapters")
     part_of = {id(w): name for name, some in zip(names, vision_weights(model, family), strict=False) for w in some}
+    part_of |= {id(weight): "adapters" for name, weight in model.named_parameters() if ".lora_" in name}
     counts = {name: [0, 0] for name in names}
     for parameter in model.parameters():
         count = counts[part_of.get(id(parameter), "language model")]

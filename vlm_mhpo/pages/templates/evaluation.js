@@ -182,6 +182,7 @@
     const head = element("p", "answer-head", element("span", "when", name),
       c.extracted === null ? null : element(c.official ? "strong" : "s", "", c.extracted), badge,
       c.official === c.correct ? null : element("span", "quiet", "official rule: " + (c.official ? "right" : "wrong")),
+      c.judge ? element("span", "quiet", "judge: " + c.judge) : null,
       all.length > 1 ? element("span", "quiet", right + " of " + all.length + " right") : null,
       c.tokens === null ? null : element("span", "quiet", c.tokens + " tokens" + (c.cut ? ", cut by the budget" : "")));
     const body = text("pre", "", c.text);

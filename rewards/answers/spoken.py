@@ -1,0 +1,316 @@
+"""Answers that are said in a sentence: the one value that the last clause ends on, the one choice that it names.
+
+This is what is left where no label or lead-in is known: "That leaves 5 apples", "共有 720 种排法", "It's Maine that has
+the highest value". Nothing is taken from a sentence that asks, denies, doubts or offers alternatives, nor from a clause
+with a second value. What stands right before a value must assert it: "exceeds 9", "step 9", "a multiple of 9" do not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+
+from rewards.answers.denials import denies, either, spoils
+from rewards.answers.nouns import changes_number
+from rewards.answers.wording import without_reason
+
+# Only the end of a text is looked at.
+WINDOW = 600
+_END = re.compile(r"(?:(?<![A-Z\d])[.!]|(?<=\d)\.)(?=\s|$)|[。！]|\n|;\s")
+_ASKS = re.compile(r"[?？]")
+_HAN = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3"
+_TOKEN = re.compile(
+    r"(?P<command>\\[A-Za-z]+)|(?P<number>\d+(?:[.,]\d+)*)|(?P<word>[^\W\d_]+(?:['’-][^\W\d_]+)*)|(?P<sign>[^\s\w]|_)"
+)
+_FUNCTIONS = frozenset(
+    [
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "log",
+        "ln",
+        "lg",
+        "exp",
+        "sqrt",
+        "pi",
+        "lim",
+        "max",
+        "min",
+    ]
+)
+_TEXT_COMMANDS = frozenset([r"\text", r"\mathrm", r"\textbf", r"\quad", r"\qquad", r"\therefore", r"\because"])
+# A comma between digits divides nothing.
+_CLAUSES = re.compile(r"(?<!\d)[,;:，；：、—–]|[,;:，；：、—–](?!\d)")
+# In front of a value these only lead to it.
+_LEADS = " =≈:：,，;；、∴"
+_MAX_TAIL_WORDS, _MAX_TAIL_HAN = 4, 10
+# Words that assert what they stand before: English, French, German, Spanish, Italian, Portuguese, Vietnamese,
+# Indonesian, Russian, Dutch.
+_ASSERT_WORDS = """is are was were equals equal leaves leave gives give gets get makes make measures reads totals costs
+weighs yields has have had covers covered remain remains becomes pays paid earns spent spends needs
+takes counted answer answers obtain obtains find finds total altogether exactly namely therefore
+thus hence so then us approximately about only it's
+est sont vaut valent fait font donne donnent mesure mesurent reste restent soit égale donc environ coûte contient
+ist sind beträgt betragen ergibt ergeben hat haben also somit misst kostet etwa genau gleich bleiben verbleiben
+es son vale valen da mide miden quedan queda igual entonces tanto hay respuesta
+è sono misura restano rimangono quindi dunque uguale é são mede restam logo portanto resta
+là bằng được còn có adalah sama jawabannya yaitu menjadi tersisa sebesar
+равно равен равна равны составляет составит ответ получаем осталось будет zijn bedraagt blijven"""
+_ASSERTS = frozenset(_ASSERT_WORDS.split())
+# "a value of 9" asserts it, "a multiple of 9" does not; "equal to", "comes to"; "leaves us with"; "the point (0, 14)".
+_QUANTITY = """values? total sum answer result length area perimeter volume height width measure probability average
+mean median distance cost price slope"""
+_ASSERTS_BEFORE = re.compile(
+    rf"(?:\b(?:{'|'.join(_QUANTITY.split())})\s+of|\bequal\s+to|\bto\s+be|\bsatisf(?:y|ies)"
+    r"|\b(?:comes?|came|adds?\s+up|amounts?|works?\s+out|igual|égale?|uguale|bằng)\s+(?:to\s+be|to|a|à)"
+    r"|\b(?:leaves?|leaving|left)\s+\w+\s+with|\b(?:takes?|took|made|makes|end)\s+up"
+    r"|\b(?:is|are|at|namely)\s+the\s+(?:ordered\s+)?(?:point|interval|set|vector|pair|triple|value|number))\s*$",
+    re.IGNORECASE,
+)
+# Signs of Chinese and Japanese before a value that make it another one, or the name of something.
+_HAN_SPOILS = re.compile("[负負第从從比以被由近近於于到至过過超]$")
+# Said of a case that is not, or by somebody else.
+_UNREAL = re.compile(
+    r"^\W*(?:had|were|should)\s|\bwould\s+have\b|\b(?:many|some|others?|people|students|one|they|he|she|you)\s+(?:would|say|think)\b",
+    re.IGNORECASE,
+)
+_DECLARES = re.compile(
+    r"\b(?:answers?|solution|result|réponse|antwort|respuesta|risposta)\b|答案|答え|ответ", re.IGNORECASE
+)
+# Denial, doubt and change in languages that `denials` does not read; some of the words mean something else in English.
+_FOREIGN = r"""nunca; jamás; falso; quizás?; tal vez; si; mitad; sin; salvo; excepto; mai; forse; se; metà; falsa;
+senza; não; talvez; metade; sem; không; chưa; nếu; có thể; nửa; trừ; bukan; tidak; jika; mungkin;
+setengah; salah; kecuali; не; нет; если; возможно; половин\w*; неверн\w*; кроме; niet; geen; als;
+misschien; helft; kehrwert; quadrat; carré; inverse; presque; casi; quase; quasi; doble; doppio; dobro;
+triple; tercio; terzo; error\w*; faulty; absurd\w*; nope; provided; such that; find all; find the;
+friend\w*; common; reject\w*; omit\w*; avoid\w*; outside; lacks?; miss(?:es|ed|ing)?; (?:its|whose|a)
+(?:square|cube|third|quarter|fifth); the
+(?:square|cube|reciprocal|inverse|negative|complement|supplement) (?:is|of it|equals)"""
+_FOREIGN_DENIAL = re.compile(
+    rf"\b(?:{either(_FOREIGN)})\b|[设設令别猜零负負]|似乎|好像|平方后|陷阱|有问题|淘汰|划掉|排除|下一个"
+    r"|的(?:倍|阶乘|几|次方|立方)|分之|才怪|进制|答えた",
+    re.IGNORECASE,
+)
+_NEVER_ONE = re.compile(r"<\||\b(?:print|return|lambda|def|import)\b|```")
+# A line without words and without a relation is a value of its own.
+_PROSE = re.compile(rf"[^\W\d_]{{2,}}.*[^\W\d_]{{2,}}|[{_HAN}]", re.DOTALL)
+_GIVEN = re.compile(r"\W*([^=\s]+)\s*=\s*([-\d./]+)\W*")
+_NEUTRAL = frozenset("()（）[]*\"'“”‘’「」$.。!,，")
+
+
+def spoken_value(text: str) -> tuple[str, ...]:
+    """What the last clause of a text ends on, with the words behind it first and then without; () if there is none."""
+    sentence = last_sentence(text)
+    if not sentence:
+        return ()
+    if sentence != text.strip() and not _PROSE.search(sentence) and "\n" in text:
+        return () if denies(text) else (sentence,)
+    tokens = list(_TOKEN.finditer(sentence))
+    last = len(tokens) - 1
+    while last >= 0 and not _is_value(tokens[last]):
+        last -= 1
+    tail = tokens[last + 1 :]
+    if last < 0 or not _is_plain_tail(tail):
+        return ()
+    first = last
+    while first > 0 and _is_mathematics(tokens[first - 1]):
+        first -= 1
+    # A closing bracket belongs to the value, a word to what it counts.
+    end = next((token.start() for token in tail if token["word"]), len(sentence))
+    # "é igual a 10": a preposition of one letter is no factor.
+    while first < last and tokens[first]["word"] and len(tokens[first][0]) == 1 and _is_apart(tokens, first):
+        first += 1
+    value = _balanced(sentence[tokens[first].start() : end].strip(_LEADS + ".。 "))
+    before = sentence[: tokens[first].start()]
+    if not value or spoils(before) or _has_second_value(before) or not _asserts(before, tokens[:first]):
+        return ()
+    words = sentence[end:].strip(" .。!,，*")
+    return (f"{value} {words}", value) if words else (value,)
+
+
+def last_sentence(text: str, spared: str = "") -> str:
+    """The last sentence without its reason; "" if it asks, denies or doubts, or what comes before is an answer, too.
+
+    `spared` may deny, since it is what is looked for.
+    """
+    pieces = [piece.strip() for piece in _END.split(text[-WINDOW:]) if piece and piece.strip(" $*.\\[]()")]
+    if not pieces or _ASKS.search(pieces[-1]) or text.rstrip(" $*").endswith(("?", "？")) or _NEVER_ONE.search(text):
+        return ""
+    if any(not _PROSE.search(piece) and "=" not in piece for piece in pieces[:-1]) or _gives_two(pieces):
+        return ""
+    ends = [found[1] for found in map(_LED.search, pieces) if found]
+    if len(ends) > 1 and _LED.search(pieces[-1]) and ends[-1] in ends[:-1] and not _CONCLUDES.match(pieces[-1]):
+        return ""
+    sentence = without_reason(pieces[-1])
+    if _UNREAL.search(sentence) or _FOREIGN_DENIAL.search(sentence.replace(spared, " ") if spared else sentence):
+        return ""
+    return "" if denies(sentence.replace(spared, " ") if spared else sentence) else sentence
+
+
+def _gives_two(pieces: Sequence[str]) -> bool:
+    """Whether two lines give one name two numbers."""
+    given = [found for found in map(_GIVEN.fullmatch, pieces) if found]
+    return any(one[1] == other[1] and one[2] != other[2] for one, other in pairwise(given))
+
+
+def _asserts(before: str, tokens: Sequence[re.Match[str]]) -> bool:
+    """Whether what stands right before a value asserts it."""
+    words = [token for token in tokens if token["word"] or token["number"] or token["command"]]
+    if not words or not before.strip(_LEADS + "$("):
+        return False
+    if before.rstrip(" $(")[-1:] in ("=", "≈", ":", "："):
+        return True
+    last = words[-1]["word"] or ""
+    if re.search(f"[{_HAN}]$", last):
+        return not _HAN_SPOILS.search(last)
+    return last.casefold() in _ASSERTS or bool(_ASSERTS_BEFORE.search(before.rstrip(" $(")))
+
+
+def _is_value(token: re.Match[str]) -> bool:
+    """A number, or a sign or command that stands for one or closes one."""
+    return bool(token["number"]) or token["command"] in ("\\pi", "\\infty") or token[0] in "π∞"
+
+
+def _is_mathematics(token: re.Match[str]) -> bool:
+    word = token["word"]
+    if word:
+        return (
+            (len(word) == 1 and word.isascii())
+            or word in _FUNCTIONS
+            or (word.isupper() and word.isascii() and len(word) < 5)
+        )
+    return token["command"] not in _TEXT_COMMANDS
+
+
+def _is_plain_tail(tail: Sequence[re.Match[str]]) -> bool:
+    """Whether what follows a value is a unit, a counted noun or the like, and does not change it."""
+    words = [token["word"] for token in tail if token["word"]]
+    if any(token["command"] or (token["sign"] and token[0] not in _NEUTRAL | set("°%′″'^{}|")) for token in tail):
+        return False
+    han = sum(len(word) for word in words if re.search(f"[{_HAN}]", word))
+    latin = [word for word in words if not re.search(f"[{_HAN}]", word)]
+    return len(latin) <= _MAX_TAIL_WORDS and han <= _MAX_TAIL_HAN and not changes_number(" ".join(words))
+
+
+def _has_second_value(before: str) -> bool:
+    """Whether the clause that leads to a value holds another one, or one before it is an answer of its own."""
+    *others, own = _CLAUSES.split(before)
+    if re.search(r"\d", own):
+        return True
+    lead = _LEAD.search(own)
+    if any(re.search(r"\d", each) and (_DECLARES.search(each) or not _PROSE.search(each)) for each in others):
+        return True
+    # "It is 3, it is 9" gives two values alike.
+    leads = [found[1] for found in map(_LED.search, others) if found]
+    return bool(lead) and not _CONCLUDES.match(own) and lead[1] in leads
+
+
+def _is_apart(tokens: Sequence[re.Match[str]], place: int) -> bool:
+    """Whether a letter stands between blanks, in front of a number and behind a word."""
+    behind = place > 0 and tokens[place - 1]["word"] and tokens[place - 1].end() < tokens[place].start()
+    return bool(behind and tokens[place + 1]["number"] and tokens[place].end() < tokens[place + 1].start())
+
+
+_LEAD = re.compile(r"([^\W\d_]+)[\s(=≈:]*$")
+_LED = re.compile(r"([^\W\d_]+)[\s(=≈:]*[-+]?\d[^\W_]*\W*$")
+_CONCLUDES = re.compile(
+    r"^\s*(?:so|thus|hence|therefore|then|which)\b|^\s*(?:所以|因此|故|则|从而|于是)", re.IGNORECASE
+)
+
+
+def _balanced(text: str) -> str:
+    """The text without brackets at its ends that open or close nothing."""
+    for opening, closing in ("()", "[]", "{}", "（）"):
+        while text.count(closing) > text.count(opening) and text.endswith(closing) and not text.startswith(("[", "(")):
+            text = text[:-1].rstrip()
+        while text.count(opening) > text.count(closing) and text.startswith(opening) and not text.endswith(("]", ")")):
+            text = text[1:].lstrip()
+    return text
+
+
+# "It is most likely a polynomial", "it's Maine that has ...", "they will repel each other": what asserts a choice's
+# words stands right before them ("dark green" is not green), and nothing behind makes them a part of something else.
+_CHOSEN = re.compile(
+    r"(?:^|(?:\b(?:is|are|was|were|will|answer|namely|ist|sind|est|sont|es|son|è|é|là|adalah)|['’]s|[:：=]|是|为|選|选)"
+    r"(?:\s+(?:most\s+)?(?:likely|clearly|indeed|therefore|thus|definitely|simply|just))?(?:\s+(?:a|an|the|le|la|un|une|ein|eine|der"
+    r"|die|das))?)\W{0,3}$"
+)
+_CHOSEN_END = re.compile(
+    r"^\W{0,3}(?:$|(?:that|which|one|each|than|the|is|has|as\s+the)\b)|^\s*[(（][^()（）]*[)）]\W*$|^[,，;；。.]\s"
+)
+
+
+def named_once(text: str, choices: Sequence[str]) -> int | None:
+    """The place of the only choice whose words a text asserts, or None.
+
+    Args:
+        text: normalised as the choices are (`text.normal_text`).
+        choices: normal texts; those without a word of three letters (or a Chinese sign) are never found.
+    """
+    text, choices = _HYPHEN.sub(" ", text), [_HYPHEN.sub(" ", choice) for choice in choices]
+    if not choices or len(text) > WINDOW:
+        return None
+    places = [[match.span() for match in _whole(choice, text)] for choice in choices]
+    rest = text
+    for spans in places:
+        for begin, end in spans:
+            rest = rest[:begin] + " " * (end - begin) + rest[end:]
+    # A choice itself may deny, such as "less than".
+    if spoils(rest) or _FOREIGN_DENIAL.search(rest) or _JOINS.search(rest):
+        return None
+    # "less than" inside "not less than": the longer one is named.
+    kept = [index for index, spans in enumerate(places) if spans and not _is_inside(index, places)]
+    if len(kept) != 1 or len(places[kept[0]]) != 1:
+        return None
+    begin, end = places[kept[0]][0]
+    return kept[0] if _CHOSEN.search(text[:begin]) and _CHOSEN_END.search(text[end:]) else None
+
+
+def _is_inside(index: int, places: Sequence[Sequence[tuple[int, int]]]) -> bool:
+    """Whether a choice stands only inside longer ones."""
+    others = [span for spans in places for span in spans]
+    return all(
+        any(low <= begin and end <= high and (low, high) != (begin, end) for low, high in others)
+        for begin, end in places[index]
+    )
+
+
+_JOINS = re.compile(r"\b(?:or|and|nor|both|all)\b|[/|]|[或和与及]|、")
+_HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
+
+
+def _whole(choice: str, text: str) -> list[re.Match[str]]:
+    """Where a choice stands in a text as whole words."""
+    if not re.search(rf"[^\W\d_]{{3}}|[{_HAN}]", choice) or choice in ("the", "and", "yes", "not"):
+        return []
+    begins = r"(?<![^\W_])" if re.match(r"[a-z0-9à-ÿ]", choice) else ""
+    ends = r"(?![^\W_])" if re.search(r"[a-z0-9à-ÿ]$", choice) else ""
+    return list(re.finditer(begins + re.escape(choice) + ends, text))
+
+
+_CUED = re.compile(
+    r"(?:\b(?:answer|option|choice|letter|réponse|antwort|respuesta|risposta|resposta|ответ)(?:\s+(?:correcta|correcte|corretta))?"
+    r"\s*(?:is|es|est|ist|è|é|:)|\bđáp\s+án\s+(?:là|đúng\s+là)|(?:^|[，,；。\s故应])选(?:择|項|项)?|答案(?:是|为|:|：)|只有)"
+    r"\s*(?:option\s+|choice\s+)?[(（]?([A-H])(?![A-Za-z'’])(?![)）]?\s*(?:and|or|,|、|和|或|的|y\b|e\b|et\b|und\b))"
+    r"|(?:^|\b(?:option|choice|statement)\s+|[，,；。\s])[(（]?([A-H])[)）]?\s*(?:项?(?:是)?(?:正确|符合)|is\s+(?:the\s+)?(?:correct|right|one))",
+    re.IGNORECASE,
+)
+_ARTICLE = re.compile(r"(?<![A-Za-z])A\s+(?!and\b|or\b|is\b)[a-z]{2}")
+_ANY_LETTER = re.compile(r"(?<![A-Za-z\\$])[A-H](?![A-Za-z'’=∠])")
+
+
+def cued_letter(text: str) -> str | None:
+    """The only letter that a sentence names as a choice; None where it names another one as well."""
+    sentence = last_sentence(text)
+    cued = {letter.upper() for found in _CUED.finditer(sentence) for letter in found.groups() if letter}
+    if len(cued) != 1:
+        return None
+    letters = set(_ANY_LETTER.findall(_ARTICLE.sub(" ", sentence))) | cued
+    return cued.pop() if letters == cued else None

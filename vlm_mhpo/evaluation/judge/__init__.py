@@ -1,0 +1,1 @@
+"""A language model that judges beside the rules: its server, its kept answers, and its verdicts on judged rows."""
