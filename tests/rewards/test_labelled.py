@@ -26,7 +26,8 @@ DEVELOPMENT = (
     "hacks",
 )
 # Written by somebody who had seen neither the verifier nor its tests, in the mix of five sets and as models write them.
-# The first was opened to mend what it showed; nobody has looked at the second, whose checksum was taken before scoring.
+# The first was opened to mend what it showed. Of the second only counts were looked at, but for two cases that were
+# printed by mistake; it stays as it was written.
 OPENED, UNSEEN = "models_dev", "models_test"
 UNSEEN_SHA256 = "942eefe3ff921aecd7967d96b5838a965a88185ea203fa94680f049558c807eb"
 KEPT = ("math_test", "choices_test", "text_test", "extraction_test")
