@@ -90,7 +90,7 @@ def main() -> None:
     hangs = [] if arguments.no_hangs else read_cases("hangs")[:: arguments.every]
     records = [record(measured, arguments.hang_limit) for measured in measure(labelled, hangs, arguments.hang_limit)]
     result = {
-        "command": " ".join(["python", "measurements/verifiers.py", *sys.argv[1:]]),
+        "command": " ".join(["python", "measurements/verifiers.py", *without_places(sys.argv[1:])]),
         "cases": {"labelled": len(labelled), "right": sum(case.correct for case in labelled), "hangs": len(hangs)},
         "hang_limit_s": arguments.hang_limit,
         "format": judge_formats(),
@@ -102,6 +102,12 @@ def main() -> None:
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     draw(records, arguments.picture)
     print(table(result))
+
+
+def without_places(arguments: Sequence[str]) -> list[str]:
+    """A command line without where its results went."""
+    places = [index for index, each in enumerate(arguments) if each in ("--out", "--picture")]
+    return [each for index, each in enumerate(arguments) if index not in places and index - 1 not in places]
 
 
 def read_cases(family: str) -> list[Case]:

@@ -239,11 +239,8 @@ def judge_item(item: Item | Sample) -> Score | Pending:
     judge = _judge_cached if len(answer) <= _CACHED_CHARS else _judge
     outcome = _best([judge(gold, answer) for gold in golds])
     is_unread = isinstance(outcome, Score) and outcome.reason in _UNREAD
-    if (
-        is_unread
-        and extraction.sentence not in ("", answer)
-        and any(_says(gold, extraction.sentence) for gold in golds)
-    ):
+    sentence = extraction.sentence if is_unread and extraction.sentence != answer else ""
+    if sentence and any(_says(gold, sentence) for gold in golds):
         return score_of(True, answer, "the sentence says the gold")
     return outcome
 
@@ -253,8 +250,6 @@ def _says(gold: Gold, sentence: str) -> bool:
     try:
         if gold.kind == "choice" and gold.choices is not None:
             return says_choice(gold.choices, sentence)
-        if gold.kind == "text":
-            return False
         _, value = _spoken(sentence, "")
         both = gold.value is not None and value is not None and gold.comparison is not None
         return both and gold.comparison.same(gold.value, value)

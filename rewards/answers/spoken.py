@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from rewards.answers.denials import denies, either, spoils
+from rewards.answers.grammar import KNOWN_WORDS
 from rewards.answers.nouns import changes_number
 from rewards.answers.wording import without_reason
 
@@ -23,28 +24,7 @@ _HAN = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3"
 _TOKEN = re.compile(
     r"(?P<command>\\[A-Za-z]+)|(?P<number>\d+(?:[.,]\d+)*)|(?P<word>[^\W\d_]+(?:['’-][^\W\d_]+)*)|(?P<sign>[^\s\w]|_)"
 )
-_FUNCTIONS = frozenset(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "log",
-        "ln",
-        "lg",
-        "exp",
-        "sqrt",
-        "pi",
-        "lim",
-        "max",
-        "min",
-    ]
-)
+_FUNCTIONS = KNOWN_WORDS | {"lim", "max", "min"}
 _TEXT_COMMANDS = frozenset([r"\text", r"\mathrm", r"\textbf", r"\quad", r"\qquad", r"\therefore", r"\because"])
 # A comma between digits divides nothing.
 _CLAUSES = re.compile(r"(?<!\d)[,;:，；：、—–]|[,;:，；：、—–](?!\d)")
@@ -103,6 +83,32 @@ _NEVER_ONE = re.compile(r"<\||\b(?:print|return|lambda|def|import)\b|```")
 _PROSE = re.compile(rf"[^\W\d_]{{2,}}.*[^\W\d_]{{2,}}|[{_HAN}]", re.DOTALL)
 _GIVEN = re.compile(r"\W*([^=\s]+)\s*=\s*([-\d./]+)\W*")
 _NEUTRAL = frozenset("()（）[]*\"'“”‘’「」$.。!,，")
+_LEAD = re.compile(r"([^\W\d_]+)[\s(=≈:]*$")
+_LED = re.compile(r"([^\W\d_]+)[\s(=≈:]*[-+]?\d[^\W_]*\W*$")
+_CONCLUDES = re.compile(
+    r"^\s*(?:so|thus|hence|therefore|then|which)\b|^\s*(?:所以|因此|故|则|从而|于是)", re.IGNORECASE
+)
+# "It is most likely a polynomial", "it's Maine that has ...", "they will repel each other": what asserts a choice's
+# words stands right before them ("dark green" is not green), and nothing behind makes them a part of something else.
+_CHOSEN = re.compile(
+    r"(?:^|(?:\b(?:is|are|was|were|will|answer|namely|ist|sind|est|sont|es|son|è|é|là|adalah)|['’]s|[:：=]|是|为|選|选)"
+    r"(?:\s+(?:most\s+)?(?:likely|clearly|indeed|therefore|thus|definitely|simply|just))?(?:\s+(?:a|an|the|le|la|un|une|ein|eine|der"
+    r"|die|das))?)\W{0,3}$"
+)
+_CHOSEN_END = re.compile(
+    r"^\W{0,3}(?:$|(?:that|which|one|each|than|the|is|has|as\s+the)\b)|^\s*[(（][^()（）]*[)）]\W*$|^[,，;；。.]\s"
+)
+_JOINS = re.compile(r"\b(?:or|and|nor|both|all)\b|[/|]|[或和与及]|、")
+_HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
+_CUED = re.compile(
+    r"(?:\b(?:answer|option|choice|letter|réponse|antwort|respuesta|risposta|resposta|ответ)(?:\s+(?:correcta|correcte|corretta))?"
+    r"\s*(?:is|es|est|ist|è|é|:)|\bđáp\s+án\s+(?:là|đúng\s+là)|(?:^|[，,；。\s故应])选(?:择|項|项)?|答案(?:是|为|:|：)|只有)"
+    r"\s*(?:option\s+|choice\s+)?[(（]?([A-H])(?![A-Za-z'’])(?![)）]?\s*(?:and|or|,|、|和|或|的|y\b|e\b|et\b|und\b))"
+    r"|(?:^|\b(?:option|choice|statement)\s+|[，,；。\s])[(（]?([A-H])[)）]?\s*(?:项?(?:是)?(?:正确|符合)|is\s+(?:the\s+)?(?:correct|right|one))",
+    re.IGNORECASE,
+)
+_ARTICLE = re.compile(r"(?<![A-Za-z])A\s+(?!and\b|or\b|is\b)[a-z]{2}")
+_ANY_LETTER = re.compile(r"(?<![A-Za-z\\$])[A-H](?![A-Za-z'’=∠])")
 
 
 def spoken_value(text: str) -> tuple[str, ...]:
@@ -135,11 +141,8 @@ def spoken_value(text: str) -> tuple[str, ...]:
     return (f"{value} {words}", value) if words else (value,)
 
 
-def last_sentence(text: str, spared: str = "") -> str:
-    """The last sentence without its reason; "" if it asks, denies or doubts, or what comes before is an answer, too.
-
-    `spared` may deny, since it is what is looked for.
-    """
+def last_sentence(text: str) -> str:
+    """The last sentence without its reason; "" if it asks, denies or doubts, or what comes before is an answer, too."""
     pieces = [piece.strip() for piece in _END.split(text[-WINDOW:]) if piece and piece.strip(" $*.\\[]()")]
     if not pieces or _ASKS.search(pieces[-1]) or text.rstrip(" $*").endswith(("?", "？")) or _NEVER_ONE.search(text):
         return ""
@@ -149,9 +152,7 @@ def last_sentence(text: str, spared: str = "") -> str:
     if len(ends) > 1 and _LED.search(pieces[-1]) and ends[-1] in ends[:-1] and not _CONCLUDES.match(pieces[-1]):
         return ""
     sentence = without_reason(pieces[-1])
-    if _UNREAL.search(sentence) or _FOREIGN_DENIAL.search(sentence.replace(spared, " ") if spared else sentence):
-        return ""
-    return "" if denies(sentence.replace(spared, " ") if spared else sentence) else sentence
+    return "" if _UNREAL.search(sentence) or _FOREIGN_DENIAL.search(sentence) or denies(sentence) else sentence
 
 
 def _gives_two(pieces: Sequence[str]) -> bool:
@@ -218,13 +219,6 @@ def _is_apart(tokens: Sequence[re.Match[str]], place: int) -> bool:
     return bool(behind and tokens[place + 1]["number"] and tokens[place].end() < tokens[place + 1].start())
 
 
-_LEAD = re.compile(r"([^\W\d_]+)[\s(=≈:]*$")
-_LED = re.compile(r"([^\W\d_]+)[\s(=≈:]*[-+]?\d[^\W_]*\W*$")
-_CONCLUDES = re.compile(
-    r"^\s*(?:so|thus|hence|therefore|then|which)\b|^\s*(?:所以|因此|故|则|从而|于是)", re.IGNORECASE
-)
-
-
 def _balanced(text: str) -> str:
     """The text without brackets at its ends that open or close nothing."""
     for opening, closing in ("()", "[]", "{}", "（）"):
@@ -233,18 +227,6 @@ def _balanced(text: str) -> str:
         while text.count(opening) > text.count(closing) and text.startswith(opening) and not text.endswith(("]", ")")):
             text = text[1:].lstrip()
     return text
-
-
-# "It is most likely a polynomial", "it's Maine that has ...", "they will repel each other": what asserts a choice's
-# words stands right before them ("dark green" is not green), and nothing behind makes them a part of something else.
-_CHOSEN = re.compile(
-    r"(?:^|(?:\b(?:is|are|was|were|will|answer|namely|ist|sind|est|sont|es|son|è|é|là|adalah)|['’]s|[:：=]|是|为|選|选)"
-    r"(?:\s+(?:most\s+)?(?:likely|clearly|indeed|therefore|thus|definitely|simply|just))?(?:\s+(?:a|an|the|le|la|un|une|ein|eine|der"
-    r"|die|das))?)\W{0,3}$"
-)
-_CHOSEN_END = re.compile(
-    r"^\W{0,3}(?:$|(?:that|which|one|each|than|the|is|has|as\s+the)\b)|^\s*[(（][^()（）]*[)）]\W*$|^[,，;；。.]\s"
-)
 
 
 def named_once(text: str, choices: Sequence[str]) -> int | None:
@@ -282,10 +264,6 @@ def _is_inside(index: int, places: Sequence[Sequence[tuple[int, int]]]) -> bool:
     )
 
 
-_JOINS = re.compile(r"\b(?:or|and|nor|both|all)\b|[/|]|[或和与及]|、")
-_HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
-
-
 def _whole(choice: str, text: str) -> list[re.Match[str]]:
     """Where a choice stands in a text as whole words."""
     if not re.search(rf"[^\W\d_]{{3}}|[{_HAN}]", choice) or choice in ("the", "and", "yes", "not"):
@@ -293,17 +271,6 @@ def _whole(choice: str, text: str) -> list[re.Match[str]]:
     begins = r"(?<![^\W_])" if re.match(r"[a-z0-9à-ÿ]", choice) else ""
     ends = r"(?![^\W_])" if re.search(r"[a-z0-9à-ÿ]$", choice) else ""
     return list(re.finditer(begins + re.escape(choice) + ends, text))
-
-
-_CUED = re.compile(
-    r"(?:\b(?:answer|option|choice|letter|réponse|antwort|respuesta|risposta|resposta|ответ)(?:\s+(?:correcta|correcte|corretta))?"
-    r"\s*(?:is|es|est|ist|è|é|:)|\bđáp\s+án\s+(?:là|đúng\s+là)|(?:^|[，,；。\s故应])选(?:择|項|项)?|答案(?:是|为|:|：)|只有)"
-    r"\s*(?:option\s+|choice\s+)?[(（]?([A-H])(?![A-Za-z'’])(?![)）]?\s*(?:and|or|,|、|和|或|的|y\b|e\b|et\b|und\b))"
-    r"|(?:^|\b(?:option|choice|statement)\s+|[，,；。\s])[(（]?([A-H])[)）]?\s*(?:项?(?:是)?(?:正确|符合)|is\s+(?:the\s+)?(?:correct|right|one))",
-    re.IGNORECASE,
-)
-_ARTICLE = re.compile(r"(?<![A-Za-z])A\s+(?!and\b|or\b|is\b)[a-z]{2}")
-_ANY_LETTER = re.compile(r"(?<![A-Za-z\\$])[A-H](?![A-Za-z'’=∠])")
 
 
 def cued_letter(text: str) -> str | None:

@@ -458,3 +458,20 @@ def test_targets_that_cannot_have_adapters_are_refused(source, targets, told):
     base = json.loads((source / SETTINGS).read_text())["base_model_name_or_path"]
     with pytest.raises(ModelError, match=told):
         examine_model(base, lora=lora(target_modules=targets))
+
+
+def test_the_start_warns_of_dropout_in_adapters():
+    from vlm_mhpo.config import parse_config
+    from vlm_mhpo.training import assembly
+
+    def notes(dropout):
+        values = {
+            "output_dir": "run",
+            "model": {"path": "tiny:qwen2_5_vl", "lora": {"dropout": dropout}},
+            "data": {"train": "synthetic:shapes"},
+            "rewards": {"functions": [{"name": "accuracy"}]},
+            "train": {"max_steps": 1, "num_prompts_per_step": 4},
+        }
+        return [each for each in assembly._regime_notes(parse_config(values)) if "lora.dropout" in each]
+
+    assert notes(0.0) == [] and len(notes(0.1)) == 1

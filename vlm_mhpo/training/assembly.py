@@ -150,6 +150,11 @@ def _regime_notes(config: Config) -> list[str]:
             "WARNING: one update per rollout batch keeps every ratio at 1: the objective is REINFORCE with a baseline. "
             "Set train.num_minibatches to 4 or more"
         )
+    if config.model.lora and config.model.lora.dropout:
+        notes.append(
+            "WARNING: model.lora.dropout drops what the sampler kept, so ratios differ from 1 although no weight has "
+            "moved; set it to 0 to measure the policies alone"
+        )
     weight = on_policy_multiplier(build_objective(config.objective, config.rollout.max_completion_length))
     if weight < 0.99:
         notes.append(
