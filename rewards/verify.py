@@ -76,15 +76,17 @@ class Verifier:
         return other if other.correct or score.verdict is Verdict.bad_gold else score
 
     def _compare_with_one(self, pending: Pending) -> Score:
-        """A dead worker is replaced once, then other answers are tried."""
+        """A dead worker, or a cold one that ran out of time, is replaced once; then other answers are tried."""
         timeout_s = self.timeout_s * pending.time_share
         answer = pending.answer[1:-1]
-        # The first worker may have been killed while idle, so the second try always gets a fresh one.
+        # The first worker may have been killed while idle, so the second try always gets a fresh, warm one.
         for fresh in (False, True):
             try:
                 reply = self.pool.ask(pending.gold, pending.answer, timeout_s, fresh)
                 return _worker_score(reply, answer, pending.gold_is_read)
-            except WorkerTimeout:
+            except WorkerTimeout as timeout:
+                if not (fresh or timeout.warm):
+                    continue
                 return Score(Verdict.timeout, False, answer, f"no decision in {timeout_s:g} s")
             except WorkerDied:
                 continue

@@ -33,7 +33,11 @@ _BOOT = (
 
 
 class WorkerTimeout(RuntimeError):
-    """The worker did not answer in time."""
+    """The worker did not answer in time; a cold one may have spent it on loading sympy."""
+
+    def __init__(self, message: str, warm: bool) -> None:
+        super().__init__(message)
+        self.warm = warm
 
 
 class Nursery:
@@ -75,8 +79,8 @@ class Nursery:
             raise VerifierError(f"the verifier's worker process cannot import math-verify: {ready}")
         self.ready = True
 
-    def spawn(self) -> Worker:
-        """Fork a fresh worker.
+    def spawn(self, warm: bool) -> Worker:
+        """Fork a fresh worker, if `warm` only after the nursery has loaded all of sympy that it warms up with.
 
         Raises:
             WorkerDied: the nursery is gone.
@@ -85,15 +89,17 @@ class Nursery:
         self._await_ready()
         ours, theirs = socket.socketpair()
         try:
+            if warm:
+                send(self.channel, ["warm_up", None])
             send(self.channel, ["spawn", self.memory_limit_bytes])
             socket.send_fds(self.channel, [b"F"], [theirs.fileno()])
-            pid = receive(self.channel)
+            pid, is_warm = receive(self.channel)
         except OSError as error:
             ours.close()
             raise WorkerDied(f"the nursery is gone: {error}") from error
         finally:
             theirs.close()
-        return Worker(ours, int(pid))
+        return Worker(ours, int(pid), bool(is_warm))
 
     def kill(self, worker: Worker) -> int:
         """End a worker for good; the number of the signal it died by, 0 if that is not known.
@@ -124,11 +130,12 @@ class Nursery:
 
 
 class Worker:
-    """Parent's side of one worker: its socket and its pid."""
+    """Parent's side of one worker: its socket, its pid, and whether it was forked from a warm nursery."""
 
-    def __init__(self, channel: socket.socket, pid: int) -> None:
+    def __init__(self, channel: socket.socket, pid: int, warm: bool) -> None:
         self.channel = channel
         self.pid = pid
+        self.warm = warm
 
     def ask(self, gold: str, answer: str, timeout_s: float) -> str:
         """One comparison: "same", "different", "bad_gold", "no_parse" or "memory".
@@ -144,7 +151,7 @@ class Worker:
             send(self.channel, [gold, answer, timeout_s])
             return str(receive(self.channel))
         except TimeoutError as error:
-            raise WorkerTimeout("the worker stands still") from error
+            raise WorkerTimeout("the worker stands still", warm=True) from error
         except OSError as error:
             raise WorkerDied(str(error)) from error
 
@@ -198,7 +205,7 @@ class Pool:
         return self._threads.submit(function, *arguments)
 
     def ask(self, gold: str, answer: str, timeout_s: float, fresh: bool = False) -> str:
-        """One comparison by a free worker, or, if `fresh`, by a new one; see `Worker.ask`. Waits for a free one.
+        """One comparison by a free worker, or, if `fresh`, by a new, warm one; see `Worker.ask`. Waits for a free one.
 
         Raises:
             WorkerTimeout, WorkerDied: the worker was replaced.
@@ -210,13 +217,13 @@ class Pool:
             if fresh and worker is not None:
                 self._discard(worker)
                 worker = None
-            worker = worker or self._spawn()
+            worker = worker or self._spawn(warm=fresh)
             try:
                 reply = worker.ask(gold, answer, timeout_s)
             except WorkerDied as death:
                 dead, worker = worker, None
                 if self._discard(dead) == signal.SIGPROF:
-                    raise WorkerTimeout(f"no answer in {timeout_s:g} s of processor time") from death
+                    raise WorkerTimeout(f"no answer in {timeout_s:g} s of processor time", dead.warm) from death
                 raise
             keep = worker
             return reply
@@ -225,15 +232,15 @@ class Pool:
                 self._discard(worker)
             self._free.put(keep)
 
-    def _spawn(self) -> Worker:
+    def _spawn(self, warm: bool) -> Worker:
         with self._lock:
             if self.nursery is None or self.nursery.process.poll() is not None:
                 self._renew()
             try:
-                worker = self.nursery.spawn()
+                worker = self.nursery.spawn(warm)
             except WorkerDied:  # it was killed a moment ago
                 self._renew()
-                worker = self.nursery.spawn()
+                worker = self.nursery.spawn(warm)
             self.workers.add(worker)
             return worker
 

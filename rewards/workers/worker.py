@@ -64,7 +64,10 @@ def _read_exactly(channel: socket.socket, size: int) -> bytes:
 
 
 def run_nursery(descriptor: int) -> None:
-    """Main loop of the nursery process: fork and kill workers until the parent is gone; warm up while idle."""
+    """Main loop of the nursery process: fork and kill workers until the parent is gone; warm up while idle.
+
+    A worker forked before the warm-up has ended is cold: it may spend its time limit on loading sympy.
+    """
     channel = socket.socket(fileno=descriptor)
     try:
         _prepare_engine()
@@ -80,7 +83,10 @@ def run_nursery(descriptor: int) -> None:
                 _guarded_compare(*warm_ups.pop(0))
                 continue
             action, value = receive(channel)
-            if action == "spawn":
+            if action == "warm_up":
+                while warm_ups:
+                    _guarded_compare(*warm_ups.pop(0))
+            elif action == "spawn":
                 _, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
                 child = os.fork()
                 if child == 0:
@@ -88,7 +94,7 @@ def run_nursery(descriptor: int) -> None:
                     _run_worker(descriptors[0], value)
                 os.close(descriptors[0])
                 children.add(child)
-                send(channel, child)
+                send(channel, [child, not warm_ups])
             else:
                 known = value in children
                 children.discard(value)

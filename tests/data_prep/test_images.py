@@ -95,12 +95,12 @@ def test_a_bad_picture_is_refused_with_its_reason(name):
 @pytest.mark.parametrize("name", [name for name, (_, reason) in REFUSED.items() if "over the limit" in reason])
 def test_a_bomb_is_refused_before_anything_is_decoded(name, monkeypatch):
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("Pillow was given the bomb"))
-    started, _ = time.perf_counter(), tracemalloc.start()
+    started, _ = time.process_time(), tracemalloc.start()
     with pytest.raises(ImageError):
         open_image(REFUSED[name][0])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
     assert peak < 2**20
 
 

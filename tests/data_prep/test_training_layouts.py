@@ -291,14 +291,14 @@ def test_what_is_no_flat_list_is_refused(text):
 def test_hostile_lists_and_solutions_are_decided_in_linear_time(folder):
     hostile = ["['" + "\\" * 19_000 + "]", "[" + "'" * 19_000 + "]", "[" + "1" * 19_000 + "x]"]
     solutions = ["\\boxed{" * 100_000, "<answer>" * 100_000, "\n#### " * 100_000, "<<" * 100_000 + "\n#### 5"]
-    start = time.perf_counter()
+    start = time.process_time()
     for text in hostile:
         with pytest.raises(RowError):
             python_list(text, "options")
     for text in solutions:
         for column in ("answer", "solution"):
             list(scan_rows(write_table(folder, ".jsonl", {"problem": "x", column: text})))
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_an_unknown_format_names_those_there_are(folder):

@@ -257,6 +257,6 @@ def test_hostile_responses_of_64_kb_are_judged_wrong_in_bounded_time(name):
     )  # fmt: skip
     official = find(name).official
     for response in HOSTILE:
-        start = time.perf_counter()
+        start = time.process_time()
         official(row, response)
-        assert time.perf_counter() - start < 5, response[:20]
+        assert time.process_time() - start < 5, response[:20]
