@@ -249,6 +249,57 @@ def gmpo(
     return _sum_over_completions(log_probs, old_log_probs, advantages, mask, num_completions, share, completion)
 
 
+def vespo(
+    log_probs: Rows,
+    old_log_probs: Rows,
+    advantages: Sequence[float],
+    mask: Mask,
+    num_completions: int,
+    k_pos: float = 2.0,
+    lambda_pos: float = 3.0,
+    k_neg: float = 3.0,
+    lambda_neg: float = 2.0,
+    share: TokenShare = completion_mean,
+) -> Reference:
+    """VESPO: W^k e^(lambda (1 - W)) A log_prob a token, W the constant product of all its ratios."""
+    weights = []
+    for row, old_row, advantage, kept in zip(log_probs, old_log_probs, advantages, mask, strict=True):
+        k, decay = (k_pos, lambda_pos) if advantage >= 0 else (k_neg, lambda_neg)
+        log_weight = math.fsum(row[t] - old_row[t] for t in range(len(row)) if kept[t])
+        log_weight = min(max(log_weight, math.log(1e-8)), 20.0)
+        weights.append(math.exp(k * log_weight - decay * math.expm1(log_weight)))
+    of_row = iter([weight for weight, kept in zip(weights, mask, strict=True) for one in kept if one])
+
+    def token(log_prob: float, x: float, advantage: float) -> tuple[float, float]:
+        weight = next(of_row)
+        return weight * advantage * log_prob, weight * advantage
+
+    return _sum_over_tokens(log_probs, old_log_probs, advantages, mask, num_completions, share, token)
+
+
+def dppo_tv(
+    log_probs: Rows,
+    old_log_probs: Rows,
+    advantages: Sequence[float],
+    mask: Mask,
+    num_completions: int,
+    delta_low: float = 0.2,
+    delta_high: float = 0.2,
+    max_ratio: float = 20.0,
+    share: TokenShare = completion_mean,
+) -> Reference:
+    """DPPO-TV: sg[min(r, max_ratio)] A log_prob; 0 once the probability went too far the way A pushes."""
+
+    def token(log_prob: float, x: float, advantage: float) -> tuple[float, float]:
+        rise = math.exp(log_prob) - math.exp(log_prob - x)
+        if (rise > delta_high) if advantage > 0 else (rise < -delta_low):
+            return 0.0, 0.0
+        weight = min(math.exp(x), max_ratio)
+        return weight * advantage * log_prob, weight * advantage
+
+    return _sum_over_tokens(log_probs, old_log_probs, advantages, mask, num_completions, share, token)
+
+
 def k3_kl(log_prob: float, reference_log_prob: float) -> float:
     """k3 estimate of KL(policy || reference) from one token of the policy: e^d - d - 1 with d = ref - policy, nats."""
     difference = reference_log_prob - log_prob

@@ -110,6 +110,27 @@ class GmpoConfig(BaseObjective):
     epsilon: PositiveFloat = Field(0.4, description="Clipping distance of the log-ratio, nats.")
 
 
+class VespoConfig(BaseObjective):
+    """VESPO (arXiv:2602.10693): a Gamma weight of the whole completion, without length normalisation."""
+
+    name: Literal["vespo"] = "vespo"
+    k_pos: PositiveFloat = Field(2.0, description="Exponent of the weight for advantages of at least 0.")
+    lambda_pos: PositiveFloat = Field(3.0, description="Decay of the weight for advantages of at least 0.")
+    k_neg: PositiveFloat = Field(3.0, description="Exponent of the weight for negative advantages.")
+    lambda_neg: PositiveFloat = Field(2.0, description="Decay of the weight for negative advantages.")
+    aggregation: AggregationName = Field("token_mean", description=AGGREGATION)
+
+
+class DppoTvConfig(BaseObjective):
+    """DPPO-TV (arXiv:2602.04879): a trust region in the sampled token's probability, not in its ratio."""
+
+    name: Literal["dppo_tv"] = "dppo_tv"
+    delta_low: float = Field(0.2, gt=0, lt=1, description="Largest fall of a token's probability that is learnt from.")
+    delta_high: float = Field(0.2, gt=0, lt=1, description="Largest rise of a token's probability that is learnt from.")
+    max_ratio: PositiveFloat = Field(20.0, description="Bound of the importance weight.")
+    aggregation: AggregationName = Field("token_mean", description=AGGREGATION)
+
+
 class ReinforceConfig(BaseObjective):
     """REINFORCE with the group mean as baseline."""
 
@@ -137,6 +158,8 @@ OBJECTIVES: tuple[type[BaseObjective], ...] = (
     CispoConfig,
     SapoConfig,
     GmpoConfig,
+    VespoConfig,
+    DppoTvConfig,
     ReinforceConfig,
 )
 ObjectiveConfig = Annotated[
@@ -148,6 +171,8 @@ ObjectiveConfig = Annotated[
     | CispoConfig
     | SapoConfig
     | GmpoConfig
+    | VespoConfig
+    | DppoTvConfig
     | ReinforceConfig
     | CustomConfig,
     Field(discriminator="name"),

@@ -13,12 +13,14 @@ from vlm_mhpo.config.objectives import CustomConfig
 from vlm_mhpo.objectives.aggregation import Aggregation, completion_mean, fixed_length, token_mean
 from vlm_mhpo.objectives.cispo import cispo_loss
 from vlm_mhpo.objectives.custom import load_loss
+from vlm_mhpo.objectives.dppo_tv import dppo_tv_loss
 from vlm_mhpo.objectives.gmpo import gmpo_loss
 from vlm_mhpo.objectives.grpo import grpo_loss
 from vlm_mhpo.objectives.gspo import gspo_loss
 from vlm_mhpo.objectives.mhpo import mhpo_inside, mhpo_loss
 from vlm_mhpo.objectives.reinforce import reinforce_loss
 from vlm_mhpo.objectives.sapo import sapo_loss
+from vlm_mhpo.objectives.vespo import vespo_loss
 
 
 def nothing(_: Tensor) -> dict[str, Tensor]:
@@ -52,6 +54,8 @@ LOSSES: dict[str, Callable[..., tuple]] = {
     "cispo": cispo_loss,
     "sapo": sapo_loss,
     "gmpo": gmpo_loss,
+    "vespo": vespo_loss,
+    "dppo_tv": dppo_tv_loss,
     "reinforce": reinforce_loss,
 }
 

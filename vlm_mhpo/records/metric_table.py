@@ -219,6 +219,7 @@ CLIPPED = Metric("clip_ratio/{side}_mean", SUM, "share", DAMPING,
                  "objectives that clip; `gmpo` has `region` alone")
 CLIPPED_CISPO = Metric("cispo_clip_ratio", SUM, "share", DAMPING,
                        "Tokens with A > 0 whose importance weight is clipped.", "objective `cispo`")
+VESPO_WEIGHT = Metric("vespo/phi_mean", SUM, "", DAMPING, "Weight of VESPO.", "objective `vespo`")
 SAPO_GATE = Metric("sapo/gate_mean", SUM, "", DAMPING, "Gate of SAPO.", "objective `sapo`")
 RATIO_QUANTILE = Metric("ratio_{quantile}", PLAIN, "", INSIDE,
                         "Percentiles 1, 5, 50, 95 and 99 of the ratio over tokens with an advantage.", _STAKE)

@@ -9,7 +9,7 @@ from vlm_mhpo.commands.study.variants import ABLATIONS, parse_seeds, parse_varia
 from vlm_mhpo.config import OBJECTIVES, GrpoConfig, load_config
 from vlm_mhpo.errors import ConfigError
 
-NAMES = ["mhpo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "gmpo", "reinforce"]
+NAMES = ["mhpo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "gmpo", "vespo", "dppo_tv", "reinforce"]
 
 
 def config_of(text: str):

@@ -54,6 +54,18 @@ def sapo(xs: Sequence[float], advantage: float) -> list[float]:
     return [one(math.exp(x)) for x in xs]
 
 
+def vespo(xs: Sequence[float], advantage: float) -> list[float]:
+    weight = math.prod(math.exp(x) for x in xs)
+    k, decay = (2.0, 3.0) if advantage >= 0 else (3.0, 2.0)
+    return [weight**k * math.exp(decay * (1 - weight))] * len(xs)
+
+
+def dppo_tv(xs: Sequence[float], advantage: float, old_log_prob: float = 0.0) -> list[float]:
+    """The curve has old probabilities of 1: there the change of the probability is that of the ratio."""
+    change = 0.2 / math.exp(old_log_prob)
+    return [min(weight, 20.0) for weight in clipped(change, change)(xs, advantage)]
+
+
 def reinforce(xs: Sequence[float], advantage: float) -> list[float]:
     return [1.0] * len(xs)
 
@@ -67,5 +79,7 @@ FORMULAS: dict[str, Formula] = {
     "cispo": cispo,
     "sapo": sapo,
     "gmpo": gmpo,
+    "vespo": vespo,
+    "dppo_tv": dppo_tv,
     "reinforce": reinforce,
 }

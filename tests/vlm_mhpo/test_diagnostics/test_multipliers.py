@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
-from tests.vlm_mhpo.test_diagnostics.analytic import FORMULAS
+from tests.vlm_mhpo.test_diagnostics.analytic import FORMULAS, dppo_tv
 from vlm_mhpo.config import OBJECTIVES
 from vlm_mhpo.config.objectives import BaseObjective, MhpoConfig
 from vlm_mhpo.objectives import Objective, build_objective
@@ -116,10 +117,13 @@ LOG_RATIOS = (
 )
 
 
+OLD_LOG_PROB = -1.25
+
+
 def read_off(name: str, aggregation: str, *, junk: float = 9.0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """`multipliers` on the ragged batch, of which the micro-batch is a part: 11 completions, 40 tokens in all."""
     objective = objective_of(name, aggregation=aggregation)
-    old = torch.full(MASK.shape, -1.25, dtype=dtype)
+    old = torch.full(MASK.shape, OLD_LOG_PROB, dtype=dtype)
     log_probs = old + float64(LOG_RATIOS).to(dtype)
     log_probs = torch.where(MASK, log_probs, junk).requires_grad_()
     advantages, counts = float64(ADVANTAGES).to(dtype), {"num_completions": 11, "num_tokens": 40}
@@ -132,10 +136,11 @@ def read_off(name: str, aggregation: str, *, junk: float = 9.0, dtype: torch.dty
 
 def expected_of(name: str) -> torch.Tensor:
     expected = torch.zeros(MASK.shape, dtype=torch.float64)
+    formula = partial(dppo_tv, old_log_prob=OLD_LOG_PROB) if name == "dppo_tv" else FORMULAS[name]
     for row, (keep, xs, advantage) in enumerate(zip(MASK, LOG_RATIOS, ADVANTAGES, strict=True)):
         counted = [x for x, k in zip(xs, keep.tolist(), strict=True) if k]
         if advantage and counted:
-            expected[row, keep] = float64(FORMULAS[name](counted, advantage))
+            expected[row, keep] = float64(formula(counted, advantage))
     return expected
 
 

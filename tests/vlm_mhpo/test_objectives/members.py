@@ -11,12 +11,14 @@ from tests.reference.objectives import MhpoConstants, Reference, TokenShare
 from tests.vlm_mhpo.test_objectives.cases import Case, Objective, reference_of
 from vlm_mhpo.objectives import aggregation
 from vlm_mhpo.objectives.cispo import cispo_loss
+from vlm_mhpo.objectives.dppo_tv import dppo_tv_loss
 from vlm_mhpo.objectives.gmpo import gmpo_loss
 from vlm_mhpo.objectives.grpo import grpo_loss
 from vlm_mhpo.objectives.gspo import gspo_loss
 from vlm_mhpo.objectives.mhpo import mhpo_loss
 from vlm_mhpo.objectives.reinforce import reinforce_loss
 from vlm_mhpo.objectives.sapo import sapo_loss
+from vlm_mhpo.objectives.vespo import vespo_loss
 
 NAN, INF = math.nan, math.inf
 MAX_LENGTH = 96
@@ -114,9 +116,38 @@ GMPO = Member(
     refused=(("epsilon", -0.1), ("epsilon", NAN)),
     kinks=(0.4, -0.4, 0.1, -0.1),
 )
+VESPO = Member(
+    "vespo",
+    vespo_loss,
+    reference.vespo,
+    knobs=(
+        {"k_pos": 2.0, "lambda_pos": 3.0, "k_neg": 3.0, "lambda_neg": 2.0},
+        {"k_pos": 1.0, "lambda_pos": 0.5, "k_neg": 0.5, "lambda_neg": 4.0},
+    ),
+    refused=tuple(
+        (name, value) for name in ("k_pos", "lambda_pos", "k_neg", "lambda_neg") for value in (0.0, -1.0, NAN, INF)
+    ),
+    spans=(2e-3, 0.1, 3.0),
+    default_aggregation="token_mean",
+)
+DPPO_TV = Member(
+    "dppo_tv",
+    dppo_tv_loss,
+    reference.dppo_tv,
+    knobs=(
+        {"delta_low": 0.2, "delta_high": 0.2, "max_ratio": 20.0},
+        {"delta_low": 0.05, "delta_high": 0.1, "max_ratio": 3.0},
+    ),
+    refused=(
+        *((name, value) for name in ("delta_low", "delta_high") for value in (0.0, -0.1, 1.0, NAN)),
+        ("max_ratio", 0.0),
+        ("max_ratio", NAN),
+    ),
+    default_aggregation="token_mean",
+)
 REINFORCE = Member("reinforce", reinforce_loss, reference.reinforce)
 
-MEMBERS = (MHPO, GRPO, GSPO, CISPO, SAPO, GMPO, REINFORCE)
+MEMBERS = (MHPO, GRPO, GSPO, CISPO, SAPO, GMPO, VESPO, DPPO_TV, REINFORCE)
 AGGREGATIONS = ("completion_mean", "token_mean", "fixed_length")
 
 

@@ -4,7 +4,7 @@ How TRL 1.16 normalises, and what that makes of our global counts:
 - grpo, sapo, gspo (grpo with a sequence ratio), gmpo: the mean over the completions of the micro-batch, divided by the
   number of micro-batches. With micro-batches of B completions that is num_completions = B * micro-batches.
 - dr_grpo: likewise, over B * max_completion_length.
-- dapo, cispo: over the tokens of the whole generation batch times micro-batches / (micro-batches of the generation
+- dapo, cispo, vespo: over the tokens of the generation batch times micro-batches / (micro-batches of the generation
   batch): the average of an optimizer step, not what it holds. Ours is the exact count of the step, so the two differ by
   a factor as soon as a rollout batch takes several steps of unequal length.
 - A row without tokens counts as a completion in both. TRL's gmpo gives it the weight exp(0) = 1, hence a loss of -A
@@ -30,6 +30,7 @@ from vlm_mhpo.objectives.gmpo import gmpo_loss
 from vlm_mhpo.objectives.grpo import grpo_loss
 from vlm_mhpo.objectives.gspo import gspo_loss
 from vlm_mhpo.objectives.sapo import sapo_loss
+from vlm_mhpo.objectives.vespo import vespo_loss
 
 WRITTEN_FOR = "1.16.0"
 MAX_LENGTH = 50
@@ -100,6 +101,8 @@ PEERS = [
     # TRL's epsilon_high is the bound of the weight itself, ours its distance from 1.
     Peer("cispo", cispo_loss, token_mean, {"loss_type": "cispo", "epsilon_high": 5.0}, span=4.0),
     Peer("sapo", sapo_loss, completion_mean, {"loss_type": "sapo"}, tolerance=1e-6),
+    # Its constants pass through a float32 tensor in TRL.
+    Peer("vespo", vespo_loss, token_mean, {"loss_type": "vespo"}, span=0.3, tolerance=1e-6),
     Peer("gmpo", gmpo_loss, completion_mean, {"epsilon_low": 0.4, "epsilon_high": 0.4}, kinks=(0.4, -0.4)),
 ]
 each_peer = pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
@@ -141,8 +144,13 @@ def trl_loss(
             use_bias_correction_kl=False,
             sapo_temperature_pos=1.0,
             sapo_temperature_neg=1.05,
+            vespo_k_pos=2.0,
+            vespo_lambda_pos=3.0,
+            vespo_k_neg=3.0,
+            vespo_lambda_neg=2.0,
             steps_per_generation=steps_per_generation,
         ),
+        get_gamma_weights=Trainer.get_gamma_weights,
         accelerator=SimpleNamespace(
             num_processes=1, gather=lambda values: values, reduce=lambda values, reduction: values
         ),

@@ -20,6 +20,18 @@ PAPERS = [
     (sections.CispoConfig, reference.cispo, {"epsilon_high": 4.0}, "token_mean"),
     (sections.SapoConfig, reference.sapo, {"tau_pos": 1.0, "tau_neg": 1.05}, "completion_mean"),
     (sections.GmpoConfig, reference.gmpo, {"epsilon": 0.4}, "completion_mean"),
+    (
+        sections.VespoConfig,
+        reference.vespo,
+        {"k_pos": 2.0, "lambda_pos": 3.0, "k_neg": 3.0, "lambda_neg": 2.0},
+        "token_mean",
+    ),
+    (
+        sections.DppoTvConfig,
+        reference.dppo_tv,
+        {"delta_low": 0.2, "delta_high": 0.2, "max_ratio": 20.0},
+        "token_mean",
+    ),
     (sections.ReinforceConfig, reference.reinforce, {}, "completion_mean"),
 ]
 # Keys of a section, none of them a default, and the same for the reference.
@@ -37,6 +49,16 @@ OTHERS = [
     (sections.CispoConfig(epsilon_high=0.5), reference.cispo, {"epsilon_high": 0.5}),
     (sections.SapoConfig(tau_pos=2.0, tau_neg=0.5), reference.sapo, {"tau_pos": 2.0, "tau_neg": 0.5}),
     (sections.GmpoConfig(epsilon=0.2), reference.gmpo, {"epsilon": 0.2}),
+    (
+        sections.VespoConfig(k_pos=1.0, lambda_pos=0.5, k_neg=0.5, lambda_neg=4.0),
+        reference.vespo,
+        {"k_pos": 1.0, "lambda_pos": 0.5, "k_neg": 0.5, "lambda_neg": 4.0},
+    ),
+    (
+        sections.DppoTvConfig(delta_low=0.05, delta_high=0.1, max_ratio=3.0),
+        reference.dppo_tv,
+        {"delta_low": 0.05, "delta_high": 0.1, "max_ratio": 3.0},
+    ),
 ]
 
 

@@ -7,10 +7,12 @@ import torch
 
 from tests.vlm_mhpo.test_objectives.cases import Case, Objective, float64, loss_and_gradient
 from vlm_mhpo.objectives.cispo import cispo_loss
+from vlm_mhpo.objectives.dppo_tv import dppo_tv_loss
 from vlm_mhpo.objectives.gmpo import gmpo_loss
 from vlm_mhpo.objectives.gspo import gspo_loss
 from vlm_mhpo.objectives.reinforce import reinforce_loss
 from vlm_mhpo.objectives.sapo import sapo_loss
+from vlm_mhpo.objectives.vespo import vespo_loss
 
 LOG_PROB = -2.0
 
@@ -71,6 +73,30 @@ def test_sapo_gates_by_the_sign_of_the_advantage() -> None:
     check(sapo_loss, [math.log(ratio)], 1.0, -3.0, [-0.75 * ratio])
     ratio = 1 + math.log(3) / 2
     check(sapo_loss, [math.log(ratio)], -1.0, 1.5, [0.75 * ratio], tau_neg=2.0)
+
+
+def test_vespo_weighs_by_the_product_of_all_ratios() -> None:
+    # w = 2 of two tokens, neither of them 2: phi = 4 e^-3 for a gain, 8 e^-2 for a loss; log-prob -2, each token half.
+    log_ratios = [math.log(4), math.log(0.5)]
+    check(vespo_loss, log_ratios, 3.0, 24 * math.exp(-3), [-6 * math.exp(-3)] * 2)
+    check(vespo_loss, log_ratios, -3.0, -48 * math.exp(-2), [12 * math.exp(-2)] * 2)
+    # On the policy it is REINFORCE; for a gain the weight is largest at k / lambda = 2 / 3.
+    check(vespo_loss, [0.0], 1.0, 2.0, [-1.0])
+    check(vespo_loss, [math.log(2 / 3)], 1.0, 8 / 9 * math.e, [-4 / 9 * math.e])
+
+
+def test_dppo_tv_stops_at_a_change_of_the_probability() -> None:
+    # From 0.1 to e^-2 = 0.135 is inside, though the ratio of 1.35 would be clipped; weight 10 e^-2, log-prob -2.
+    inside = 10 * math.exp(-2)
+    check(dppo_tv_loss, [math.log(inside)], 3.0, 6 * inside, [-3 * inside])
+    # From 0.35 down by 0.215 is outside for a loss, and goes on for a gain.
+    fallen = math.exp(-2) / 0.35
+    check(dppo_tv_loss, [math.log(fallen)], -3.0, 0.0, [0.0])
+    check(dppo_tv_loss, [math.log(fallen)], 3.0, 6 * fallen, [-3 * fallen])
+    # From 0.03 up by 0.105 is outside where the bound is 0.1; a weight of 4.5 is cut to 3 where that is the bound.
+    risen = math.exp(-2) / 0.03
+    check(dppo_tv_loss, [math.log(risen)], 3.0, 0.0, [0.0], delta_high=0.1)
+    check(dppo_tv_loss, [math.log(risen)], 3.0, 18.0, [-9.0], max_ratio=3.0)
 
 
 def test_reinforce_sees_no_ratio() -> None:
