@@ -9,7 +9,7 @@ Shape suffixes: A position axes, S prompt tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families.costs import Part, Stack, Work
-from vlm_mhpo.types import Media, Prompt
+from vlm_mhpo.types import TAGS, Media, Prompt
 
 # A sampled placeholder makes the next forward look for an image that is not there. Qwen's text models know them, too.
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 # What stands for an image in a chat template; the processor repeats the token in the middle.
 IMAGE_TEXT = "<|vision_start|><|image_pad|><|vision_end|>"
+# Of tiny image processors: white paper becomes 0, so that a patch embedding starts from the ink.
+WHITE_IS_ZERO = {"image_mean": [1.0, 1.0, 1.0], "image_std": [0.3, 0.3, 0.3]}
 # Buffers that older releases wrote with the weights and that every model computes by itself.
 SPARE_TENSORS = (r"rotary(_pos)?_emb\.inv_freq$", r"rotary_emb\.(cos|sin)_cached$")
 
@@ -35,11 +37,11 @@ class Vision(Protocol):
 
     # Media: from the processor's output to the model's arguments.
 
-    def cut(self, inputs: Mapping[str, Tensor], num_images: Sequence[int]) -> list[Media]:
+    def cut(self, processor: Any, inputs: Mapping[str, Tensor], num_images: Sequence[int]) -> list[Media]:
         """The media of each row of a processor's output; copies, since a view would keep (and send) the whole batch."""
 
     def num_tokens(self, processor: Any, media: Media) -> int:
-        """Placeholder tokens that these pixels need in a prompt."""
+        """Tokens of a prompt that the processor marks as those of these images."""
 
     def join(self, parts: Sequence[Media]) -> Media:
         """Media of several prompts as those of one forward, in order; at least one."""
@@ -114,6 +116,9 @@ class Family:
         tied: tensors that a folder may lack where its configuration ties them to others: module and name.
         spare: patterns of tensors that a folder may hold although the model does not read them.
         answer_tokens: a budget below which many answers of its published models are cut; 0 = not known.
+        image_text: what stands for an image in a tiny model's template.
+        named_tokens: placeholders that a tiny tokenizer must know by these names.
+        read_tokens: tags and marks that a tiny tokenizer has as tokens.
         tiny_config: (tokenizer, sizes of the text part) -> configuration of the family's tiny model, if any.
     """
 
@@ -126,6 +131,9 @@ class Family:
     tied: tuple[str, ...] = ("lm_head.weight", "embed_tokens.weight")
     spare: tuple[str, ...] = SPARE_TENSORS
     answer_tokens: int = 0
+    image_text: str = IMAGE_TEXT
+    named_tokens: Mapping[str, str] = field(default_factory=dict)
+    read_tokens: tuple[str, ...] = TAGS
     tiny_config: Callable[[Any, dict[str, Any]], Any] | None = None
 
     @property
