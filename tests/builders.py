@@ -26,7 +26,8 @@ from vlm_mhpo.prompts.builder import PromptBuilder
 from vlm_mhpo.types import Completion, Group, Media, Prompt, ScoredGroup
 
 # Images as patches with a grid; then as tiles of one size.
-GRID_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v")
+QWEN_VL_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+GRID_FAMILIES = (*QWEN_VL_FAMILIES, "glm4v")
 VISION_FAMILIES = (*GRID_FAMILIES, "internvl")
 FAMILIES = (*VISION_FAMILIES, "qwen2")
 # Written out here, so that a name that the program forgets is not forgotten by its tests too.
@@ -40,13 +41,12 @@ PLACEHOLDERS = {
     "glm46v": GLM_PLACEHOLDERS,
     "internvl": ("<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
 }
-# What stands for an image in a template, and in the names of weights for tower and projector.
+# What stands for an image in a template.
 IMAGE_TEXTS = {
     "glm4v": "".join(GLM_PLACEHOLDERS[:3]),
     "glm46v": "".join(GLM_PLACEHOLDERS[:3]),
     "internvl": "<IMG_CONTEXT>",
 }
-PARTS = {"internvl": ("vision_tower", "multi_modal_projector")}
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ class Tiny:
 
     def part_of(self, name: str) -> str:
         """tower, projector or language, by the words in a weight's name."""
-        tower, projector = PARTS.get(self.family, (".visual.", ".merger."))
-        if projector in name or "deepstack_merger" in name:
-            return "projector"
-        return "tower" if tower in name else "language"
+        if not sees(name):
+            return "language"
+        words = set(name.split("."))
+        return "projector" if {"merger", "deepstack_merger_list", "multi_modal_projector"} & words else "tower"
 
     @property
     def token_side(self) -> int:
@@ -96,6 +96,11 @@ class Tiny:
     def copy(self) -> Tiny:
         """The same with weights of its own."""
         return Tiny(self.family, self.folder, copy.deepcopy(self.policy), self.codec)
+
+
+def sees(name: str) -> bool:
+    """Whether a weight or layer of this name belongs to a tower or projector."""
+    return bool({"visual", "vision_tower", "multi_modal_projector"} & set(name.split(".")))
 
 
 def build_and_load(folder: Path, family: str, **options) -> Tiny:

@@ -17,6 +17,7 @@ from tests.builders import (
     prompts_of,
     random_completions,
     scored,
+    sees,
 )
 from tests.vlm_mhpo.bfloat16_cases import sampled_groups
 from tests.vlm_mhpo.update_cases import settings_of
@@ -72,7 +73,7 @@ def test_only_the_matrices_of_the_language_model_are_quantised(tmp_path, family,
     names = {name for name, module in model.named_modules() if isinstance(module, KINDS[kind])}
     plain = build_and_load(tmp_path / "plain", family).policy.model
     due = {name for name, each in plain.named_modules() if isinstance(each, nn.Linear)} - {"lm_head"}
-    assert {name.removesuffix(".base_layer") for name in names} == {name for name in due if ".visual." not in name}
+    assert {name.removesuffix(".base_layer") for name in names} == {name for name in due if not sees(name)}
     learning = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert learning and all(".lora_" in name for name in learning)
 
