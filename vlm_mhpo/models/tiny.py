@@ -98,7 +98,7 @@ def build_tokenizer(family: str = "qwen2_5_vl") -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
 
-    known = family_of(family)
+    words = family_of(family).tiny_words
     # Qwen2Tokenizer's own pre-tokenizer cuts the corpus, so that the merges fit what it will be asked to cut.
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = Qwen2Tokenizer(vocab={"<|endoftext|>": 0}, merges=[]).backend_tokenizer.pre_tokenizer
@@ -115,11 +115,11 @@ def build_tokenizer(family: str = "qwen2_5_vl") -> Any:
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         unk_token="<|endoftext|>",
-        **known.named_tokens,
+        **words.names,
     )
-    tokenizer.add_special_tokens({"additional_special_tokens": [*SPECIAL_TOKENS, *known.placeholders]})
-    tokenizer.add_tokens(list(known.read_tokens))
-    tokenizer.chat_template = CHAT_TEMPLATE.replace("IMAGE", known.image_text)
+    tokenizer.add_special_tokens({"additional_special_tokens": [*SPECIAL_TOKENS, *words.placeholders]})
+    tokenizer.add_tokens(list(words.tags))
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("IMAGE", words.image)
     return tokenizer
 
 

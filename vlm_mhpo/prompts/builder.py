@@ -50,8 +50,9 @@ class PromptBuilder:
         self.system_prompt = system_prompt
         self.instruction = instruction
         self.max_prompt_length, self._limit = max_prompt_length, limit
-        # Not every tokenizer calls the placeholders of its model special.
-        known = [token for token in family.placeholders if token in codec.tokenizer.get_added_vocab()]
+        # Not every tokenizer calls what its processor expands special.
+        expanded = [getattr(codec.processor, name, None) for name in ("image_token", "video_token")]
+        known = [token for token in expanded if token in codec.tokenizer.get_added_vocab()]
         self.special_tokens = tuple(dict.fromkeys([*special_tokens(codec), *known]))
         self.opens = opened_response(codec.processor)
 

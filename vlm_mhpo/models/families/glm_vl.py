@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from vlm_mhpo.models.families.base import Family
+from vlm_mhpo.models.families.base import Family, TinyWords
 from vlm_mhpo.models.families.costs import Part, Stack, num_weights
 from vlm_mhpo.models.families.frozen_tower import encoder_output
 from vlm_mhpo.models.families.qwen_vl import FEATURES, QwenVision, rope_index_positions
@@ -75,10 +75,8 @@ def _family(model_type: str, name: str) -> Family:
         model_type,
         rope_index_positions,
         GlmVision(("merger",), *parts),
-        placeholders=GLM_TOKENS,
-        image_text="".join(GLM_TOKENS[:3]),
-        read_tokens=READ,
         answer_tokens=8192,
+        tiny_words=TinyWords(GLM_TOKENS, "".join(GLM_TOKENS[:3]), tags=READ),
         tiny_config=lambda tokenizer, text: _tiny_glm(f"{name}Config", tokenizer, text),
     )
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_mhpo.errors import ModelError
-from vlm_mhpo.models.families.base import WHITE_IS_ZERO, Family
+from vlm_mhpo.models.families.base import WHITE_IS_ZERO, Family, TinyWords
 from vlm_mhpo.models.families.costs import Part, Stack, Work, matrices, num_weights
 from vlm_mhpo.models.families.frozen_tower import encode_images
 from vlm_mhpo.models.families.text import text_positions
@@ -216,9 +216,7 @@ INTERNVL_FAMILIES = (
         "internvl",
         text_positions,
         TileVision(),
-        placeholders=tuple(TILE_TOKENS.values()),
-        image_text=TILE_TOKENS["context_image_token"],
-        named_tokens=TILE_TOKENS,
+        tiny_words=TinyWords(tuple(TILE_TOKENS.values()), TILE_TOKENS["context_image_token"], TILE_TOKENS),
         tiny_config=_tiny_internvl,
     ),
 )
