@@ -216,6 +216,7 @@ INTERNVL_FAMILIES = (
         "internvl",
         text_positions,
         TileVision(),
+        hub_name="internvl",
         tiny_words=TinyWords(tuple(TILE_TOKENS.values()), TILE_TOKENS["context_image_token"], TILE_TOKENS),
         tiny_config=_tiny_internvl,
     ),
