@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,8 @@ from vlm_mhpo.types import Completion, Group, Media, Prompt, ScoredGroup
 QWEN_VL_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 GRID_FAMILIES = (*QWEN_VL_FAMILIES, "glm4v")
 VISION_FAMILIES = (*GRID_FAMILIES, "internvl")
+# With a file of tests of their own.
+SMOL_FAMILIES = ("smolvlm", "idefics3")
 FAMILIES = (*VISION_FAMILIES, "qwen2")
 # Written out here, so that a name that the program forgets is not forgotten by its tests too.
 PLACEHOLDER_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
@@ -40,12 +43,14 @@ PLACEHOLDERS = {
     "glm4v": GLM_PLACEHOLDERS,
     "glm46v": GLM_PLACEHOLDERS,
     "internvl": ("<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
+    **dict.fromkeys(SMOL_FAMILIES, ("<fake_token_around_image>", "<global-img>", "<image>", "<video>")),
 }
 # What stands for an image in a template.
 IMAGE_TEXTS = {
     "glm4v": "".join(GLM_PLACEHOLDERS[:3]),
     "glm46v": "".join(GLM_PLACEHOLDERS[:3]),
     "internvl": "<IMG_CONTEXT>",
+    **dict.fromkeys(SMOL_FAMILIES, "<image>"),
 }
 
 
@@ -60,7 +65,7 @@ class Tiny:
 
     @property
     def has_vision(self) -> bool:
-        return self.family in VISION_FAMILIES
+        return self.family in (*VISION_FAMILIES, *SMOL_FAMILIES, "glm46v")
 
     @property
     def placeholders(self) -> tuple[str, ...]:
@@ -75,14 +80,15 @@ class Tiny:
     @property
     def image_token(self) -> str:
         """The placeholder that is repeated."""
-        return next(token for token in ("<IMG_CONTEXT>", "<|image|>", "<|image_pad|>") if token in self.image_text)
+        known = "<IMG_CONTEXT>", "<image>", "<|image|>", "<|image_pad|>"
+        return next(token for token in known if token in self.image_text)
 
     def part_of(self, name: str) -> str:
         """tower, projector or language, by the words in a weight's name."""
         if not sees(name):
             return "language"
-        words = set(name.split("."))
-        return "projector" if {"merger", "deepstack_merger_list", "multi_modal_projector"} & words else "tower"
+        projectors = {"merger", "deepstack_merger_list", "multi_modal_projector", "connector"}
+        return "projector" if projectors & set(name.split(".")) else "tower"
 
     @property
     def token_side(self) -> int:
@@ -100,7 +106,7 @@ class Tiny:
 
 def sees(name: str) -> bool:
     """Whether a weight or layer of this name belongs to a tower or projector."""
-    return bool({"visual", "vision_tower", "multi_modal_projector"} & set(name.split(".")))
+    return bool({"visual", "vision_tower", "vision_model", "multi_modal_projector", "connector"} & set(name.split(".")))
 
 
 def build_and_load(folder: Path, family: str, **options) -> Tiny:
@@ -188,10 +194,12 @@ def random_completions(model: Tiny, lengths: Sequence[int], seed: int = 0) -> li
     return [tuple(int(index) for index in random.choice(ids, size=length)) for length in lengths]
 
 
-def stock_media(prompt: Prompt) -> dict[str, Tensor]:
+def stock_media(model: Tiny, prompt: Prompt) -> dict[str, Tensor]:
     """The images of a prompt as the stock model takes them, the prompt alone in its batch."""
     if not prompt.row.images:
         return {}
+    if model.family in SMOL_FAMILIES:
+        return {"pixel_values": pixels_of(prompt)[None]}
     if "image_grid_thw" not in prompt.media.tensors:
         return {"pixel_values": pixels_of(prompt)}
     grid = {"image_grid_thw": grid_of(prompt), "mm_token_type_ids": prompt.token_types_S[None]}
@@ -206,7 +214,7 @@ def plain_logits(model: Tiny, prompt: Prompt, ids: Sequence[int]) -> Tensor:
     stock = model.policy.model
     inputs: dict[str, Tensor] = {"input_ids": torch.cat([prompt.input_ids_S, torch.tensor(ids)])[None]}
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    inputs |= stock_media(prompt)
+    inputs |= stock_media(model, prompt)
     if "mm_token_type_ids" in inputs:
         inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, len(ids)))
     logits = stock(**inputs, use_cache=False).logits[0]
@@ -242,7 +250,7 @@ def relative_gap(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple
     gaps = {
         name: float((found[name] - value).norm()) / max(float(value.norm()), floor)
         for name, value in expected.items()
-        if not name.endswith("attention.k_proj.bias")
+        if not re.search(r"vision_(tower|model)\..*k_proj\.bias$", name)
     }
     worst = max(gaps, key=gaps.__getitem__)
     return gaps[worst], worst

@@ -52,6 +52,8 @@ def errors(findings: list[Check]) -> dict[str, str]:
         ("zai-org/GLM-4.1V-9B-Thinking", "glm4v"),
         ("zai-org/GLM-4.6V-Flash", "glm46v"),
         ("OpenGVLab/InternVL3_5-8B-HF", "internvl"),
+        ("HuggingFaceTB/SmolVLM2-2.2B-Instruct", "smolvlm"),
+        ("HuggingFaceTB/SmolVLM-256M-Instruct", "idefics3"),
         ("Qwen/Qwen2.5-7B-Instruct", "qwen2"),
         ("meta-llama/Llama-3.1-8B", "qwen2"),
     ],

@@ -13,7 +13,7 @@ from vlm_mhpo.models.tiny import build_tiny
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(180)]
 
-FAMILIES = ("glm4v", "internvl")
+FAMILIES = ("glm4v", "internvl", "smolvlm")
 STAGES = (2, 3)
 
 

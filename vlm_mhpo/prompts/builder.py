@@ -167,7 +167,7 @@ class PromptBuilder:
                 opens=self.opens,
             )
             expected = self.family.vision.num_tokens(self.codec.processor, prompt.media)
-            if prompt.num_image_tokens != expected:
+            if expected is not None and prompt.num_image_tokens != expected:
                 raise PromptError(
                     f"row {row.id}: {prompt.num_image_tokens} image tokens for images of {expected} tokens; the chat "
                     "template does not place one image token per image"

@@ -45,8 +45,8 @@ class Vision(Protocol):
     def cut(self, processor: Any, inputs: Mapping[str, Tensor], num_images: Sequence[int]) -> list[Media]:
         """The media of each row of a processor's output; copies, since a view would keep (and send) the whole batch."""
 
-    def num_tokens(self, processor: Any, media: Media) -> int:
-        """Tokens of a prompt that the processor marks as those of these images."""
+    def num_tokens(self, processor: Any, media: Media) -> int | None:
+        """Tokens of a prompt that the processor marks as those of these images; None where the model counts them."""
 
     def join(self, parts: Sequence[Media]) -> Media:
         """Media of several prompts as those of one forward, in order; at least one."""
@@ -63,7 +63,7 @@ class Vision(Protocol):
         """
 
     def blank(self, model: nn.Module, media: Media | None) -> tuple[Tensor, Media]:
-        """Token ids [n] of the smallest image and its media, all zeros; features where `media` are features."""
+        """Token ids [n] of the smallest image and its media; features where `media` are features."""
 
     def arguments(self, model: nn.Module, media: Media, learning: Sequence[nn.Module]) -> dict[str, Any]:
         """Keyword arguments of the transformers model."""
