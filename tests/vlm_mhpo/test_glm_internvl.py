@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families import family_of
 from vlm_mhpo.models.loading import counting_codec, load_policy
 from vlm_mhpo.models.tiny import build_tiny, build_tokenizer
+from vlm_mhpo.prompts import checked
 from vlm_mhpo.prompts.builder import PromptBuilder
 from vlm_mhpo.scoring.scorer import score_groups
 from vlm_mhpo.training.micro_batches import micro_batches
@@ -118,6 +121,18 @@ def test_tiles_of_many_rows_go_to_the_right_images(tiny):
     # A square image is one tile, and nothing behind it.
     (alone,) = prompts_of(model, [problem_row("d", "<image>", [square])])
     assert torch.equal(first.media.tensors["pixel_values"][3:], alone.media.tensors["pixel_values"])
+
+
+def test_rows_are_checked_again_for_a_processor_of_other_tiles(tiny):
+    model, names = tiny("internvl"), set()
+    rows = [problem_row("a", "<image>?", [picture(56, 56)])]
+    for attribute, value in ((None, None), ("image_seq_length", 16)):
+        processor = copy.deepcopy(model.codec.processor)
+        if attribute:
+            setattr(processor, attribute, value)
+        builder = PromptBuilder(replace(model.codec, processor=processor), model.policy.family)
+        names.add(checked.name_of(rows, builder))
+    assert len(names) == 2
 
 
 def test_tiles_in_another_order_give_other_log_probs(tiny):
