@@ -20,7 +20,7 @@ from rewards.answers.structures import Chain, Named, Relation, Value
 from rewards.answers.text import normal_text, same_text
 from rewards.answers.units import parse_unit
 from rewards.answers.wording import look_through
-from rewards.response.response import extract
+from rewards.response.response import extract, holds_box
 from rewards.types import KINDS, Item, Sample, Score, Verdict
 from rewards.workers import limits
 from rewards.workers.limits import TooLarge
@@ -141,7 +141,7 @@ def _read_words(text: str) -> Value | Chain | None:
 
 def _unboxed(gold: str) -> str:
     """A gold may come as a whole response: cut its answer out by the same rules."""
-    return extract(gold, "auto").answer or "" if "\\boxed" in gold or "<answer>" in gold else gold
+    return extract(gold, "auto").answer or "" if holds_box(gold) or "<answer>" in gold else gold
 
 
 def _judge(gold: Gold, answer: str) -> Score | Pending:

@@ -47,7 +47,7 @@ def tie_head(folder: Path) -> Path:
 
     change_json(folder, "config.json", tie)
     return change_tensors(
-        folder, lambda held: {name: value for name, value in held.items() if name != "lm_head.weight"}
+        folder, lambda held: {name: value for name, value in held.items() if not name.endswith("lm_head.weight")}
     )
 
 

@@ -14,8 +14,11 @@ from data_prep import Row
 if TYPE_CHECKING:
     import torch
 
-# The tags that answers are read by. They stay in decoded completions although some tokenizers call them special.
+# The tags that answers are read by, and the marks of a box. They stay in decoded completions although some tokenizers
+# call them special.
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+BOX = ("<|begin_of_box|>", "<|end_of_box|>")
+READ = (*TAGS, *BOX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ class Completion:
         token_ids: sampled ids, the end-of-turn token included when the policy produced it; length T >= 1.
         log_probs: [T] float32 on the CPU, nats, of the distribution that was sampled from before top-p and top-k
             (temperature and banned tokens included).
-        text: the decoded ids without special tokens but for `TAGS`, and without what the template had opened.
+        text: the decoded ids without special tokens but for `READ`, and without what the template had opened.
         truncated: True when the token budget ended it.
     """
 

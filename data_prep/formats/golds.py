@@ -14,7 +14,7 @@ ANSWERS, LISTS = ("ground_truth", "Answer", "gt", "target"), ("answers", "soluti
 LIST_OPENINGS = ("['", '["')
 _MAX_INTEGRAL = 10**15  # above it a float no longer holds every whole number
 _FINAL_LINE = re.compile(r"(?:^|\n)#### *([^\n]*)\Z")
-_MARKS = ("<answer>", "</answer>", "\\boxed", "\\fbox")
+_MARKS = ("<answer>", "</answer>", "\\boxed", "\\fbox", "<|begin_of_box|>")
 _JOINT = re.compile(r"\b(?:and|or)\b|\W")
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 

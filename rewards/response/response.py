@@ -1,5 +1,7 @@
 """Cuts the answer out of a response: a linear reader of think and answer tags and of boxes.
 
+A box is "\\boxed{...}", "\\fbox{...}", or what GLM's models write: "<|begin_of_box|>...<|end_of_box|>".
+
 Only str.find, str.count and one left-to-right scan are used, so time grows linearly with the text.
 """
 
@@ -15,9 +17,11 @@ from rewards.types import TEMPLATES, Verdict
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
+BOX_OPEN, BOX_CLOSE = "<|begin_of_box|>", "<|end_of_box|>"
+_BOXES = ("\\boxed", "\\fbox", BOX_OPEN)
 FORMATS = ("think_answer", "think_boxed", "boxed")
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad\u200e\u200f"), None)
-_BOX_TOKEN = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*|\\.|[{}]", re.DOTALL)
+_BOX_TOKEN = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*|\\.|[{}]|<\|(?:begin|end)_of_box\|>", re.DOTALL)
 _BARE_BOX = re.compile(r"[+-]?[0-9][0-9.,/]*|[A-Za-z]")
 _JOINT = re.compile(r"(?:[\s$,;]|\\[()\[\],;! ]|and\b|or\b|\\text\s*\{\s*(?:and|or)\s*\}|\\q?quad)*")
 # Boxes of one answer: "\\boxed{1} papers and \\boxed{2} bins", "... 或 y = \\boxed{...}"; nothing that takes one back.
@@ -112,7 +116,7 @@ def extract(completion: str, template: str = "auto") -> Extraction:
         return _from_tags(text)
     text = _without_comments(text)
     # A box is a declaration too, so "bare" reads one where there is one.
-    if template in ("think_boxed", "boxed") or "\\boxed" in text or "\\fbox" in text:
+    if template in ("think_boxed", "boxed") or holds_box(text):
         return _from_boxes(text)
     answer = declared_answer(text)
     return Extraction(answer, sentence=last_sentence(text)) if answer else _none("the response declares no answer")
@@ -164,7 +168,7 @@ def _from_tags(text: str) -> Extraction:
     inner = answers[0]
     if "<!--" in inner:
         inner = _without_comments(inner)
-    if "\\boxed" in inner or "\\fbox" in inner:
+    if holds_box(inner):
         return _from_boxes(inner)
     return _none("the answer tag is empty") if _is_blank(inner) else Extraction(inner)
 
@@ -181,26 +185,38 @@ def _without_comments(text: str) -> str:
     return "".join(parts)
 
 
+def holds_box(text: str) -> bool:
+    """A box is at least opened somewhere."""
+    return any(opening in text for opening in _BOXES)
+
+
 def find_boxes(text: str) -> tuple[list[tuple[int, int, str]], bool]:
     """Outermost closed boxes as (start, end, content) in order, and whether one was left open; one pass."""
     boxes: list[tuple[int, int, str]] = []
-    stack: list[tuple[int, int]] = []  # (start of the box or -1 for a plain brace, start of the content)
-    open_boxes = 0
+    stack: list[tuple[str, int, int]] = []  # (what closes it, start of the box or -1 for a plain brace, its content)
+    open_boxes = open_marks = 0
     pending = (-1, -1)  # (position of the brace a box command opens, start of the command)
     for match in _BOX_TOKEN.finditer(text):
         token, at = match.group(), match.start()
         if token == "{":
             is_box = pending[0] == at
-            stack.append((pending[1] if is_box else -1, at + 1))
+            stack.append(("}", pending[1] if is_box else -1, at + 1))
             open_boxes += is_box
-        elif token == "}":
-            if not stack:
+        elif token == BOX_OPEN:
+            stack.append((BOX_CLOSE, at, match.end()))
+            open_boxes, open_marks = open_boxes + 1, open_marks + 1
+        elif token in ("}", BOX_CLOSE):
+            # Between the marks of a box a brace needs no partner; a mark without one is no box.
+            while token == BOX_CLOSE and open_marks and stack[-1][:2] == ("}", -1):
+                stack.pop()
+            if not stack or stack[-1][0] != token:
                 continue
-            start, inner = stack.pop()
+            _, start, inner = stack.pop()
+            open_marks -= token == BOX_CLOSE
             if start >= 0:
                 open_boxes -= 1
                 if not open_boxes:
-                    boxes.append((start, at + 1, text[inner:at]))
+                    boxes.append((start, match.end(), text[inner:at]))
         elif token.startswith(("\\boxed", "\\fbox")):
             pending = (match.end(), at)
             bare = _BARE_BOX.match(text, match.end())
@@ -238,7 +254,7 @@ def _inner_box(content: str) -> str:
     """Look through boxes inside a box, at most four deep."""
     content = content.strip()
     for _ in range(4):
-        if not content.startswith(("\\boxed", "\\fbox")):
+        if not content.startswith(_BOXES):
             break
         boxes, _ = find_boxes(content)
         if len(boxes) != 1 or boxes[0][1] != len(content):

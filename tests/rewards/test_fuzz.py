@@ -22,7 +22,7 @@ WORDS = [
     "\\boxed{", "\\fbox", "<answer>", "</answer>", "<think>", "</think>", "<!--", "-->", "**", "The answer is ",
     " or ", " and ", " not ", " cm", " °F", " pm", "base 2", "A", "(B)", "C.", "x", "xy", "e", "i", "sin", "log",
     "\x00", "\x1b[0m", "\ud800", "\udfff", "\u202e", "\u2066", "\u200b", "\ufeff", "½", "²", "√", "∞", "７", "ℝ", "🙂",
-    "\n", "\r", "\t", " ", "<|im_end|>", "None",
+    "\n", "\r", "\t", " ", "<|im_end|>", "<|begin_of_box|>", "<|end_of_box|>", "None",
 ]  # fmt: skip
 LARGEST = 2**16
 

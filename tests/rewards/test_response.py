@@ -69,6 +69,35 @@ def test_boxes_agree_with_the_reference(text):
     assert find_boxes(text) == reference_boxes(text)
 
 
+MARKED = ["<|begin_of_box|>", "<|end_of_box|>", "7", "x", "\\{", " "]
+
+
+@settings(max_examples=1000, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from(MARKED), max_size=14).map("".join))
+def test_a_box_in_marks_is_one_in_braces(text):
+    (found, is_open), (boxes, stays_open) = (
+        find_boxes(text),
+        reference_boxes(text.replace(MARKED[0], "\\boxed{").replace(MARKED[1], "}")),
+    )
+    # The reference stops at a box that stays open; what stood before it is the same.
+    contents = [content.replace(MARKED[0], "\\boxed{").replace(MARKED[1], "}") for _, _, content in found]
+    assert is_open == stays_open and contents[: len(boxes)] == [content for _, _, content in boxes]
+    assert all(text[start:end] == f"{MARKED[0]}{content}{MARKED[1]}" for start, end, content in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<|begin_of_box|>{1<|end_of_box|>", ([(0, 32, "{1")], False)),
+        ("<|begin_of_box|>}1<|end_of_box|>", ([(0, 32, "}1")], False)),
+        ("{<|end_of_box|>}", ([], False)),
+        ("<|begin_of_box|>\\boxed{7<|end_of_box|>", ([], True)),
+    ],
+)
+def test_a_brace_between_the_marks_of_a_box_needs_no_partner(text, expected):
+    assert find_boxes(text) == expected
+
+
 @pytest.mark.parametrize(
     ("text", "template", "kept"),
     [

@@ -17,8 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.builders import (
-    FAMILIES,
-    VISION_FAMILIES,
+    QWEN_VL_FAMILIES,
     Tiny,
     completion,
     plain_log_probs,
@@ -26,6 +25,7 @@ from tests.builders import (
     random_completions,
     relative_gap,
     scored,
+    sees,
 )
 from tests.model_folders import change_json
 from tests.vlm_mhpo.bfloat16_cases import give_real_scales, sampled_groups, three_log_probs
@@ -44,8 +44,13 @@ RANK = 4
 # Ragged; the last of the three prompts gets one completion.
 LENGTHS = ((5, 1, 9), (2, 7), (4,))
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
-# The other families go the same way; the full lane has them, too.
-FEW = [pytest.param(each, marks=[pytest.mark.full] * (each not in ("qwen2_5_vl", "qwen3_vl"))) for each in FAMILIES]
+# Three of one layout, one whose tower has another name, one without.
+SEEING = (*QWEN_VL_FAMILIES, "internvl")
+FAMILIES = (*SEEING, "qwen2")
+# These and other families go the same way; the full lane has more of them.
+MORE = ("qwen2_vl", "qwen2")
+FEW = ["qwen2_5_vl", "qwen3_vl", *(pytest.param(each, marks=pytest.mark.full) for each in MORE)]
+NAMED = [*FEW, *(pytest.param(each, marks=pytest.mark.full) for each in ("glm4v", "internvl"))]
 
 
 def lora(**changes) -> dict:
@@ -225,14 +230,15 @@ def linear_of(folder: Path, *, seeing: bool) -> set[str]:
     """Whole names of the model's linear layers but for the head, with vision or without."""
     policy, _ = load_policy(str(folder))
     names = {name for name, module in policy.model.named_modules() if isinstance(module, nn.Linear)} - {"lm_head"}
-    return {name for name in names if seeing or ".visual." not in name}
+    return {name for name in names if seeing or not sees(name)}
 
 
-@pytest.mark.parametrize("family", FEW)
+@pytest.mark.parametrize("family", NAMED)
 def test_the_language_model_or_all_of_it(tmp_path, family):
     folder = build_tiny(tmp_path / "base", family, hidden_size=64)
     text = layers_of(folder)
-    assert text == linear_of(folder, seeing=False) and {name.rpartition(".")[2] for name in text} == ATTENTION | MLP
+    mlp = {"gate_up_proj", "down_proj"} if family == "glm4v" else MLP
+    assert text == linear_of(folder, seeing=False) and {name.rpartition(".")[2] for name in text} == ATTENTION | mlp
     # The patch embedding is called as a matrix of the tower is, and no linear layer.
     assert layers_of(folder, target_modules="all") == linear_of(folder, seeing=True)
 
@@ -255,22 +261,20 @@ def test_names_and_patterns_choose_layers_and_leave_some_out(tmp_path):
         assert found == names - ending(names, {"down_proj"})
 
 
-@pytest.mark.parametrize("family", VISION_FAMILIES)
+@pytest.mark.parametrize("family", SEEING)
 def test_adapters_in_tower_and_projector_see_pixels_and_learn_as_peft_says(tmp_path, family):
     model = adapted(tmp_path / "base", family, target_modules="all")
     # Features of a tower that learns are never kept.
     assert not model.policy.vision_frozen
-    assert model.policy.with_image_features(prompts_of(model))[0].media.tensors.keys() == {
-        "pixel_values",
-        "image_grid_thw",
-    }
+    counts = "num_tiles" if family == "internvl" else "image_grid_thw"
+    assert model.policy.with_image_features(prompts_of(model))[0].media.tensors.keys() == {"pixel_values", counts}
     reference = by_peft(model, saved(model))
     assert packed(model) == pytest.approx(separate(reference), abs=1e-5)
     names = [name for name, weight in model.policy.model.named_parameters() if weight.requires_grad]
     its = {name: weight.grad for name, weight in reference.policy.model.named_parameters() if weight.requires_grad}
     mine = dict(model.policy.model.named_parameters())
     assert relative_gap({f"base_model.model.{name}": mine[name].grad for name in names}, its)[0] <= 1e-5
-    assert any(".visual." in name and float(mine[name].grad.norm()) for name in names)
+    assert any(sees(name) and float(mine[name].grad.norm()) for name in names)
 
 
 def test_a_tower_below_adapters_of_the_text_is_frozen_and_its_features_are_kept(tmp_path):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.builders import FAMILIES, Tiny, allowed_ids, problem_row, prompts_of
+from tests.builders import QWEN_VL_FAMILIES, Tiny, allowed_ids, problem_row, prompts_of
 from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.rollout.hf import budget, decoding
 from vlm_mhpo.rollout.hf.sampler import HfSampler
@@ -61,7 +61,7 @@ def sample(model: Tiny, prompts, most: int, params=PARAMS, on_groups=None, side=
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", (*QWEN_VL_FAMILIES, "qwen2"))
 def test_completions_are_the_same_whatever_the_budget_and_whoever_ends_first(tiny, family, side):
     model = ending(tiny(family), share=12)
     prompts = some_prompts(model)

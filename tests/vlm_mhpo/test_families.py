@@ -1,12 +1,21 @@
 """What differs between families: positions, banned tokens, frozen parts, and the refusals of loading."""
 
+import copy
 import json
 import shutil
 
 import pytest
 import torch
 
-from tests.builders import FAMILIES, PLACEHOLDER_TOKENS, VISION_FAMILIES, allowed_ids, grid_of, prompts_of
+from tests.builders import (
+    FAMILIES,
+    GRID_FAMILIES,
+    PLACEHOLDER_TOKENS,
+    VISION_FAMILIES,
+    allowed_ids,
+    grid_of,
+    prompts_of,
+)
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families import family_of
 from vlm_mhpo.models.families.base import banned_tokens, freeze, parameter_table
@@ -22,14 +31,14 @@ def test_an_unsupported_architecture_is_refused_with_the_list(name):
 # ---- positions -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", VISION_FAMILIES)
+@pytest.mark.parametrize("family", GRID_FAMILIES)
 def test_positions_of_a_picture_by_hand(tiny, family):
     """Text counts up on all axes; an image of h x w tokens starts at p and spans time p, rows p.., columns p..; the
     text after it goes on at the largest position plus one (arXiv:2409.12191, figure 3)."""
     model = tiny(family)
     prompt = prompts_of(model)[0]
     ids = prompt.input_ids_S.tolist()
-    image_id = model.codec.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    image_id = model.codec.tokenizer.convert_tokens_to_ids(model.image_token)
     shapes = [(int(h) // 2, int(w) // 2) for _, h, w in grid_of(prompt)]
     expected, position, index = [], 0, 0
     while index < len(ids):
@@ -51,7 +60,7 @@ def test_positions_of_text_count_up(tiny, family):
     model = tiny(family)
     prompt = prompts_of(model)[-1]
     found = model.policy.family.positions(model.policy.model, prompt)
-    assert found.tolist() == [list(range(prompt.num_tokens))] * (3 if model.has_vision else 1)
+    assert found.tolist() == [list(range(prompt.num_tokens))] * (3 if family in GRID_FAMILIES else 1)
 
 
 # ---- banned tokens ---------------------------------------------------------------------------------------------
@@ -63,7 +72,7 @@ def test_banned_are_the_placeholders_and_nothing_else(tiny, family):
     banned = model.policy.banned_V.nonzero().flatten().tolist()
     assert sorted(set(range(model.policy.banned_V.shape[0])) - set(banned)) == allowed_ids(model)
     names = set(model.codec.tokenizer.convert_ids_to_tokens(banned))
-    assert names == set(PLACEHOLDER_TOKENS)
+    assert names == set(model.placeholders)
     assert not set(model.codec.end_ids) & set(banned)
 
 
@@ -75,6 +84,22 @@ def test_padding_of_the_embedding_matrix_is_banned(tiny):
     assert int(banned.sum()) == 7 + len(PLACEHOLDER_TOKENS)
 
 
+def test_what_configuration_and_processor_name_is_banned_though_its_text_tells_nothing(tiny):
+    """Gemma's configuration names <start_of_image> by boi_token_index, and counts 256 tokens per image beside it."""
+    from types import SimpleNamespace
+
+    from transformers import Gemma3Config
+
+    tokenizer = copy.deepcopy(tiny("qwen2").codec.tokenizer)
+    tokenizer.add_tokens(["<|audio_pad|>", "[IMG_BREAK]", "<imagine", "a", "b", "<|object_ref|>"])
+    ids = dict(boi_token_index=11, eoi_token_index=12, image_token_index=len(tokenizer) + 4, mm_tokens_per_image=13)
+    names = dict(video_token="a", audio_token_id=14, image_token=None, image_seq_length=15, eos_token="b")
+    banned = banned_tokens(tokenizer, len(tokenizer) + 7, Gemma3Config(**ids), SimpleNamespace(**names))
+    found = set(banned[: len(tokenizer)].nonzero().flatten().tolist())
+    named = tokenizer.convert_tokens_to_ids([*PLACEHOLDER_TOKENS, "<|audio_pad|>", "[IMG_BREAK]", "a"])
+    assert found == {11, 12, 14, *named}
+
+
 def test_the_ban_is_no_weight(tiny):
     policy = tiny("qwen2_5_vl").policy
     assert not [name for name in policy.state_dict() if "banned" in name]
@@ -83,12 +108,11 @@ def test_the_ban_is_no_weight(tiny):
 # ---- freezing --------------------------------------------------------------------------------------------------
 
 
-def parts_of(policy) -> dict[str, set[bool]]:
+def parts_of(model, policy) -> dict[str, set[bool]]:
     """requires_grad by part, told apart by the words in the weights' names."""
     found: dict[str, set[bool]] = {"tower": set(), "projector": set(), "language": set()}
     for name, weight in policy.model.named_parameters():
-        part = "language" if ".visual." not in name else "projector" if "merger" in name else "tower"
-        found[part].add(weight.requires_grad)
+        found[model.part_of(name)].add(weight.requires_grad)
     return found
 
 
@@ -97,10 +121,10 @@ def parts_of(policy) -> dict[str, set[bool]]:
 @pytest.mark.parametrize("family", VISION_FAMILIES)
 def test_freezing_holds_exactly_the_named_parts(tiny, family, tower, projector):
     policy, _ = load_policy(str(tiny(family).folder), freeze_vision_tower=tower, freeze_projector=projector)
-    assert parts_of(policy) == {"tower": {not tower}, "projector": {not projector}, "language": {True}}
+    assert parts_of(tiny(family), policy) == {"tower": {not tower}, "projector": {not projector}, "language": {True}}
     # The same call with other choices undoes it.
     freeze(policy.model, policy.family, vision_tower_frozen=False, projector_frozen=False)
-    assert parts_of(policy) == {"tower": {True}, "projector": {True}, "language": {True}}
+    assert parts_of(tiny(family), policy) == {"tower": {True}, "projector": {True}, "language": {True}}
 
 
 @pytest.mark.parametrize("key", ["freeze_vision_tower", "freeze_projector"])
@@ -121,7 +145,9 @@ def test_the_table_counts_every_weight_once(tiny, family):
     names = [part for part, _, _ in table]
     assert names == (["vision tower", "projector", "language model"] if model.has_vision else ["language model"])
     if model.has_vision:
-        mergers = sum(weight.numel() for name, weight in policy.named_parameters() if "merger" in name)
+        mergers = sum(
+            weight.numel() for name, weight in policy.named_parameters() if model.part_of(name) == "projector"
+        )
         assert table[1] == ("projector", mergers, mergers)
         assert table[0][2] == 0
 

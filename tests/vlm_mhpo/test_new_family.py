@@ -113,7 +113,7 @@ def bag_positions(model, prompt: Prompt) -> Tensor:
 class BagVision:
     """What packing, sampling and training ask of `base.Vision`."""
 
-    def cut(self, inputs: Mapping[str, Tensor], num_images: Sequence[int]) -> list[Media]:
+    def cut(self, processor, inputs: Mapping[str, Tensor], num_images: Sequence[int]) -> list[Media]:
         columns = {name: inputs[name].split(list(num_images)) for name in ("bags", "heights", "counts")}
         return [Media({name: parts[i].clone() for name, parts in columns.items()}) for i in range(len(num_images))]
 

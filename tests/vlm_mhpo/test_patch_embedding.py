@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.builders import VISION_FAMILIES, grid_of, pixels_of, prompts_of
+from tests.builders import QWEN_VL_FAMILIES, grid_of, pixels_of, prompts_of
 from vlm_mhpo.models.families.patch_embedding import embed_patches_by_product
 
 KERNEL = (2, 3, 3)
@@ -39,7 +39,7 @@ def test_a_convolution_that_overlaps_or_pads_stays_one(options):
     torch.testing.assert_close(other(images), usual(images), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("family", VISION_FAMILIES)
+@pytest.mark.parametrize("family", QWEN_VL_FAMILIES)
 def test_a_loaded_policy_runs_no_convolution(tiny, family):
     model = tiny(family)
     prompt = next(prompt for prompt in prompts_of(model) if prompt.media is not None)

@@ -14,7 +14,17 @@ from PIL import Image
 from transformers import AddedToken
 
 from data_prep import Row
-from tests.builders import FAMILIES, VISION_FAMILIES, grid_of, mixed_rows, picture, pixels_of, problem_row, tensors_of
+from tests.builders import (
+    FAMILIES,
+    GRID_FAMILIES,
+    VISION_FAMILIES,
+    grid_of,
+    mixed_rows,
+    picture,
+    pixels_of,
+    problem_row,
+    tensors_of,
+)
 from vlm_mhpo.errors import PromptError
 from vlm_mhpo.models.loading import load_policy
 from vlm_mhpo.prompts.builder import BATCH, OverlongPrompt, PromptBuilder
@@ -92,9 +102,10 @@ def test_a_prompt_is_what_the_familys_own_template_and_processor_give(tiny, fami
         messages, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
     )
     assert prompt.input_ids_S.tolist() == expected["input_ids"][0].tolist()
-    assert prompt.token_types_S.tolist() == expected["mm_token_type_ids"][0].tolist()
     assert torch.equal(pixels_of(prompt), expected["pixel_values"])
-    assert grid_of(prompt).tolist() == expected["image_grid_thw"].tolist()
+    if family in GRID_FAMILIES:
+        assert prompt.token_types_S.tolist() == expected["mm_token_type_ids"][0].tolist()
+        assert grid_of(prompt).tolist() == expected["image_grid_thw"].tolist()
     assert prompt.num_tokens == expected["input_ids"].shape[1]
     assert prompt.id == "r"
 
@@ -103,13 +114,13 @@ def opened(encoded: bytes) -> Image.Image:
     return Image.open(io.BytesIO(encoded)).convert("RGB")
 
 
-@pytest.mark.parametrize("family", VISION_FAMILIES)
+@pytest.mark.parametrize("family", GRID_FAMILIES)
 def test_an_image_has_a_token_for_every_square_of_the_merged_patches(tiny, family):
     model = tiny(family)
     side = model.token_side
     row = problem_row("r", "<image>a<image>b", [picture(3 * side, 2 * side), picture(5 * side, side)])
     prompt = model.builder()(row)
-    image_id = model.codec.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    image_id = model.codec.tokenizer.convert_tokens_to_ids(model.image_token)
     runs = [len(list(group)) for index, group in itertools.groupby(prompt.input_ids_S.tolist()) if index == image_id]
     assert runs == [3 * 2, 5 * 1]
     assert ((prompt.token_types_S == 1) == (prompt.input_ids_S == image_id)).all()
@@ -147,7 +158,7 @@ def test_a_placeholder_inside_a_choice_is_plain_text(tiny):
     assert "(A) <image>\n(B) two <image>" in prompt.text
 
 
-@pytest.mark.parametrize("family", VISION_FAMILIES)
+@pytest.mark.parametrize("family", GRID_FAMILIES)
 def test_pixel_limits_shrink_and_enlarge(tiny, family):
     model = tiny(family)
     side = model.token_side
@@ -176,8 +187,8 @@ def test_text_cannot_forge_structure(tiny, family):
     )
     assert clean["<|im_start|>"] == 2
     assert clean["<|im_end|>"] == 1
-    assert clean["<|image_pad|>"] == (2 if images else 0)
-    for forgery in FORGERIES:
+    assert clean[model.image_token] == (0 if not images else 2 if family in GRID_FAMILIES else 12)
+    for forgery in (*FORGERIES, *model.placeholders, model.image_text * 2):
         rows = [
             problem_row("before", f"{forgery}{where}x", images, kind="choice", choices=["x", "y"]),
             problem_row("after", f"{where}x{forgery}", images, kind="choice", choices=["x", "y"]),
@@ -298,9 +309,9 @@ def test_an_image_on_a_text_model_names_the_row(tiny):
 def test_a_chat_template_that_misplaces_images_names_the_row(tiny, family, image_part):
     model = tiny(family)
     processor = copy.deepcopy(model.codec.processor)
-    whole = "<|vision_start|><|image_pad|><|vision_end|>"
-    assert whole in processor.chat_template
-    processor.chat_template = processor.chat_template.replace(whole, image_part)
+    assert model.image_text in processor.chat_template
+    part = image_part.replace("<|image_pad|>", model.image_token)
+    processor.chat_template = processor.chat_template.replace(model.image_text, part)
     builder = PromptBuilder(replace(model.codec, processor=processor), model.policy.family)
     with pytest.raises(PromptError, match="row bad-17: "):
         builder(raw_row("<image>x", [picture(56, 56)]))

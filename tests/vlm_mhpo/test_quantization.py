@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from tests.builders import (
-    FAMILIES,
     Tiny,
     build_and_load,
     completion,
@@ -17,6 +16,7 @@ from tests.builders import (
     prompts_of,
     random_completions,
     scored,
+    sees,
 )
 from tests.vlm_mhpo.bfloat16_cases import sampled_groups
 from tests.vlm_mhpo.update_cases import settings_of
@@ -33,8 +33,9 @@ from vlm_mhpo.training.forwards import log_probs_of
 
 bnb = pytest.importorskip("bitsandbytes")
 LORA = LoraConfig(r=4).model_dump()
-# The other families go the same way; the full lane has them, too.
-FEW = [pytest.param(each, marks=[pytest.mark.full] * (each not in ("qwen2_5_vl", "qwen3_vl"))) for each in FAMILIES]
+# Other families go the same way; the full lane has more of them.
+FEW = ["qwen2_5_vl", "qwen3_vl", *(pytest.param(each, marks=pytest.mark.full) for each in ("qwen2_vl", "qwen2"))]
+NAMED = [*FEW, pytest.param("internvl", marks=pytest.mark.full)]
 KINDS = {"nf4": bnb.nn.Linear4bit, "int8": bnb.nn.Linear8bitLt}
 # Mean and largest gap, nats. int8 rounds activations, too: another last digit of one may round it to its neighbour.
 ROOM = {"nf4": (1e-6, 1e-5), "int8": (0.02, 0.2)}
@@ -66,13 +67,13 @@ def log_probs(model: Tiny, policy: nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", FEW)
+@pytest.mark.parametrize("family", NAMED)
 def test_only_the_matrices_of_the_language_model_are_quantised(tmp_path, family, kind):
     model = quantised(tmp_path / "base", family, kind).policy.model
     names = {name for name, module in model.named_modules() if isinstance(module, KINDS[kind])}
     plain = build_and_load(tmp_path / "plain", family).policy.model
     due = {name for name, each in plain.named_modules() if isinstance(each, nn.Linear)} - {"lm_head"}
-    assert {name.removesuffix(".base_layer") for name in names} == {name for name in due if ".visual." not in name}
+    assert {name.removesuffix(".base_layer") for name in names} == {name for name in due if not sees(name)}
     learning = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert learning and all(".lora_" in name for name in learning)
 

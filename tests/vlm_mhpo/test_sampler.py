@@ -10,17 +10,15 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from tests.builders import (
     FAMILIES,
-    PLACEHOLDER_TOKENS,
     VISION_FAMILIES,
     Tiny,
     allowed_ids,
-    grid_of,
-    pixels_of,
     plain_log_probs,
     plain_logits,
     problem_row,
     prompts_of,
     scored,
+    stock_media,
 )
 from tests.vlm_mhpo.update_cases import settings_of
 from vlm_mhpo.models.loading import load_policy
@@ -109,9 +107,7 @@ def test_greedy_equals_generate_of_the_stock_model(tiny, family, side):
             "input_ids": prompt.input_ids_S[None],
             "attention_mask": torch.ones(1, prompt.num_tokens, dtype=torch.int64),
         }
-        if prompt.media is not None:
-            inputs |= {"pixel_values": pixels_of(prompt), "image_grid_thw": grid_of(prompt)}
-            inputs["mm_token_type_ids"] = prompt.token_types_S[None]
+        inputs |= stock_media(model, prompt)
         with torch.no_grad():
             expected = model.policy.model.generate(
                 **inputs,
@@ -133,7 +129,7 @@ def test_greedy_equals_generate_of_the_stock_model(tiny, family, side):
 @pytest.mark.parametrize("family", VISION_FAMILIES)
 def test_placeholders_are_never_sampled_by_a_model_that_wants_nothing_else(tiny, family, temperature):
     model = tiny(family).copy()
-    ids = [model.codec.tokenizer.get_vocab()[token] for token in PLACEHOLDER_TOKENS]
+    ids = [model.codec.tokenizer.get_vocab()[token] for token in model.placeholders]
     head = model.policy.model.lm_head
     with torch.no_grad():
         # Two opposite huge rows: whatever the state, one of them has the largest logit by far.

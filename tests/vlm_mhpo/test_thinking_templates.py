@@ -10,7 +10,7 @@ import torch
 
 from data_prep.schema import make_row
 from rewards import RewardSpec, Sample, Verifier, build_scorer
-from rewards.response.response import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
+from rewards.response.response import ANSWER_CLOSE, ANSWER_OPEN, BOX_CLOSE, BOX_OPEN, THINK_CLOSE, THINK_OPEN
 from tests.builders import VISION_FAMILIES, Tiny, picture, problem_row
 from tests.model_folders import change_json, copy_of
 from vlm_mhpo.errors import TrainingError
@@ -20,7 +20,7 @@ from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.rollout.hf.sampler import HfSampler
 from vlm_mhpo.scoring.scorer import score_groups
 from vlm_mhpo.training.warm_start import _check_solutions, target_ids
-from vlm_mhpo.types import TAGS, Completion, Group, Prompt
+from vlm_mhpo.types import BOX, TAGS, Completion, Group, Prompt
 
 PERFECT = "<think>3 + 4 is 7.</think><answer>7</answer>"
 REWARDS = (RewardSpec("accuracy", 1.0), RewardSpec("format", 0.1))
@@ -30,6 +30,7 @@ OPENED, EMPTY = "<think>\n", "<think>\n\n</think>\n\n"
 
 def test_the_tags_are_those_that_the_rewards_read():
     assert TAGS == (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
+    assert BOX == (BOX_OPEN, BOX_CLOSE)
 
 
 def load(folder: Path) -> Tiny:

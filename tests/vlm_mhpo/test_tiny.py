@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.builders import FAMILIES, VISION_FAMILIES
 from vlm_mhpo.models.loading import load_policy
 from vlm_mhpo.models.tiny import SPECIAL_TOKENS, build_tiny, build_tokenizer
-from vlm_mhpo.types import TAGS
+from vlm_mhpo.types import READ, TAGS
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -81,7 +81,8 @@ def test_the_tokenizer_gives_every_text_back(tiny, text):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_special_token_and_tag_is_one_id_after_loading(tiny, family):
     tokenizer = tiny(family).codec.tokenizer
-    for token in (*SPECIAL_TOKENS, *TAGS):
+    tags = READ if family == "glm4v" else TAGS
+    for token in (*SPECIAL_TOKENS, *tiny(family).placeholders, *tags):
         ids = tokenizer(token, add_special_tokens=False)["input_ids"]
         assert len(ids) == 1
         assert tokenizer.decode(ids) == token
@@ -110,11 +111,29 @@ def test_the_tokenizer_is_the_same_every_time():
     assert one.backend_tokenizer.to_str() == two.backend_tokenizer.to_str()
 
 
+NAMED = {
+    "qwen": {
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+    },
+    "glm4v": {
+        "image_token_id": "<|image|>",
+        "video_token_id": "<|video|>",
+        "image_start_token_id": "<|begin_of_image|>",
+        "image_end_token_id": "<|end_of_image|>",
+        "video_start_token_id": "<|begin_of_video|>",
+        "video_end_token_id": "<|end_of_video|>",
+    },
+    "internvl": {"image_token_id": "<IMG_CONTEXT>"},
+}
+
+
 @pytest.mark.parametrize("family", VISION_FAMILIES)
 def test_the_config_names_the_tokenizers_own_placeholders(tiny, family):
     model = tiny(family)
     config = json.loads((model.folder / "config.json").read_text())
     id_of = model.codec.tokenizer.convert_tokens_to_ids
-    assert config["image_token_id"] == id_of("<|image_pad|>")
-    assert config["video_token_id"] == id_of("<|video_pad|>")
-    assert config["vision_start_token_id"] == id_of("<|vision_start|>")
+    ids = {name: value for name, value in config.items() if name.endswith("_token_id")}
+    assert ids == {name: id_of(token) for name, token in NAMED[family if family in NAMED else "qwen"].items()}

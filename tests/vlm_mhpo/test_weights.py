@@ -49,9 +49,9 @@ BROKEN = {
     ),
     "rows": (
         spoil("embed_tokens", lambda value: value[:-1]),
-        r"1 of another shape \(.*embed_tokens.weight \[429",
+        r"1 of another shape \(.*embed_tokens.weight \[4\d\d",
     ),
-    "empty": (spoil(r"layers.*up_proj", lambda value: value[:0, 0]), r"\[0\] for \[128, 64\].*saved under ZeRO-3"),
+    "empty": (spoil(r"layers.*up_proj", lambda value: value[:0, 0]), r"\[0\] for \[\d+, 64\].*saved under ZeRO-3"),
     "value head": (lambda held: held | {"v_head.weight": torch.zeros(1, 64)}, r"1 not known \(v_head.weight\)"),
 }
 
@@ -75,8 +75,10 @@ def test_a_layer_that_config_json_counts_and_no_file_holds_is_named(tiny, tmp_pa
 
 @pytest.mark.parametrize("family", VISION_FAMILIES)
 def test_a_folder_without_its_vision_tower_is_refused(tiny, tmp_path, family):
-    folder = change_tensors(copy_of(tiny(family).folder, tmp_path / "model"), without("visual"))
-    with pytest.raises(ModelError, match=r"missing \(model\.visual\.blocks\.0.*a part of the model was not saved"):
+    folder = change_tensors(copy_of(tiny(family).folder, tmp_path / "model"), without("visual|vision_tower"))
+    with pytest.raises(
+        ModelError, match=r"missing \(model\.vis(ual\.blocks\.0|ion_tower\.).*a part of the model was not saved"
+    ):
         load_policy(str(folder))
 
 

@@ -22,7 +22,7 @@ from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.models.quantization import check_quantization, quantization_settings, settle_base
 from vlm_mhpo.models.template import give_template, turn_end
 from vlm_mhpo.models.weights import NUM_NAMED, Weights, examine_weights, first_line
-from vlm_mhpo.types import TAGS
+from vlm_mhpo.types import READ
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 NO_LIMIT = 2**31
@@ -49,10 +49,10 @@ class Codec:
     turn_end: int | None = None
 
     def texts_of(self, token_ids: Sequence[Sequence[int]]) -> list[str]:
-        """Decoded ids without special tokens; `types.TAGS` stay, whatever the tokenizer calls them."""
+        """Decoded ids without special tokens; `types.READ` stay, whatever the tokenizer calls them."""
         added = self.tokenizer.added_tokens_decoder.items()
-        tags = {index for index, token in added if token.content in TAGS}
-        hidden = {index for index, token in added if token.special}.union(self.tokenizer.all_special_ids) - tags
+        read = {index for index, token in added if token.content in READ}
+        hidden = {index for index, token in added if token.special}.union(self.tokenizer.all_special_ids) - read
         return self.tokenizer.batch_decode([[index for index in ids if index not in hidden] for ids in token_ids])
 
 
@@ -110,7 +110,7 @@ def load_policy(
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     vocabulary_size = model.config.get_text_config().vocab_size
-    banned_V = banned_tokens(codec.tokenizer, vocabulary_size, family.placeholders)
+    banned_V = banned_tokens(codec.tokenizer, vocabulary_size, model.config, codec.processor)
     policy = Policy(model, family, banned_V, weights, (base.path, base.revision))
     if quantization:
         settle_base(policy)

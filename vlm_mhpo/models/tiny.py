@@ -15,13 +15,12 @@ from torch import nn
 
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families import FAMILIES, family_of
-from vlm_mhpo.models.families.base import IMAGE_TEXT, VISION_TOKENS
 from vlm_mhpo.runtime import ranks
-from vlm_mhpo.types import TAGS
 
 SCHEME = "tiny:"
 
-SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *VISION_TOKENS)
+# Those of every tiny tokenizer; the family's placeholders stand behind them.
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 # What the merges are learned from: the wording of the procedural tasks and of geometry problems.
 CORPUS = (
@@ -38,7 +37,7 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}"
-    f"{{% if part['type'] == 'image' %}}{IMAGE_TEXT}{{% else %}}{{{{ part['text'] }}}}{{% endif %}}"
+    "{% if part['type'] == 'image' %}IMAGE{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -61,7 +60,7 @@ def build_tiny(folder: Path, family: str = "qwen2_5_vl", *, seed: int = 0, hidde
     Returns:
         `folder`.
     """
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(family)
     model = build_model(family, tokenizer, seed=seed, hidden_size=hidden_size)
     model.save_pretrained(folder)
     build_processor(family, tokenizer).save_pretrained(folder)
@@ -94,11 +93,12 @@ def resolve_model(path: str, run_dir: Path) -> str:
     return str(folder)
 
 
-def build_tokenizer() -> Any:
-    """A Qwen2 byte-level tokenizer with Qwen's special tokens and a few hundred merges."""
+def build_tokenizer(family: str = "qwen2_5_vl") -> Any:
+    """A Qwen2 byte-level tokenizer with the family's special tokens and a few hundred merges."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
 
+    words = family_of(family).tiny_words
     # Qwen2Tokenizer's own pre-tokenizer cuts the corpus, so that the merges fit what it will be asked to cut.
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = Qwen2Tokenizer(vocab={"<|endoftext|>": 0}, merges=[]).backend_tokenizer.pre_tokenizer
@@ -115,10 +115,11 @@ def build_tokenizer() -> Any:
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         unk_token="<|endoftext|>",
+        **words.names,
     )
-    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
-    tokenizer.add_tokens(list(TAGS))
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.add_special_tokens({"additional_special_tokens": [*SPECIAL_TOKENS, *words.placeholders]})
+    tokenizer.add_tokens(list(words.tags))
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("IMAGE", words.image)
     return tokenizer
 
 
@@ -141,17 +142,20 @@ def build_model(family: str, tokenizer: Any, *, seed: int = 0, hidden_size: int 
 
 
 def draw_weights(model: nn.Module) -> None:
-    """Normal weights of std 1/sqrt(fan_in), embeddings of std 0.5, zero biases.
+    """Normal weights of std 1/sqrt(fan_in), embeddings and positions of std 0.5, zero biases.
 
     transformers' default of 0.02 is meant for wide models; a network of width 128 drawn so never learns to see.
     """
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.5)
-        elif isinstance(module, nn.Linear | nn.Conv3d):
+        elif isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
             nn.init.normal_(module.weight, std=1.0 / math.sqrt(module.weight[0].numel()))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+        elif isinstance(getattr(module, "position_embeddings", None), nn.Parameter):
+            for vectors in module.parameters(recurse=False):
+                nn.init.normal_(vectors, std=0.5)
 
 
 def model_config(family: str, tokenizer: Any, hidden_size: int) -> Any:

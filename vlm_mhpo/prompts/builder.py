@@ -50,7 +50,10 @@ class PromptBuilder:
         self.system_prompt = system_prompt
         self.instruction = instruction
         self.max_prompt_length, self._limit = max_prompt_length, limit
-        self.special_tokens = special_tokens(codec)
+        # Not every tokenizer calls what its processor expands special.
+        expanded = [getattr(codec.processor, name, None) for name in ("image_token", "video_token")]
+        known = [token for token in expanded if token in codec.tokenizer.get_added_vocab()]
+        self.special_tokens = tuple(dict.fromkeys([*special_tokens(codec), *known]))
         self.opens = opened_response(codec.processor)
 
     @property
@@ -109,6 +112,10 @@ class PromptBuilder:
             return []
         images = [self._open(row) for row in rows]
         texts = [render(self.codec.processor, self._messages(row)) for row in rows]
+        for row, text in zip(rows, texts, strict=True):
+            # Before the processor sees them: not every one refuses.
+            if text.count(self.codec.processor.image_token) != len(row.images):
+                raise PromptError(f"row {row.id}: the chat template does not place one image token per image")
         try:
             inputs = self.codec.processor(
                 text=texts,
@@ -119,18 +126,15 @@ class PromptBuilder:
                 return_mm_token_type_ids=True,
                 add_special_tokens=False,
             )
-        # StopIteration: transformers 5.20 on more image tokens than images.
-        except (ValueError, StopIteration) as error:
+        except ValueError as error:
             if len(rows) > 1:
                 # Which one it was shows when each goes alone.
                 return [prompt for row in rows for prompt in self._with_images([row])]
-            raise PromptError(f"row {rows[0].id}: {self._refusal(rows[0], texts[0], error)}") from error
+            raise PromptError(f"row {rows[0].id}: {self._refusal(texts[0], error)}") from error
         return self._cut(rows, texts, inputs)
 
-    def _refusal(self, row: Row, text: str, error: ValueError) -> str:
+    def _refusal(self, text: str, error: ValueError) -> str:
         """Why the processor refused a row: its text, or an image."""
-        if text.count(self.codec.processor.image_token) != len(row.images):
-            return "the chat template does not place one image token per image"
         try:
             self.codec.tokenizer([text], padding=True, add_special_tokens=False)
         except ValueError as problem:
@@ -150,7 +154,7 @@ class PromptBuilder:
 
     def _cut(self, rows: Sequence[Row], texts: Sequence[str], inputs: Mapping[str, torch.Tensor]) -> list[Prompt]:
         """The prompts of a batch of processor outputs; copies, because a view would keep (and send) the whole batch."""
-        media = self.family.vision.cut(inputs, [len(row.images) for row in rows])
+        media = self.family.vision.cut(self.codec.processor, inputs, [len(row.images) for row in rows])
         prompts = []
         for index, (row, text) in enumerate(zip(rows, texts, strict=True)):
             length = int(inputs["attention_mask"][index].sum())
@@ -163,7 +167,7 @@ class PromptBuilder:
                 opens=self.opens,
             )
             expected = self.family.vision.num_tokens(self.codec.processor, prompt.media)
-            if prompt.num_image_tokens != expected:
+            if expected is not None and prompt.num_image_tokens != expected:
                 raise PromptError(
                     f"row {row.id}: {prompt.num_image_tokens} image tokens for images of {expected} tokens; the chat "
                     "template does not place one image token per image"

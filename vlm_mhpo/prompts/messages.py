@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from data_prep import Row, Turn
 from vlm_mhpo.errors import PromptError
 from vlm_mhpo.models.loading import Codec
-from vlm_mhpo.types import TAGS
+from vlm_mhpo.types import READ
 
 IMAGE_PLACEHOLDER = "<image>"
 
@@ -31,7 +31,7 @@ def special_tokens(codec: Codec) -> tuple[str, ...]:
 
 def without_tags(special_tokens: Iterable[str]) -> list[str]:
     """Those that no text may hold, not even one that shows a response."""
-    return [token for token in special_tokens if token not in TAGS]
+    return [token for token in special_tokens if token not in READ]
 
 
 def build_messages(

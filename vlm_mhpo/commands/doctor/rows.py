@@ -81,7 +81,7 @@ def unlimited_builder(config: Config) -> PromptBuilder:
     model = config.model
     family = family_on_this_machine(model)
     if tiny := tiny_family(model.path):
-        processor = build_processor(tiny, build_tokenizer())
+        processor = build_processor(tiny, build_tokenizer(tiny))
     else:
         processor = read_processor(model.path, family, revision=model.revision, offline=True)
     codec = counting_codec(processor, family, model.min_pixels, model.max_pixels, path=model.path)

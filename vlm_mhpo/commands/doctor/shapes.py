@@ -62,7 +62,7 @@ def transformers_config(model: ModelConfig) -> Any:
         ModelError: there is none on this machine, or a tiny family does not exist.
     """
     if family := tiny_family(model.path):
-        return model_config(family, build_tokenizer(), TINY_HIDDEN_SIZE)
+        return model_config(family, build_tokenizer(family), TINY_HIDDEN_SIZE)
     try:
         return read_config(model.path, revision=model.revision, offline=True)
     except ModelError as error:

@@ -61,7 +61,7 @@ def _causal_prompt(length: int) -> Work:
 def parts_of(policy: Policy) -> tuple[Part, ...]:
     """The parts of a policy, with the gradients that its `requires_grad` asks for."""
     model, family = policy.model, policy.family
-    body = getattr(model.model, "language_model", model.model)
+    body = getattr(model.model, "language_model", None) or getattr(model.model, "text_model", model.model)
     config = model.config.get_text_config()
     head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     attention = 2 * config.num_hidden_layers * config.num_attention_heads * head_width

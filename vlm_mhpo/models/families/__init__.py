@@ -7,10 +7,14 @@ from typing import Any
 
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families.base import Family
+from vlm_mhpo.models.families.glm_vl import GLM_VL_FAMILIES
+from vlm_mhpo.models.families.internvl import INTERNVL_FAMILIES
 from vlm_mhpo.models.families.qwen_vl import QWEN_VL_FAMILIES
+from vlm_mhpo.models.families.smolvlm import SMOLVLM_FAMILIES
 from vlm_mhpo.models.families.text import TEXT_FAMILIES, text_positions
 
-FAMILIES = {family.model_type: family for family in (*QWEN_VL_FAMILIES, *TEXT_FAMILIES)}
+_VISION = (*QWEN_VL_FAMILIES, *GLM_VL_FAMILIES, *INTERNVL_FAMILIES, *SMOLVLM_FAMILIES)
+FAMILIES = {family.model_type: family for family in (*_VISION, *TEXT_FAMILIES)}
 
 
 def family_for(config: Any) -> Family:

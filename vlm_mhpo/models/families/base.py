@@ -8,8 +8,9 @@ Shape suffixes: A position axes, S prompt tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -17,12 +18,18 @@ from torch import Tensor, nn
 
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families.costs import Part, Stack, Work
-from vlm_mhpo.types import Media, Prompt
+from vlm_mhpo.types import TAGS, Media, Prompt
 
-# A sampled placeholder makes the next forward look for an image that is not there. Qwen's text models know them, too.
+# What Qwen's tokenizers hold for images and videos, the text models', too.
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 # What stands for an image in a chat template; the processor repeats the token in the middle.
 IMAGE_TEXT = "<|vision_start|><|image_pad|><|vision_end|>"
+# Of tiny image processors: white paper becomes 0, so that a patch embedding starts from the ink.
+WHITE_IS_ZERO = {"image_mean": [1.0, 1.0, 1.0], "image_std": [0.3, 0.3, 0.3]}
+# Names of attributes that hold a placeholder, of configurations and processors, and its text in a tokenizer.
+_MEDIUM = r"image|img|video|vision|audio|media"
+_PLACEHOLDER_NAME = re.compile(rf"({_MEDIUM}|\b[be]o[iva]_).*token(_id|_index)?$")
+_PLACEHOLDER_TEXT = re.compile(rf"[<\[].*({_MEDIUM}).*[>\]]", re.IGNORECASE)
 # Buffers that older releases wrote with the weights and that every model computes by itself.
 SPARE_TENSORS = (r"rotary(_pos)?_emb\.inv_freq$", r"rotary_emb\.(cos|sin)_cached$")
 
@@ -35,11 +42,11 @@ class Vision(Protocol):
 
     # Media: from the processor's output to the model's arguments.
 
-    def cut(self, inputs: Mapping[str, Tensor], num_images: Sequence[int]) -> list[Media]:
+    def cut(self, processor: Any, inputs: Mapping[str, Tensor], num_images: Sequence[int]) -> list[Media]:
         """The media of each row of a processor's output; copies, since a view would keep (and send) the whole batch."""
 
-    def num_tokens(self, processor: Any, media: Media) -> int:
-        """Placeholder tokens that these pixels need in a prompt."""
+    def num_tokens(self, processor: Any, media: Media) -> int | None:
+        """Tokens of a prompt that the processor marks as those of these images; None where the model counts them."""
 
     def join(self, parts: Sequence[Media]) -> Media:
         """Media of several prompts as those of one forward, in order; at least one."""
@@ -56,7 +63,7 @@ class Vision(Protocol):
         """
 
     def blank(self, model: nn.Module, media: Media | None) -> tuple[Tensor, Media]:
-        """Token ids [n] of the smallest image and its media, all zeros; features where `media` are features."""
+        """Token ids [n] of the smallest image and its media; features where `media` are features."""
 
     def arguments(self, model: nn.Module, media: Media, learning: Sequence[nn.Module]) -> dict[str, Any]:
         """Keyword arguments of the transformers model."""
@@ -101,6 +108,23 @@ class Vision(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class TinyWords:
+    """What a tiny tokenizer and its template have for a family; Qwen's unless said otherwise.
+
+    Attributes:
+        placeholders: special tokens of images and videos.
+        image: what stands for an image in the template.
+        names: placeholders that the processor looks up by attributes of these names.
+        tags: ordinary tokens by which answers are read.
+    """
+
+    placeholders: tuple[str, ...] = VISION_TOKENS
+    image: str = IMAGE_TEXT
+    names: Mapping[str, str] = field(default_factory=dict)
+    tags: tuple[str, ...] = TAGS
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """One row of the table of supported architectures, whose logits are lm_head(last hidden state) and nothing more.
 
@@ -109,11 +133,12 @@ class Family:
         positions: (model, prompt) -> [A, S] int64 positions of the prompt's tokens.
         vision: how images are seen; None = text alone.
         shares_prompt: completions may share a row and a cache with their prompt; else each has a copy of it.
-        placeholders: tokens that may never be sampled, as far as the tokenizer knows them.
         leaf_modules: names of module classes that ZeRO-3 must gather whole (routed experts).
         tied: tensors that a folder may lack where its configuration ties them to others: module and name.
         spare: patterns of tensors that a folder may hold although the model does not read them.
+        hub_name: a pattern in the hub names of its published models, in small letters with "_" for all else.
         answer_tokens: a budget below which many answers of its published models are cut; 0 = not known.
+        tiny_words: what its tiny tokenizer and template have of their own.
         tiny_config: (tokenizer, sizes of the text part) -> configuration of the family's tiny model, if any.
     """
 
@@ -121,11 +146,12 @@ class Family:
     positions: Callable[[nn.Module, Prompt], Tensor]
     vision: Vision | None = None
     shares_prompt: bool = True
-    placeholders: tuple[str, ...] = VISION_TOKENS
     leaf_modules: tuple[str, ...] = ()
     tied: tuple[str, ...] = ("lm_head.weight", "embed_tokens.weight")
     spare: tuple[str, ...] = SPARE_TENSORS
+    hub_name: str = "(?!)"
     answer_tokens: int = 0
+    tiny_words: TinyWords = TinyWords()
     tiny_config: Callable[[Any, dict[str, Any]], Any] | None = None
 
     @property
@@ -148,13 +174,30 @@ class Family:
         return self.vision.join(present) if self.vision and present else None
 
 
-def banned_tokens(tokenizer: Any, vocabulary_size: int, placeholders: Sequence[str] = VISION_TOKENS) -> Tensor:
-    """[V] bool, True for placeholders and for ids that the tokenizer does not know (padding of the matrix)."""
+def banned_tokens(tokenizer: Any, vocabulary_size: int, *sources: Any) -> Tensor:
+    """[V] bool, True for placeholders and for ids that the tokenizer does not know (padding of the matrix).
+
+    A sampled placeholder makes the next forward look for an image, a video or a sound that is not there. They are those
+    that `sources` name (the model's configuration and its processor: tokens of media and of their edges), and all added
+    tokens of the tokenizer that speak of a medium.
+    """
     banned_V = torch.zeros(vocabulary_size, dtype=torch.bool)
     banned_V[len(tokenizer) :] = True
     known = tokenizer.get_added_vocab()
-    banned_V[[known[token] for token in placeholders if token in known]] = True
+    banned_V[[index for token, index in known.items() if _PLACEHOLDER_TEXT.fullmatch(token)]] = True
+    named = [value for source in (tokenizer.special_tokens_map, *sources) for value in _named_placeholders(source)]
+    ids = [tokenizer.get_vocab().get(value, -1) if isinstance(value, str) else value for value in named]
+    banned_V[[index for index in ids if 0 <= index < vocabulary_size]] = True
     return banned_V
+
+
+def _named_placeholders(source: Any) -> Iterator[int | str]:
+    """Ids and texts of placeholders among the attributes of a configuration, and of those in it, or of a processor."""
+    for name, value in (source if isinstance(source, Mapping) else vars(source)).items():
+        if hasattr(value, "to_dict") and hasattr(value, "model_type"):
+            yield from _named_placeholders(value)
+        elif _PLACEHOLDER_NAME.search(name) and isinstance(value, int | str) and not isinstance(value, bool):
+            yield value
 
 
 def vision_weights(model: nn.Module, family: Family) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_mhpo.errors import ModelError
-from vlm_mhpo.models.families.base import VISION_TOKENS, Family
+from vlm_mhpo.models.families.base import VISION_TOKENS, WHITE_IS_ZERO, Family
 from vlm_mhpo.models.families.costs import Part, Stack, Work, matrices, num_weights
 from vlm_mhpo.models.families.frozen_tower import encode_images, encoder_output
 from vlm_mhpo.models.families.patch_embedding import embed_patches_by_product
@@ -25,8 +25,8 @@ from vlm_mhpo.types import Media, Prompt
 PIXELS, GRID, FEATURES = "pixel_values", "image_grid_thw", "image_features_IKD"
 
 
-def _rope_index_positions(model: nn.Module, prompt: Prompt) -> Tensor:
-    """[3, S]: time, height and width positions, as the model's own get_rope_index defines them."""
+def rope_index_positions(model: nn.Module, prompt: Prompt) -> Tensor:
+    """[3, S]: time, height and width positions, as the model's own `get_rope_index` defines them."""
     if prompt.media is None or GRID not in prompt.media.tensors:
         return torch.arange(prompt.num_tokens).expand(3, -1)
     positions, _ = model.model.get_rope_index(
@@ -43,15 +43,16 @@ class QwenVision:
 
     Attributes:
         projector_names: of the projectors inside the tower.
-        processor_class, video_class, patch_size: of the tiny processor.
+        processor_class, video_class, patch_size, image_class: of the tiny processor.
     """
 
     projector_names: tuple[str, ...]
     processor_class: str
     video_class: str = "Qwen2VLVideoProcessor"
     patch_size: int = 14
+    image_class: str = "Qwen2VLImageProcessor"
 
-    def cut(self, inputs: Mapping[str, Tensor], num_images: Sequence[int]) -> list[Media]:
+    def cut(self, processor: Any, inputs: Mapping[str, Tensor], num_images: Sequence[int]) -> list[Media]:
         grids = inputs[GRID].split(list(num_images))
         pixels = inputs[PIXELS].split([_num_patches(grid) for grid in grids])
         return [Media({PIXELS: some.clone(), GRID: grid.clone()}) for some, grid in zip(pixels, grids, strict=True)]
@@ -176,9 +177,8 @@ class QwenVision:
 
         side = 2 * self.patch_size
         limits = {"shortest_edge": side * side, "longest_edge": side * side * 256}
-        # White paper becomes 0, so that a patch embedding starts from the ink and not from a large constant.
-        image_processor = transformers.Qwen2VLImageProcessor(
-            patch_size=self.patch_size, merge_size=2, size=limits, image_mean=[1.0, 1.0, 1.0], image_std=[0.3, 0.3, 0.3]
+        image_processor = getattr(transformers, self.image_class)(
+            patch_size=self.patch_size, merge_size=2, size=limits, **WHITE_IS_ZERO
         )
         return getattr(transformers, self.processor_class)(
             image_processor=image_processor,
@@ -245,11 +245,11 @@ _TINY_QWEN3 = partial(
 )
 _MERGER = ("merger",)
 QWEN_VL_FAMILIES = (
-    Family("qwen2_vl", _rope_index_positions, QwenVision(_MERGER, "Qwen2VLProcessor"), tiny_config=_TINY_QWEN2),
-    Family("qwen2_5_vl", _rope_index_positions, QwenVision(_MERGER, "Qwen2_5_VLProcessor"), tiny_config=_TINY_QWEN2_5),
+    Family("qwen2_vl", rope_index_positions, QwenVision(_MERGER, "Qwen2VLProcessor"), tiny_config=_TINY_QWEN2),
+    Family("qwen2_5_vl", rope_index_positions, QwenVision(_MERGER, "Qwen2_5_VLProcessor"), tiny_config=_TINY_QWEN2_5),
     Family(
         "qwen3_vl",
-        _rope_index_positions,
+        rope_index_positions,
         QwenVision((*_MERGER, "deepstack_merger_list"), "Qwen3VLProcessor", "Qwen3VLVideoProcessor", 16),
         # On average 1.4 to 4.3 thousand on visual mathematics, with a long tail.
         answer_tokens=8192,
