@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import lru_cache
 from itertools import pairwise
 from math import gcd
 
@@ -292,6 +293,7 @@ def _same_relation(gold: Relation, answer: Relation) -> bool:
     return denominators is not None and factor / denominators > 0
 
 
+@lru_cache(maxsize=1024)
 def read(text: str) -> Value | Chain | None:
     """The value of a cleaned text, or None if our grammar does not read it; raises TooLarge."""
     try:

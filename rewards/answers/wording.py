@@ -8,6 +8,7 @@ French and German are read; texts come with full-width marks or with the plain o
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from rewards.answers.denials import denies, either, spoils
 
@@ -116,6 +117,10 @@ _CLOSING = re.compile(
     r"|(?:が|は)(?:正解|答え)(?:です|である|だ|となる)?|です|である|となる|となります|になる|になります|だ)$",
     re.IGNORECASE,
 )
+# A quick look at the end of a text before the expression above is tried all through it.
+_CLOSERS = """answer answers solution solutions result results option options choice choices one ones value values
+correct correcte right true réponse juste richtig korrekt antwort lösung 项 案 确 的 求 解 え す る だ"""
+_CLOSER_ENDS = tuple(_CLOSERS.split())
 _TAIL = re.compile(
     r"^(?P<kept>(?:[^=]{1,40}=\s*)?[$¤£€]?\s?[+-]?\\?[\d][^\s]*(?:\s+[^\W\d_]+[.^{}\d]*){0,3}?)\s+"
     r"(?:ago|long|tall|wide|high|deep|old|away|left|remaining|altogether"
@@ -126,19 +131,23 @@ _MORE = re.compile(
     r"^((?:[^=]{1,40}=\s*)?\d[\d.,/]*)\s+(?:more|extra|additional)\s+(?=[^\W\d_])(?!than)", re.IGNORECASE
 )
 _NUMBER_FIRST = re.compile(r"(?:[^=]{1,40}=\s*)?[$¤£€+-]?\s?\\?\d")
-_WORDS = re.compile(r"[^\W\d_]{2,}|[=:,≈∴]|\w[选项]|[一-鿿]")
+# A command is a word only where it is one of those that lead in.
+_WORDS = re.compile(
+    r"\\(?:therefore|approx|implies|Rightarrow|because)|(?<![\\A-Za-z])[^\W\d_]{2,}|[=:,≈∴]|\w[选项]|[一-鿿]"
+)
 _BECAUSE = re.compile(
     r"(?:[,;]?\s+(?:because|since|parce\s+que|weil)|[,;]\s+(?:as|car|da|denn)|[,;，；]\s*因为)(?:\s|(?<=因为)).*$",
     re.DOTALL | re.IGNORECASE,
 )
+_REASONS = ("因为", "because", "since", "parce", "weil", " as ", " car ", " da ", " denn ")
 _LEAD_INS = (_CONCLUSION, _OTHERS_OUT, _REASON_FIRST, _CONNECTIVE, _CHOICE_LABEL, _LABEL, _CLAUSE, _PHRASE_FIRST)
 # These may deny, as they speak of something else.
 _ABOUT_OTHERS = (_CONCLUSION, _OTHERS_OUT, _REASON_FIRST)
-# Runs of blanks would make a search for what may follow a blank quadratic.
-_SPACES = re.compile(r"\s+")
+_STATEMENTS = (_STATEMENT, _CJK_STATEMENT, _CJK_COUNT, _HEADED)
 _MAX_STEPS = 8
 
 
+@lru_cache(maxsize=1024)
 def look_through(text: str) -> str:
     """Take off words that only introduce or close an answer ("So", "The area is", "is the answer").
 
@@ -146,7 +155,8 @@ def look_through(text: str) -> str:
     """
     if not _WORDS.search(text):
         return text
-    text = _SPACES.sub(" ", text)
+    # Runs of blanks would make a search for what may follow a blank quadratic.
+    text = " ".join(text.split())
     for _ in range(_MAX_STEPS):
         shorter = _shorter(text).strip()
         if shorter == text or not shorter.strip(" .,:;$"):
@@ -164,10 +174,12 @@ def _shorter(text: str) -> str:
         is_open = _CONDITION.search(found.group()) if pattern in _ABOUT_OTHERS else spoils(found.group())
         if not is_open:
             return text[found.end() :]
-    closing = _CLOSING.search(text)
+    end = text[-60:].lower()
+    may_close = end.endswith(_CLOSER_ENDS) or " the " in end or " this " in end
+    closing = _CLOSING.search(text) if may_close else None
     if closing and closing.start():
         return text[: closing.start()]
-    for pattern in (_STATEMENT, _CJK_STATEMENT, _CJK_COUNT, _HEADED):
+    for pattern in (_STATEMENT, _HEADED) if text.isascii() else _STATEMENTS:
         found = pattern.match(text)
         if found and not spoils(found.group()) and not _ANSWER_BEFORE.match(text):
             return _stated(found["subject"].strip(), text[found.end() :])
@@ -188,4 +200,8 @@ def _stated(subject: str, rest: str) -> str:
 
 def without_reason(text: str) -> str:
     """The text without a "because ..." at its end."""
-    return _BECAUSE.sub("", _SPACES.sub(" ", text))
+    text = " ".join(text.split())
+    if " " not in text and "因为" not in text:
+        return text
+    low = text.lower()
+    return _BECAUSE.sub("", text) if any(word in low for word in _REASONS) else text
