@@ -15,7 +15,7 @@ from rewards.answers.math import Comparison, read, suits_the_engine, worth_a_wor
 from rewards.answers.notation import clean
 from rewards.answers.number import Quantity
 from rewards.answers.number_words import in_digits
-from rewards.answers.spoken import last_sentence, spoken_value
+from rewards.answers.spoken import last_sentence, spoken_value, worked_out
 from rewards.answers.structures import Chain, Named, Relation, Value
 from rewards.answers.text import normal_text, same_text
 from rewards.answers.units import parse_unit
@@ -176,6 +176,8 @@ def _judge_math(gold: Gold, answer: str) -> Score | Pending:
     text = clean(answer)
     if text == gold.text:
         return score_of(True, answer, "identical to the gold")
+    if "=" in answer and isinstance(_said(gold.value), Quantity):
+        text = clean(worked_out(answer) or text)
     value = read(text) or _read_commas(text) or _read_words(text)
     if value is None and not worth_a_worker(text):
         text, value = _spoken(answer, text)

@@ -49,7 +49,8 @@ doppelt?\w*; hälfte; mehr; weniger; mindestens; höchstens; unmöglich; ungleic
 _CHINESE = r"""[不非没沒无無未错錯误誤否除舍捨加减減倍哪吗谁怎]; 什么; 可能; 也许; 或许; 如果; 假设; 假如; 若; 认为;
 据说; 一半; 大于; 小于; 多于; 少于; 至少; 至多; 最多有; 超过; 多少; 的平方; 的立方; 比[^例]{1,12}[多少大小高低];
 猜; 好像; 似乎; 随便; 岂; 休想; 拒绝; 万一; 假的; 平方后; 为了使; [令设]它;
-[二三四五六七八九十]分之一(?:是|为|等于)[-\d]; 相反; 倒数; 绝对值; 另一; 干扰; (?:之前|原来|原先|先前|刚才)的?答案"""
+[二三四五六七八九十]分之一(?:是|为|等于)[-\d]; 相反; 倒数; 绝对值; 另一; 干扰; (?<!分)之一;
+(?:之前|原来|原先|先前|刚才)的?答案"""
 _JAPANESE = """ない; ません; なし; でな; 違; 間違; かも; たぶん; おそらく; もし; 以外; 半分; 二乗; 以上で; 以下で; 未満;
 より大; より小"""
 _DENIAL = re.compile(
@@ -62,7 +63,8 @@ _ALTERNATIVE = re.compile(r"\b(?:or|either|except|excluding|but|than|oder|ou|soi
 # What denies nothing although it holds such a word.
 _HARMLESS = re.compile(
     r"不等式(?:组|的)?|无理数|非负|非零|不同|不变|误差|未知数|错位|加法|减法|倍数|公倍数|不动点|不规则"
-    r"|\b(?:non-?negative|if and only if|plus sign|no\.\s*(?=\d))|比例|由以上|综上"
+    r"|\b(?:in|for|of) may\b(?! be)|\b(?:non-?negative|ordered triple|if and only if|plus sign|no\.\s*(?=\d))"
+    r"|比例|由以上|综上"
 )
 # A value of the answer, or of one letter, put through a function is another value.
 _CHANGED = re.compile(

@@ -81,6 +81,8 @@ _PRIMES = re.compile(r"\^\s*\{?((?:\s*')+)\s*\}?")
 _DELIMITERS = re.compile(r"\$\$|\$|\\\(|\\\)|\\\[|\\\]")
 _PRICE = re.compile(r"(?:^|\s)\$\s?(?=\d)|(?<=\d)\s?\$$")
 _BUILDER = re.compile(r"^\{\s*[A-Za-z]\s*(?:\\in\b[^{}|:]{0,20}(?:\{R\})?\s*)?[|:][^{}]*\}$")
+# (1, 2) and 1,234 in braces are no sets.
+_ROUND, _LISTED, _THOUSANDS = re.compile(r"\([^()]*\)"), re.compile("[,;]"), re.compile(r"[1-9]\d{0,2}(?:,\d{3})+")
 _ONE_BRACE = re.compile(r"^\{([^{}]*)\}$")
 
 
@@ -112,7 +114,11 @@ def clean(text: str) -> str:
     if text.startswith("{") and _BUILDER.match(text):
         return f"\\{text[:-1]}\\}}"
     braced = _ONE_BRACE.match(text)
-    return braced.group(1).strip() if braced else text
+    if braced is None:
+        return text
+    inner = braced.group(1).strip()
+    is_set = _LISTED.search(_ROUND.sub("", inner)) and not _THOUSANDS.fullmatch(inner)
+    return f"\\{{{inner}\\}}" if is_set else inner
 
 
 def _clean_latex(text: str) -> str:

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from rewards.answers.compound import read_compound
 from rewards.answers.equality import Undecided, plain_rational, same_value, symbols, to_number, to_ratio
-from rewards.answers.grammar import Node, NotAnExpression, parse_expression
+from rewards.answers.grammar import Node, NotAnExpression, number_value, parse_expression
 from rewards.answers.nouns import agree, split_noun
 from rewards.answers.numerals import split_multiplier
 from rewards.answers.units import Unit, split_unit
@@ -19,7 +19,7 @@ _PERCENT = re.compile(
 )
 _PERCENT_ENDS = tuple("%tTeEト")
 _CHINESE_PERCENT = re.compile(r"^百分之\s*(?=\d)")
-_PLAIN = re.compile(r"([+-]?)(\d{1,15})(?:\.(\d{1,15}))?", re.ASCII)
+_PLAIN = re.compile(r"([+-]?)(\d{1,15}(?:\.\d{1,15})?)", re.ASCII)
 _LITERAL = re.compile(
     r"^[+-]?(?P<mantissa>\d[\d,]*\.\d+|\d[\d,]*|\.\d+)"
     r"(?:[eE](?P<exp>[+-]?\d{1,3})|\s*\*\s*10\s*\^\s*\{?\s*(?P<power>[+-]?\d{1,3})\s*\}?)?$"
@@ -53,14 +53,9 @@ def plain_number(text: str) -> Quantity | None:
     found = _PLAIN.fullmatch(text)
     if not found:
         return None
-    sign, whole, decimals = found.groups()
-    if decimals is None:
-        node, quantum, digits = ("num", Fraction(int(whole))), None, 0
-    else:
-        size = 10 ** len(decimals)
-        node, quantum = ("num", Fraction(int(whole + decimals), size)), Fraction(1, size)
-        digits = len((whole + decimals).lstrip("0"))
-    return Quantity(("neg", node) if sign == "-" else node, quantum=quantum, digits=digits)
+    node = ("num", number_value(found[2]))
+    quantum, digits = _written(found[2])
+    return Quantity(("neg", node) if found[1] == "-" else node, quantum=quantum, digits=digits)
 
 
 def parse_quantity(text: str) -> Quantity:

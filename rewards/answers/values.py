@@ -57,8 +57,7 @@ def parse_value(text: str, depth: int = 0) -> Value | Chain:
     """
     if depth > 6:
         raise TooLarge("lists are nested more than 6 deep")
-    text = text.strip()
-    if plain := plain_number(text):
+    if plain := plain_number(text := text.strip()):
         return plain
     if depth == 0:
         text = _asserted(text)
@@ -80,8 +79,7 @@ def parse_value(text: str, depth: int = 0) -> Value | Chain:
         if matrix is not None:
             return matrix
     if depth == 0:
-        text = _ungroup(text)
-        text = _CHEVRONS.sub(r"(\1)", text) if text.startswith("<") else text
+        text = _CHEVRONS.sub(r"(\1)", _ungroup(text))
     pieces, separators = split_top(text, _SEPARATOR)
     if len(pieces) > 1:
         return _listed(pieces, [_JOINS.get(separator, separator) for separator in separators], depth)
