@@ -49,6 +49,16 @@ gibt insgesamt flächeninhalt umfang wert volumen länge höhe winkel valeur air
 là bằng được còn có adalah sama jawabannya yaitu menjadi tersisa sebesar
 равно равен равна равны составляет составит ответ получаем осталось будет zijn bedraagt blijven"""
 _ASSERTS = frozenset(_ASSERT_WORDS.split())
+# Right before a number these count, compare or point to something else.
+_POINTS_AWAY_WORDS = """of to by from with at in on for over under above below between than times until before after
+toward towards near around without minus plus and or nor but as per every each any some all exceeds exceed step
+steps question problem figure fig page case number no part row column line level day week month year age aged chapter
+section grade class room side angle triangle point option choice statement equation multiple divisor factor power root
+square cube base mod modulo a an the this that these those his her their my your our its more less fewer greater first
+second third next last another other only add subtract multiply divide remove given if when let say try check into onto
+within across through past vs versus de du des à au aux von zu bei mit um auf für nach vor über unter negative négatif
+négative était war waren del al con por para desde hasta lost owes refuse start started begins began needs need"""
+_POINTS_AWAY = frozenset(_POINTS_AWAY_WORDS.split())
 # "a value of 9" asserts it, "a multiple of 9" does not; "equal to", "comes to"; "leaves us with"; "the point (0, 14)".
 _QUANTITY = """values? total sum answer result length area perimeter volume height width measure probability average
 mean median distance cost price slope difference height angle radius diameter circumference"""
@@ -70,7 +80,7 @@ _ASSERTS_PLACE = re.compile(
 _PLACE = re.compile(r"[(\[].*,.*[)\]]")
 # Signs of Chinese and Japanese before a value that make it another one, or the name of something.
 _HAN_SPOILS = re.compile("[负負第从從比以被由近近到至过過超差]$|(?<!等)[于於]$")
-# Said of a case that is not, or by somebody else.
+# Said of a case that is not, or by others.
 _UNREAL = re.compile(
     r"^\W*(?:had|were|should)\s|\bwould\s+have\b|\b(?:many|some|others?|people|students|one|they|he|she|you)\s+(?:would|say|think)\b"
 )
@@ -101,6 +111,10 @@ _GIVEN_FIRST = re.compile(
     r"^\W*(?:(?:so|thus|hence|therefore),?\s+)?(?:when|for|at)\s+\$?[a-z]\s*=\s*[-\d./]+\$?,\s*(?:we\s+have\s+)?(?=the\s|\$?[a-z]\s*=|f\()",
     re.IGNORECASE,
 )
+# A remark in brackets behind what is said; the clause that draws the conclusion; a value that is set apart.
+_REMARK = re.compile(r"(?<=\S)\s*\([^()]*[^\W\d_]{2}[^()]*\)(?=\W*$)")
+_DRAWN = re.compile(r"[,，]\s*(?:which|ce\s+qui)\s+(?=[^,，]*\d[^,，]*$)")
+_BOLD = re.compile(r"\*\*([^*]{1,60})\*\*")
 _COMMANDS, _LATIN = re.compile(r"\\[A-Za-z]+"), re.compile("[^\\W\\d_]")
 _STEPS = re.compile(
     r"\n|[,，;；→⇒⟹]|=>|\\(?:implies|Rightarrow|to)(?![A-Za-z])|\b(?:and|so|hence|thus|then|therefore"
@@ -134,8 +148,6 @@ _CUED = re.compile(
 )
 _ARTICLE = re.compile(r"(?<![A-Za-z])A\s+(?!and\b|or\b|is\b)[a-z]{2}")
 _ANY_LETTER = re.compile(r"(?<![A-Za-z\\$])[A-H](?![A-Za-z'’=∠])")
-
-
 _DIGIT, _HAN_END = re.compile(r"\d"), re.compile(f"[{_HAN}]$")
 # What stands before "x = 5" where that is the result of something, and how a sentence begins that works it out.
 _LEADS_TO = re.compile(
@@ -172,6 +184,9 @@ def spoken_value(text: str) -> tuple[str, ...]:
         return ()
     if sentence != text.strip() and not _PROSE.search(sentence) and "\n" in text:
         return () if denies(text) else (sentence,)
+    bold = _BOLD.findall(sentence)
+    if len(bold) == 1 and _DIGIT.search(bold[0]) and not spoils(sentence) and not _ANOTHER.search(sentence):
+        return (bold[0].strip(" ."),)
     sentence = numbers_in_digits(sentence)
     if first := _value_first(sentence):
         return first
@@ -211,7 +226,9 @@ def last_sentence(text: str) -> str:
     ends = [found[1] for found in map(_LED.search, pieces) if found] if len(pieces) > 1 else []
     if len(ends) > 1 and _LED.search(pieces[-1]) and ends[-1] in ends[:-1] and not _CONCLUDES.match(pieces[-1]):
         return ""
-    sentence = _GIVEN_FIRST.sub("", without_reason(pieces[-1]))
+    sentence = _REMARK.sub("", _GIVEN_FIRST.sub("", without_reason(pieces[-1])))
+    if drawn := _DRAWN.search(sentence):
+        sentence = sentence[drawn.end() :]
     low = sentence.lower()
     return "" if _UNREAL.search(low) or _FOREIGN_DENIAL.search(low) or denies(low) else sentence
 
@@ -246,7 +263,11 @@ def _asserts(before: str, tokens: Sequence[re.Match[str]]) -> bool:
     last = words[-1]["word"] or ""
     if _HAN_END.search(last):
         return not _HAN_SPOILS.search(last)
-    return last.casefold() in _ASSERTS or bool(_ASSERTS_BEFORE.search(before))
+    if last.casefold() in _ASSERTS or _ASSERTS_BEFORE.search(before):
+        return True
+    # The only value of a clause of some words is what it says, unless the word before it points away.
+    latin = [token["word"] for token in words if token["word"] and not _HAN_END.search(token["word"])]
+    return len(latin) >= 3 and latin[-1] == last and last.casefold() not in _POINTS_AWAY and not last.isupper()
 
 
 def _is_value(token: re.Match[str]) -> bool:
