@@ -15,7 +15,7 @@ from rewards.answers.math import Comparison, read, suits_the_engine, worth_a_wor
 from rewards.answers.notation import clean
 from rewards.answers.number import Quantity
 from rewards.answers.number_words import in_digits
-from rewards.answers.spoken import spoken_value
+from rewards.answers.spoken import last_sentence, spoken_value, worked_out
 from rewards.answers.structures import Chain, Named, Relation, Value
 from rewards.answers.text import normal_text, same_text
 from rewards.answers.units import parse_unit
@@ -176,6 +176,8 @@ def _judge_math(gold: Gold, answer: str) -> Score | Pending:
     text = clean(answer)
     if text == gold.text:
         return score_of(True, answer, "identical to the gold")
+    if "=" in answer and isinstance(_said(gold.value), Quantity):
+        text = clean(worked_out(answer) or text)
     value = read(text) or _read_commas(text) or _read_words(text)
     if value is None and not worth_a_worker(text):
         text, value = _spoken(answer, text)
@@ -239,8 +241,8 @@ def judge_item(item: Item | Sample) -> Score | Pending:
     judge = _judge_cached if len(answer) <= _CACHED_CHARS else _judge
     outcome = _best([judge(gold, answer) for gold in golds])
     is_unread = isinstance(outcome, Score) and outcome.reason in _UNREAD
-    sentence = extraction.sentence if is_unread and extraction.sentence != answer else ""
-    if sentence and any(_says(gold, sentence) for gold in golds):
+    sentence = last_sentence(extraction.text) if is_unread else ""
+    if sentence and sentence != answer and any(_says(gold, sentence) for gold in golds):
         return score_of(True, answer, "the sentence says the gold")
     return outcome
 

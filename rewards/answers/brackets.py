@@ -7,19 +7,17 @@ import re
 
 def split_top(text: str, separator: re.Pattern[str]) -> tuple[list[str], list[str]]:
     """(pieces, separators) outside all brackets; a bracket may close with another kind (half-open intervals)."""
-    if not separator.search(text):
-        return [text], []
     pieces, found, level, start, position = [], [], 0, 0, 0
-    while position < len(text):
-        char = text[position]
-        match = separator.match(text, position) if level == 0 else None
-        if match and not (position and text[position - 1] == "\\"):
+    for match in separator.finditer(text):
+        for char in text[position : match.start()]:
+            level += (char in "([{") - (char in ")]}")
+        position = match.start()
+        if level == 0 and not text.endswith("\\", 0, position):
             pieces.append(text[start:position].strip())
             found.append(match.group())
             start = position = match.end()
-            continue
-        level += (char in "([{") - (char in ")]}")
-        position += 1
+    if not found:
+        return [text], []
     pieces.append(text[start:].strip())
     return pieces, found
 

@@ -40,7 +40,10 @@ _OTHER_HALF = re.compile(
     r"\b(?:but|however|or|wait|actually|yes|no|ja|nein|oui|non|maybe)\b|但|不过|或|等等|不是|否|(?<!不)是的",
     re.IGNORECASE,
 )
-_TEXT_THEN_LETTER = re.compile(r"^(.*\S)\s*\(\s*(?:option\s+|choice\s+)?([A-Z])\s*\)$", re.DOTALL)
+_TEXT_THEN_LETTER = re.compile(
+    r"^(.*\S)\s*(?:\(\s*(?:option\s+|choice\s+)?(?P<letter>[A-Z])\s*\)|,\s*(?:option|choice)\s+(?P<last>[A-Z]))$",
+    re.DOTALL,
+)
 _SECOND_LETTER = re.compile(r"\b(?:or|and)\s+\(?[A-Z]\)?\b")
 _SEVERAL = re.compile(r"^\(?([A-Z])\)?(?:(?:\s*(?:,|and|&|和|与|及|et|und)\s*|\s?)\(?([A-Z])\)?)+$")
 
@@ -113,7 +116,7 @@ def _named_choice(text: str, choices: Choices) -> int | str:
         return _agreeing(_index(letter_found, choices), beside, choices)
     trailing = _TEXT_THEN_LETTER.match(bare)
     if trailing:
-        return _agreeing(_index(trailing.group(2), choices), trailing.group(1), choices)
+        return _agreeing(_index(trailing["letter"] or trailing["last"], choices), trailing[1], choices)
     yes_no = _YES_NO.match(bare)
     if yes_no and set(choices.texts) == {"yes", "no"}:
         return choices.texts.index(yes_no.group(1).lower())
@@ -161,7 +164,7 @@ def _agreeing(index: int | str, text: str, choices: Choices) -> int | str:
         return "two letters" if is_other else index
     if _same_choice(text, index, choices) and _by_text(text, choices) in (index, None):
         return index
-    if named_once(normal_text(text), choices.texts) == index:
+    if named_once(normal_text(text), choices.texts, is_asserted=True) == index:
         return index
     return _DISAGREE
 

@@ -63,6 +63,19 @@ def to_ratio(node: Node) -> Ratio | None:
     return _exact_integer_function(kind, [part.rational() for part in parts])
 
 
+def plain_rational(node: Node) -> Fraction | None:
+    """The value of a numeral, or of a fraction of two, with or without a sign; None for any other tree."""
+    kind = node[0]
+    if kind == "num":
+        return node[1]
+    if kind == "neg":
+        value = plain_rational(node[1]) if node[1][0] in ("num", "div") else None
+        return None if value is None else -value
+    if kind == "div" and node[1][0] == node[2][0] == "num" and node[2][1]:
+        return node[1][1] / node[2][1]
+    return None
+
+
 def _exact_power(node: Node) -> Ratio | None:
     base, exponent = to_ratio(node[1]), to_ratio(node[2])
     value = exponent.rational() if exponent is not None else None
@@ -189,6 +202,9 @@ def same_value(gold: Node, answer: Node) -> bool:
         Undecided: a symbolic engine has to look.
         TooLarge: a value passes the limits.
     """
+    plain = plain_rational(gold), plain_rational(answer)
+    if None not in plain:
+        return plain[0] == plain[1]
     try:
         right = to_ratio(answer)
     except ZeroDivisionError:

@@ -41,6 +41,8 @@ _BASE_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7,
 _RAISED_INDEX = re.compile(r"(?<![A-Za-z])(\\?[A-Za-z]+)\s*\^\s*(\{[^{}]*\}|\w)\s*(_\s*(?:\{[^{}]*\}|\w))")
 _GROUPED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _SIGNS = (("op", "+"), ("op", "-"))
+_POSTFIX, _POWER = frozenset("!%°"), ("^", "**")
+_HUNDRED, _DEGREE = ("num", Fraction(100)), ("div", ("sym", "pi"), ("num", Fraction(180)))
 _OPENERS = {"(": ")", "{": "}", "[": "]"}
 _MAX_NUMBER_CHARS = 400
 
@@ -66,7 +68,7 @@ def parse_expression(text: str) -> Node:
         text = _BASED.sub(_in_decimal, _RAISED_INDEX.sub(r"\1\3^\2", text))
     parser = _Parser(_tokens(text))
     node = parser.sum(0)
-    if parser.at < len(parser.tokens):
+    if parser.at < len(parser.tokens) - 1:
         raise NotAnExpression(f"unexpected {parser.tokens[parser.at][1]!r}")
     return node
 
@@ -126,21 +128,21 @@ class _Parser:
     """Holds the cursor over the tokens."""
 
     def __init__(self, tokens: list[tuple[str, str]]) -> None:
-        self.tokens = tokens
+        self.tokens = [*tokens, ("end", "")]
         self.at = 0
 
     def peek(self) -> tuple[str, str]:
-        return self.tokens[self.at] if self.at < len(self.tokens) else ("end", "")
+        return self.tokens[self.at]
 
     def take(self, text: str) -> bool:
-        if self.peek()[1] == text and self.peek()[0] in ("op", "cmd"):
+        if self.tokens[self.at][1] == text:
             self.at += 1
             return True
         return False
 
     def sum(self, depth: int, stop: str = "") -> Node:
         node = self.signed(self.product, depth, stop)
-        while self.peek() in _SIGNS:
+        while self.tokens[self.at] in _SIGNS:
             node = ("add", node, self.signed(self.product, depth, stop))
         return node
 
@@ -156,11 +158,10 @@ class _Parser:
     def product(self, depth: int, stop: str) -> Node:
         node = self.power(depth, stop)
         while True:
-            kind = self.peek()[0]
-            if self.take("*"):
-                node = ("mul", node, self.signed(self.power, depth, stop))
-            elif self.take("/"):
-                node = ("div", node, self.signed(self.power, depth, stop))
+            kind, sign = self.tokens[self.at]
+            if sign == "*" or sign == "/":
+                self.at += 1
+                node = ("mul" if sign == "*" else "div", node, self.signed(self.power, depth, stop))
             elif self.starts_factor(stop):
                 mixed = self.mixed_number(node, depth)
                 if mixed is None and kind == "num":
@@ -194,20 +195,16 @@ class _Parser:
 
     def power(self, depth: int, stop: str) -> Node:
         node = self.postfix(self.primary(depth + 1, stop))
-        if self.take("^") or self.take("**"):
+        if self.tokens[self.at][1] in _POWER:
+            self.at += 1
             node = ("pow", node, self.signed(self.power, depth + 1, stop))
         return node
 
     def postfix(self, node: Node) -> Node:
-        while True:
-            if self.take("!"):
-                node = ("fact", node)
-            elif self.take("%"):
-                node = ("div", node, ("num", Fraction(100)))
-            elif self.take("°"):
-                node = ("mul", node, ("div", ("sym", "pi"), ("num", Fraction(180))))
-            else:
-                return node
+        while (sign := self.tokens[self.at][1]) in _POSTFIX:
+            self.at += 1
+            node = ("fact", node) if sign == "!" else ("div", node, _HUNDRED) if sign == "%" else ("mul", node, _DEGREE)
+        return node
 
     def primary(self, depth: int, stop: str) -> Node:
         if depth > MAX_DEPTH:

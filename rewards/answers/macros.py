@@ -28,12 +28,12 @@ _UNIT_MACRO = re.compile(r"\\([A-Za-z]+)")
 _POWERS = {"squared": "^2 ", "cubed": "^3 "}
 
 
-_ANY = re.compile(r"color|\\(?:num|SI|qty|quantity|si|unit|ang|math|bold|bm|hat|widehat)|textdegree|\{\}")
+_ANY = re.compile(r"\\(?:(?:text)?color|num|SI|qty|quantity|si|unit|ang|math|bold|bm|hat|widehat)")
 
 
 def expand_macros(text: str) -> str:
     """The text with each such macro replaced by what it typesets."""
-    if not _ANY.search(text):
+    if not (_ANY.search(text) or "{}" in text or "textdegree" in text):
         return text
     if "color" in text:
         text = _COLOUR.sub("", _COLOURED.sub("", text))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import lru_cache
 from itertools import pairwise
 from math import gcd
 
@@ -51,6 +52,8 @@ class Comparison:
                 return False
             if self._is_rounded_to(gold, *answer.links[-1]):
                 return True
+            if _is_coarser(gold, *answer.links[-1][1:]):
+                return False
             answer = answer.value
         gold, answer = _single(gold), _single(answer)
         if isinstance(gold, Named) or isinstance(answer, Named):
@@ -215,6 +218,13 @@ def _is_nearest_integer(rounded: Quantity, exact_side: Quantity) -> bool:
     return value is not None and exact_side.unit in (None, rounded.unit) and abs(value - rounded.node[1]) * 2 <= 1
 
 
+def _is_coarser(gold: Value, rounded: Quantity, sign: str) -> bool:
+    """Whether a chain ends on fewer decimals than the gold has: \\sqrt{50} \\approx 7.1 for 7.07."""
+    if sign != "\\approx" or not isinstance(gold, Quantity) or gold.quantum is None:
+        return False
+    return rounded.node[0] == "num" and (rounded.quantum is None or rounded.quantum > gold.quantum)
+
+
 def _single(value: Value) -> Value:
     """A list of one value is that value."""
     while isinstance(value, Many) and value.kind in ("list", "set", "union") and len(value.items) == 1:
@@ -292,6 +302,7 @@ def _same_relation(gold: Relation, answer: Relation) -> bool:
     return denominators is not None and factor / denominators > 0
 
 
+@lru_cache(maxsize=1024)
 def read(text: str) -> Value | Chain | None:
     """The value of a cleaned text, or None if our grammar does not read it; raises TooLarge."""
     try:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
+from rewards.answers.grammar import FUNCTIONS, GREEK
 from rewards.answers.macros import expand_macros
 from rewards.answers.markup import without_markup
 from rewards.answers.numerals import plain_numerals, without_periods
@@ -71,14 +73,20 @@ _COMMANDS = {
     "measuredangle": "\\angle", "vartriangle": "\\triangle",
 }  # fmt: skip
 _COMMAND = re.compile(r"\\(" + "|".join(sorted(_COMMANDS, key=len, reverse=True)) + r")(?![A-Za-z])")
+# Commands that stay what they are; most answers hold no other.
+_COMMAND_NAMES = re.compile(r"\\([A-Za-z]+)")
+_INERT = GREEK | FUNCTIONS | frozenset(["frac", "sqrt", "pi", "infty", "pm", "le", "ge", "ne", "approx", "in", "angle"])
 _DEGREE = re.compile(r"\^\s*(?:\{\s*°\s*\}|°)|\{\s*°\s*\}")
 _PRIMES = re.compile(r"\^\s*\{?((?:\s*')+)\s*\}?")
 _DELIMITERS = re.compile(r"\$\$|\$|\\\(|\\\)|\\\[|\\\]")
 _PRICE = re.compile(r"(?:^|\s)\$\s?(?=\d)|(?<=\d)\s?\$$")
 _BUILDER = re.compile(r"^\{\s*[A-Za-z]\s*(?:\\in\b[^{}|:]{0,20}(?:\{R\})?\s*)?[|:][^{}]*\}$")
+# (1, 2) and 1,234 in braces are no sets.
+_ROUND, _LISTED, _THOUSANDS = re.compile(r"\([^()]*\)"), re.compile("[,;]"), re.compile(r"[1-9]\d{0,2}(?:,\d{3})+")
 _ONE_BRACE = re.compile(r"^\{([^{}]*)\}$")
 
 
+@lru_cache(maxsize=1024)
 def clean(text: str) -> str:
     """Plain notation of a short answer: Unicode, LaTeX spacing, delimiters, markdown and final stops looked through.
 
@@ -106,20 +114,29 @@ def clean(text: str) -> str:
     if text.startswith("{") and _BUILDER.match(text):
         return f"\\{text[:-1]}\\}}"
     braced = _ONE_BRACE.match(text)
-    return braced.group(1).strip() if braced else text
+    if braced is None:
+        return text
+    inner = braced.group(1).strip()
+    is_set = _LISTED.search(_ROUND.sub("", inner)) and not _THOUSANDS.fullmatch(inner)
+    return f"\\{{{inner}\\}}" if is_set else inner
 
 
 def _clean_latex(text: str) -> str:
-    text = without_periods(expand_macros(text))
-    for _ in range(3):
-        shorter = _WRAPPED.sub(r" \1 ", text)
-        if shorter == text:
-            break
-        text = shorter
-    text = _VECTOR.sub(lambda m: f" {m[1] or m[2]} ", _OVER_POINTS.sub(r" \1 ", text))
-    text = _DENIED.sub(r"\\ne ", text)
-    text = _SIZED.sub("", text)
-    text = _COMMAND.sub(lambda m: _COMMANDS[m.group(1)], text)
+    if not any(sign in text for sign in "\\{^'~/") and "textdegree" not in text:
+        return text.replace("$", " ")
+    text = expand_macros(text)
+    if not _INERT.issuperset(_COMMAND_NAMES.findall(text)):
+        text = without_periods(text)
+        for _ in range(3):
+            shorter = _WRAPPED.sub(r" \1 ", text)
+            if shorter == text:
+                break
+            text = shorter
+        text = _VECTOR.sub(lambda m: f" {m[1] or m[2]} ", _OVER_POINTS.sub(r" \1 ", text))
+        text = _SIZED.sub("", _DENIED.sub(r"\\ne ", text))
+        text = _COMMAND.sub(lambda m: _COMMANDS[m.group(1)], text)
+    if "/=" in text or "=/" in text or "= /" in text:
+        text = _DENIED.sub(r"\\ne ", text)
     text = _DIGIT_GAP.sub("", text)
     text = text.replace("\\!", "").replace("\\%", "%").replace("{,}", ",")
     text = _DEGREE.sub("°", _DEGREE.sub("°", text))

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from rewards.answers.compound import read_compound
-from rewards.answers.equality import Undecided, same_value, symbols, to_number, to_ratio
-from rewards.answers.grammar import Node, NotAnExpression, parse_expression
+from rewards.answers.equality import Undecided, plain_rational, same_value, symbols, to_number, to_ratio
+from rewards.answers.grammar import Node, NotAnExpression, number_value, parse_expression
 from rewards.answers.nouns import agree, split_noun
 from rewards.answers.numerals import split_multiplier
 from rewards.answers.units import Unit, split_unit
@@ -17,7 +17,9 @@ from rewards.answers.units import Unit, split_unit
 _PERCENT = re.compile(
     r"\s*(?:%|\b(?:percent|per cent|percentage|pct|prozent|pour cent|pourcent)|パーセント)$", re.IGNORECASE
 )
+_PERCENT_ENDS = tuple("%tTeEト")
 _CHINESE_PERCENT = re.compile(r"^百分之\s*(?=\d)")
+_PLAIN = re.compile(r"([+-]?)(\d{1,15}(?:\.\d{1,15})?)", re.ASCII)
 _LITERAL = re.compile(
     r"^[+-]?(?P<mantissa>\d[\d,]*\.\d+|\d[\d,]*|\.\d+)"
     r"(?:[eE](?P<exp>[+-]?\d{1,3})|\s*\*\s*10\s*\^\s*\{?\s*(?P<power>[+-]?\d{1,3})\s*\}?)?$"
@@ -46,16 +48,28 @@ class Quantity:
     compound: bool = False
 
 
+def plain_number(text: str) -> Quantity | None:
+    """A short decimal numeral as a quantity, None for any other text: most answers need no grammar."""
+    found = _PLAIN.fullmatch(text)
+    if not found:
+        return None
+    node = ("num", number_value(found[2]))
+    quantum, digits = _written(found[2])
+    return Quantity(("neg", node) if found[1] == "-" else node, quantum=quantum, digits=digits)
+
+
 def parse_quantity(text: str) -> Quantity:
     """Read one cleaned quantity.
 
     Raises:
         NotAnExpression, TooLarge: from the grammar.
     """
+    if plain := plain_number(text):
+        return plain
     compound = compound_quantity(text)
     if compound:
         return compound
-    percent = bool(_PERCENT.search(text)) or text.startswith("百分之")
+    percent = (text.endswith(_PERCENT_ENDS) and bool(_PERCENT.search(text))) or text.startswith("百分之")
     if percent:
         text = _CHINESE_PERCENT.sub("", _PERCENT.sub("", text))
     value, unit = (text, None) if percent or len(text) > _MAX_UNIT_CHARS else split_unit(text)
@@ -100,6 +114,8 @@ def _constant(text: str) -> tuple[str, str, Fraction, Node | None]:
     counted = split_noun(text)
     value, noun = counted or (text, "")
     value, factor = split_multiplier(value.strip())
+    if plain := plain_number(value):
+        return value, noun, factor, plain.node
     with suppress(NotAnExpression):
         node = parse_expression(value)
         if not symbols(node):
@@ -205,6 +221,8 @@ def _same_number(gold: Quantity, answer: Quantity, scale: _Scale, precision: int
 
 def constant_value(node: Node) -> Fraction | None:
     """Value of a real constant, exact if rational, else to double precision; None if it has variables."""
+    if (plain := plain_rational(node)) is not None:
+        return plain
     try:
         ratio = to_ratio(node)
     except ZeroDivisionError:

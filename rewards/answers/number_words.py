@@ -28,9 +28,14 @@ _HAN = {char: value for value, char in enumerate("零一二三四五六七八九
 _HAN_SCALES = {"十": 10, "百": 100, "千": 1000, "万": 10**4, "萬": 10**4, "亿": 10**8}
 _HAN_RUN = "[零〇一二三四五六七八九两兩十百千万萬亿]{1,12}"
 # What may stand behind such a numeral; 一次函数, 三角形 and 四边形 are names.
-_COUNT = r"(?:个[\u3040-\u30ff\u4e00-\u9fff]{0,6}|名|人|种|元|岁|米|厘米|分米|千米|千克|克|天|小时|分钟|只|块|度)"
+_COUNT = r"(?:个(?!.*(?:之一|中的))[\u3040-\u30ff\u4e00-\u9fff]{0,6}"
+_COUNT += "|名|人|种|元|岁|米|厘米|分米|千米|千克|克|天|小时|分钟|只|块|度)"
 _HAN_FRACTION = re.compile(rf"(?P<sign>负)?(?P<bottom>{_HAN_RUN})分之(?P<top>{_HAN_RUN})")
 _HAN_NUMBER = re.compile(rf"(?P<sign>负)?(?P<number>{_HAN_RUN})(?P<rest>{_COUNT}?)")
+_DIGITS = re.compile(r"\d")
+_NUMBERS = re.compile(rf"\b{_RUN}(?:[\s-]+{_PART})?\b", re.IGNORECASE)
+_HAN_NUMERAL = re.compile(rf"{_HAN_RUN}(?={_COUNT})")
+_HAN_COUNTED = re.compile(rf"(?<=[有是为剩下共得要于出了])(?!一个){_HAN_RUN}(?={_COUNT})")
 _START = re.compile(r"[a-z]|[负零〇一二三四五六七八九两兩十百千]", re.IGNORECASE)
 
 
@@ -50,6 +55,15 @@ def in_digits(text: str) -> str:
     if not found or not (found["whole"] or found["part"]):
         return text
     return _written(found) or text
+
+
+def numbers_in_digits(sentence: str) -> str:
+    """A sentence without digits with its numbers in digits: "there are twelve of them"; "one" is a pronoun as well."""
+    if _DIGITS.search(sentence):
+        return sentence
+    if not sentence.isascii() and len(_HAN_NUMERAL.findall(sentence)) == 1:
+        sentence = _HAN_COUNTED.sub(lambda found: str(_han_value(found[0]) or found[0]), sentence)
+    return _NUMBERS.sub(lambda found: found[0] if found[0].lower() == "one" else in_digits(found[0]), sentence)
 
 
 def _written(found: re.Match[str]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from rewards.answers.notation import clean
 from rewards.answers.wording import look_through
@@ -10,6 +11,7 @@ from rewards.answers.wording import look_through
 _ARTICLE = re.compile(r"\b(?:a|an|the)\s+(?=\S)")
 _DEGREE_SIGN = re.compile(r"\s*°\s*")
 _BEARING = re.compile(r"^(n|s|north|south)\s?(\d{1,2}(?:\.\d+)?)\s?(?:°|degrees?)?\s?(e|w|east|west)$")
+_IDLE_SIGN = re.compile(r"[{}]|\\(?=[a-z])")
 _QUOTES = "\"'`"
 # One sign for each relation and figure of geometry; "\not" and "\n..." before them are no longer theirs.
 _SIGNS = (
@@ -31,14 +33,16 @@ _ORDER = re.compile(r"\(?\w{1,3}\)?(?:[<>]\(?\w{1,3}\)?)+")
 _LETTER_LIST = re.compile(r"\(?[A-H]\)?(?:\s*(?:,|;|and|&|和|与|及|\s)\s*\(?[A-H]\)?)+")
 
 
+@lru_cache(maxsize=1024)
 def normal_text(text: str) -> str:
     """Comparable form of a text; may be empty."""
     text = clean(text)
-    for sign, plain in _SIGNS:
-        text = sign.sub(plain, text)
+    if not text.isascii() or "\\" in text or "//" in text or "||" in text:
+        for sign, plain in _SIGNS:
+            text = sign.sub(plain, text)
     text = text.casefold().strip(_QUOTES).strip()
-    text = re.sub(r"[{}]|\\(?=[a-z])", "", text)
-    text = re.sub(r"\s+", " ", _ARTICLE.sub("", text) or text).rstrip(".!").strip()
+    text = _IDLE_SIGN.sub("", text)
+    text = " ".join((_ARTICLE.sub("", text) or text).split()).rstrip(".!").strip()
     bearing = _BEARING.match(text)
     if bearing:
         return f"{bearing[1][0]} {bearing[2]}° {bearing[3][0]}"

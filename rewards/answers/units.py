@@ -97,6 +97,8 @@ _PART = re.compile(
 _CURRENCY_FRONT = re.compile(r"^(?:US|HK)?\s*([¤£€¥₹])\s*(?=[-\d.])")
 # The last name of a text, without its power: a quick look before the expression above is tried.
 _LAST_NAME = re.compile(rf"(°?[^\W\d_.]+\.?|[°¢¤£€¥₹'\"])\s*(?:\^\s*\{{?\s*-?[1-4]\s*\}}?|[23])?{_BEHIND}?$")
+_NO_DIGIT = re.compile(r"[^-\d]")
+_NAME_ENDS = tuple(".°¢¤£€¥₹'\"}1234")
 # What only says what a measure is the measure of.
 _DIRECTION = re.compile(
     r"\s+(?:long|tall|high|wide|deep|thick|old|of age|in (?:length|height|width|total|all))$|[长宽高深厚]$"
@@ -133,7 +135,9 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
 
 
 def _ends_with_name(text: str) -> bool:
-    last = _LAST_NAME.search(text)
+    if not (text[-1:].isalpha() or text.endswith(_NAME_ENDS)):
+        return False
+    last = _LAST_NAME.search(text, max(0, len(text) - 60))
     return bool(last) and (last[1] in UNITS or not last[1].isascii() or last[1][:1] in "°¢")
 
 
@@ -143,9 +147,9 @@ def _read(text: str) -> Unit | None:
         part = _PART.match(text, position)
         if not part or part.end() == position:
             return None
-        power = int(re.sub(r"[^-\d]", "", part["pow"]) or 1)
-        words = f"{part['pre'] or ''}{part['post'] or ''}"
-        power *= next((factor for word, factor in _DIMENSIONS if word in words), 1)
+        power = int(_NO_DIGIT.sub("", part["pow"]) or 1)
+        if words := f"{part['pre'] or ''}{part['post'] or ''}":
+            power *= next((factor for word, factor in _DIMENSIONS if word in words), 1)
         sign = -1 if (part["op"] or "*") != "*" else 1
         unit = combine(unit, UNITS[part["name"]], sign * power)
         position = part.end()

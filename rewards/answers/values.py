@@ -15,7 +15,7 @@ from rewards.answers.equations import INFINITY, excluded, related
 from rewards.answers.grammar import NotAnExpression, without_thousands_commas
 from rewards.answers.matrix import read_matrix
 from rewards.answers.names import are_roots, is_name
-from rewards.answers.number import Quantity, compound_quantity, parse_quantity, same_quantity
+from rewards.answers.number import Quantity, compound_quantity, parse_quantity, plain_number, same_quantity
 from rewards.answers.number_words import in_digits
 from rewards.answers.region import REALS, Interval, Region, intersection
 from rewards.answers.restated import is_marked, two_readings, without_rounding
@@ -28,6 +28,7 @@ _RELATION = re.compile(r"\\(?:le|ge|ne|approx|in|to|rightarrow)(?![A-Za-z])|<=|>
 _SEPARATOR = re.compile(
     r"[,;]|\b(?:and|or|und|oder|et|ou)\b|&(?!\s*\w+;)|\bwith\b(?=\s*\w\s*\\ne)|并且|[且和與与及]|或者?|还是"
 )
+_COLON, _COMMA, _CUP = re.compile(":"), re.compile("[,;]"), re.compile(r"\\cup(?![A-Za-z])")
 _JOINS = dict.fromkeys(("或", "或者", "还是", "oder", "ou"), "or") | dict.fromkeys(
     ("with", "且", "并且", "和", "與", "与", "及", "und", "et"), "and"
 )
@@ -56,7 +57,8 @@ def parse_value(text: str, depth: int = 0) -> Value | Chain:
     """
     if depth > 6:
         raise TooLarge("lists are nested more than 6 deep")
-    text = text.strip()
+    if plain := plain_number(text := text.strip()):
+        return plain
     if depth == 0:
         text = _asserted(text)
         if (restated := _restated(text)) is not None:
@@ -90,7 +92,7 @@ def parse_value(text: str, depth: int = 0) -> Value | Chain:
     if region is not None:
         return region
     if "\\cup" in text:
-        parts, _ = split_top(text, re.compile(r"\\cup(?![A-Za-z])"))
+        parts, _ = split_top(text, _CUP)
         return _many("union", parts, depth)
     inner = bracketed(text)
     if inner is not None:
@@ -101,7 +103,7 @@ def parse_value(text: str, depth: int = 0) -> Value | Chain:
     clock = _clock(text)
     if clock is not None:
         return clock
-    ratio, _ = split_top(text, re.compile(":"))
+    ratio, _ = split_top(text, _COLON)
     if len(ratio) > 1:
         return _many("ratio", ratio, depth)
     return parse_quantity(text.replace("infinity", "\\infty") if text in INFINITY else text)
@@ -112,7 +114,8 @@ def _asserted(text: str) -> str:
     text = look_through(without_reason(_with_labels(text)))
     if "\\begin" not in text and head_denies(text):
         raise NotAnExpression("words deny what follows them")
-    return _PARAMETER.sub(r", \1\\in \2", without_rounding(text))
+    text = without_rounding(text)
+    return _PARAMETER.sub(r", \1\\in \2", text) if "\\in" in text else text
 
 
 def _restated(text: str) -> Chain | None:
@@ -297,7 +300,7 @@ def _named_values(names: tuple[str, ...], values: tuple[Value, ...]) -> Many:
 
 
 def _enclosed(text: str, inner: str, depth: int) -> Value:
-    pieces, _ = split_top(inner, re.compile("[,;]"))
+    pieces, _ = split_top(inner, _COMMA)
     if text.startswith("\\{"):
         return _many("set", [p for p in pieces if p] if inner.strip() else [], depth)
     if len(pieces) == 1:

@@ -8,6 +8,7 @@ French and German are read; texts come with full-width marks or with the plain o
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from rewards.answers.denials import denies, either, spoils
 
@@ -28,7 +29,7 @@ _CHINESE_LINKS = """所以; 因此; 因而; 于是; 从而; 那么; 综上(?:所
 _JAPANESE_LINKS = "したがって; 従って; よって; ゆえに; 故に; つまり; すなわち; 以上より; これより; だから; 約"
 _CONNECTIVE = re.compile(
     rf"^(?:(?:{either(_LINKS, _FRENCH_LINKS, _GERMAN_LINKS)})(?![\w(])(?:\s+(?:that|que|dass|:))?"
-    r"|(?:is|are|was|equals?)(?=\s+[\d$\\(+-])|\\(?:therefore|approx|implies|Rightarrow|because)(?![A-Za-z])|[=:,∴≈⇒⟹]"
+    r"|(?:is|are|was|equals?)(?=\s+[\d$\\(+-])|\\(?:therefore|approx|implies|Rightarrow|because)(?![A-Za-z])|=>|->|[=:,∴≈⇒⟹→]"
     rf"|(?:{either(_CHINESE_LINKS, _JAPANESE_LINKS)})(?![不非没未无可]))\s*[,:，：、]*\s*",
     re.IGNORECASE,
 )
@@ -75,19 +76,13 @@ _CJK_STATEMENT = re.compile(
     r"^(?P<subject>[^=<>≤≥≠?!;:：,，。、\n？]{1,40}?)(?:就是|等于|应为|应是|约为|约等于|恰为|分别是|分别为|是|为|共有|有|は|が)"
     r"\s*[:：]?\s*(?=\S)"
 )
-_CJK_COUNT = re.compile(
-    r"^(?P<subject>[^=<>≤≥≠?!;:：,，。、\n？\d]{0,40}?)"
-    r"(?:需要?|还剩下?|剩下?|有|花了?|用了?|走了?|买了?|得了?|赚了?|必要)\s*(?=[\d$])"
-)
 # The conclusion of a sentence that gives its reason first; it states something by itself.
 _CONCLUSION = re.compile(
     r"^[^?？\n]{1,300}[,，;；]\s*(?=(?:so|thus|hence|therefore)\s+[^\W\d]|所以|因此|故|因而|于是|从而)", re.IGNORECASE
 )
 _CONDITION = re.compile(r"\b(?:if|unless|suppose|assume|whether|wenn|falls)\b|如果|假如|假设|若", re.IGNORECASE)
-_CLAUSE = re.compile(r"^(?:当|由|根据|因为|由于|在)[^?？。;；\n]{1,60}?[,，]\s*(?=\S)")
-# What comes before a comma and gives a reason, a place or a means.
+# What comes before a comma and gives a reason.
 _REASON_FIRST = re.compile(r"^(?:since|because|as)\s[^,;?]{1,120},\s*(?=\S)", re.IGNORECASE)
-_PHRASE_FIRST = re.compile(r"^(?:in|on|by|from|after|using|with)\s[^,;?=]{1,80},\s*(?=\S)", re.IGNORECASE)
 _SYMBOL_WORD = re.compile(r"[a-zà-ÿ]{3,}|[A-Z][a-z]{2,}|\b(?i:it|he|we|i|il|es|on)\b|[一-鿿ぁ-ん]")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 # "A, and the answer is B" gives two answers.
@@ -116,6 +111,10 @@ _CLOSING = re.compile(
     r"|(?:が|は)(?:正解|答え)(?:です|である|だ|となる)?|です|である|となる|となります|になる|になります|だ)$",
     re.IGNORECASE,
 )
+# A quick look at the end of a text before the expression above is tried all through it.
+_CLOSERS = """answer answers solution solutions result results option options choice choices one ones value values
+correct correcte right true réponse juste richtig korrekt antwort lösung 项 案 确 的 求 解 え す る だ"""
+_CLOSER_ENDS = tuple(_CLOSERS.split())
 _TAIL = re.compile(
     r"^(?P<kept>(?:[^=]{1,40}=\s*)?[$¤£€]?\s?[+-]?\\?[\d][^\s]*(?:\s+[^\W\d_]+[.^{}\d]*){0,3}?)\s+"
     r"(?:ago|long|tall|wide|high|deep|old|away|left|remaining|altogether"
@@ -126,19 +125,36 @@ _MORE = re.compile(
     r"^((?:[^=]{1,40}=\s*)?\d[\d.,/]*)\s+(?:more|extra|additional)\s+(?=[^\W\d_])(?!than)", re.IGNORECASE
 )
 _NUMBER_FIRST = re.compile(r"(?:[^=]{1,40}=\s*)?[$¤£€+-]?\s?\\?\d")
-_WORDS = re.compile(r"[^\W\d_]{2,}|[=:,≈∴]|\w[选项]|[一-鿿]")
+# A command is a word only where it is one of those that lead in.
+_WORDS = re.compile(
+    r"\\(?:therefore|approx|implies|Rightarrow|because)|(?<![\\A-Za-z])[^\W\d_]{2,}|[=:,≈∴→]|->|\w[选项]|[一-鿿]"
+)
 _BECAUSE = re.compile(
     r"(?:[,;]?\s+(?:because|since|parce\s+que|weil)|[,;]\s+(?:as|car|da|denn)|[,;，；]\s*因为)(?:\s|(?<=因为)).*$",
     re.DOTALL | re.IGNORECASE,
 )
-_LEAD_INS = (_CONCLUSION, _OTHERS_OUT, _REASON_FIRST, _CONNECTIVE, _CHOICE_LABEL, _LABEL, _CLAUSE, _PHRASE_FIRST)
+# Remarks at the end that say nothing about the value, and where a largest or smallest value is taken.
+_REMARK = re.compile(
+    r"[,，]\s*(?:as\s+(?:required|claimed|desired|expected|needed|wanted|asked|shown|stated)\b[^\d,]{0,40}"
+    r"|which\s+is\s+what\s+(?:we|the|was)\b[^\d,]{0,40}|(?:and|so)\s+we\s+are\s+done|qed|ce\s+qui\s+conclut|即为所求|(?:and\s+)?not\s+-?\d[\d.]*|而不是\s*-?\d[\d.]*)\W{0,4}$"
+    r"|\s+and\s+(?:that|this)\s+is\s+(?:our|the|my)\s+(?:final\s+)?answer\W{0,4}$|\s+as\s+(?:the|our|my)\s+(?:final\s+)?answer\W{0,4}$",
+    re.IGNORECASE,
+)
+_REMARKS = (" not ", "不是", " as ", "which", " we are done", "qed", "ce qui", "所求", " answer")
+_EXTREMUM = re.compile(r"m(?:ax|in)im|最[大小高低]")
+_PLACE = re.compile(
+    r"(?:,?\s+(?:at|when|for)\s+[a-z]\s*=\s*\S+|[,，]\s*(?:此时|当)\s*[a-z]\s*=\s*[^\s,，]+?\s*(?:时(?:取[到得])?)?)[.。]?$",
+    re.IGNORECASE,
+)
+_REASONS = ("因为", "because", "since", "parce", "weil", " as ", " car ", " da ", " denn ")
+_LEAD_INS = (_CONCLUSION, _OTHERS_OUT, _REASON_FIRST, _CONNECTIVE, _CHOICE_LABEL, _LABEL)
 # These may deny, as they speak of something else.
 _ABOUT_OTHERS = (_CONCLUSION, _OTHERS_OUT, _REASON_FIRST)
-# Runs of blanks would make a search for what may follow a blank quadratic.
-_SPACES = re.compile(r"\s+")
+_STATEMENTS = (_STATEMENT, _CJK_STATEMENT, _HEADED)
 _MAX_STEPS = 8
 
 
+@lru_cache(maxsize=1024)
 def look_through(text: str) -> str:
     """Take off words that only introduce or close an answer ("So", "The area is", "is the answer").
 
@@ -146,7 +162,8 @@ def look_through(text: str) -> str:
     """
     if not _WORDS.search(text):
         return text
-    text = _SPACES.sub(" ", text)
+    # Runs of blanks would make a search for what may follow a blank quadratic.
+    text = " ".join(text.split())
     for _ in range(_MAX_STEPS):
         shorter = _shorter(text).strip()
         if shorter == text or not shorter.strip(" .,:;$"):
@@ -164,10 +181,12 @@ def _shorter(text: str) -> str:
         is_open = _CONDITION.search(found.group()) if pattern in _ABOUT_OTHERS else spoils(found.group())
         if not is_open:
             return text[found.end() :]
-    closing = _CLOSING.search(text)
+    end = text[-60:].lower()
+    may_close = end.endswith(_CLOSER_ENDS) or " the " in end or " this " in end
+    closing = _CLOSING.search(text) if may_close else None
     if closing and closing.start():
         return text[: closing.start()]
-    for pattern in (_STATEMENT, _CJK_STATEMENT, _CJK_COUNT, _HEADED):
+    for pattern in (_STATEMENT, _HEADED) if text.isascii() else _STATEMENTS:
         found = pattern.match(text)
         if found and not spoils(found.group()) and not _ANSWER_BEFORE.match(text):
             return _stated(found["subject"].strip(), text[found.end() :])
@@ -188,4 +207,12 @@ def _stated(subject: str, rest: str) -> str:
 
 def without_reason(text: str) -> str:
     """The text without a "because ..." at its end."""
-    return _BECAUSE.sub("", _SPACES.sub(" ", text))
+    text = " ".join(text.split())
+    if " " not in text and "，" not in text and "," not in text:
+        return text
+    low = text.lower()
+    if any(word in low for word in _REASONS):
+        text = _BECAUSE.sub("", text)
+    if _EXTREMUM.search(low):
+        text = _PLACE.sub("", text)
+    return _REMARK.sub("", text) if any(word in low for word in _REMARKS) else text

@@ -6,7 +6,7 @@ import re
 
 from rewards.answers.denials import denies, spoils
 from rewards.answers.markup import without_markup
-from rewards.answers.wording import look_through
+from rewards.answers.wording import look_through, without_reason
 from rewards.response.withdrawn import takes_back
 
 # Only the end of a response can declare the final answer; a fixed window bounds the work.
@@ -44,14 +44,15 @@ _NUMBERED = re.compile(r"\d")
 _SENTENCE_END = re.compile(r"(?<![A-Z0-9(*][A-Z])(?<!^[A-Za-z])[.!?](?=\s|$)|[。！？]|\n", re.MULTILINE)
 _BLOCKS = (("$$", "$$"), ("\\[", "\\]"))
 _ROWS = re.compile(r"\\begin\{(?:aligned|align|gather|gathered|split|eqnarray)\*?\}(.*)", re.DOTALL)
-_VERB = re.compile(
-    r"\b(?:is|are|equals|equal\s+to|be|gives(?:\s+us)?|get|becomes|obtain|have|find|yields|that)\b:?", re.IGNORECASE
-)
 _VALUE_LIKE = re.compile(r"[0-9\\√π½]|\([A-H]\)|\b(?:option|choice)\s+[A-H]\b|^\W*[A-H]\W*$|^[+-]?[a-z]$")
 # Prose before the first side of an equation.
 _PROSE = re.compile(
     r"^(?:(?!(?:sin|cos|tan|cot|sec|csc|log|ln|max|min|mean|median|mode)\b)[^\W\d_][^\W\d_]+(?:['’-]\w+)*[,:]?\s+){1,40}"
     r"(?=[^=\s][^=]*=)"
+)
+# A member that ends one statement and begins another.
+_CONCLUDES = re.compile(
+    r"\b(?:that|so|hence|thus|therefore|gives?|gets?|giving|yields?|conclude|obtain|have|and|quindi|donc|also)\b"
 )
 _WORD = re.compile(r"[^\W\d_]{3,}")
 
@@ -70,9 +71,11 @@ def declared_answer(text: str) -> str | None:
     marked = _after_marker(sentences)
     if marked is not None:
         return marked or None
-    last, is_asked = sentences[-1]
+    last, is_asked = without_reason(sentences[-1][0]), sentences[-1][1]
     if is_asked:
         return None
+    # At the end of a text one "#" makes a heading.
+    last = last.removeprefix("# ") if len(sentences) > 1 else last
     bold = last.rpartition("**")[0].rpartition("**") if last.count("**") >= 2 else ("", "", "")
     if bold[1] and not bold[2].rstrip().endswith((":", "：")) and not _RETRACTION.search(last) and not denies(last):
         return _stated(bold[2])
@@ -156,17 +159,15 @@ def _stated(sentence: str) -> str:
     said = look_through(without_markup(sentence))
     if "=" in said and not denies(said):
         return _short_chain(_PROSE.sub("", said, count=1))
-    if said != sentence or spoils(said):
-        return said
-    found = list(_VERB.finditer(sentence))
-    tail = sentence[found[-1].end() :].strip() if found else ""
-    return tail if tail and _VALUE_LIKE.search(tail) else said
+    return said
 
 
 def _short_chain(equation: str) -> str:
     """name = formula in words = value without the formula."""
     members = equation.split("=")
     if len(members) < 3 or "," in equation or any(member.strip()[-1:] in ("<", ">", "!", "\\") for member in members):
+        return equation
+    if any(_CONCLUDES.search(member) for member in members[1:-1]):
         return equation
     middle = [member for member in members[1:-1] if not _WORD.search(re.sub(r"\\[A-Za-z]+", " ", member))]
     return "=".join([members[0], *middle, members[-1]])

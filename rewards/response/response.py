@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from rewards.answers.spoken import last_sentence
 from rewards.response.declared import declared_answer
 from rewards.response.withdrawn import denied_before, hedges, takes_back
 from rewards.types import TEMPLATES, Verdict
@@ -43,13 +42,13 @@ class Extraction:
     """The answer text, or the verdict and reason for which there is none.
 
     Attributes:
-        sentence: the whole sentence of a plain response that the answer was taken from.
+        text: the whole of a plain response, whose last sentence the answer was taken from.
     """
 
     answer: str | None
     verdict: Verdict | None = None
     reason: str = ""
-    sentence: str = ""
+    text: str = ""
 
 
 def _none(reason: str, verdict: Verdict = Verdict.no_answer) -> Extraction:
@@ -119,7 +118,7 @@ def extract(completion: str, template: str = "auto") -> Extraction:
     if template in ("think_boxed", "boxed") or holds_box(text):
         return _from_boxes(text)
     answer = declared_answer(text)
-    return Extraction(answer, sentence=last_sentence(text)) if answer else _none("the response declares no answer")
+    return Extraction(answer, text=text) if answer else _none("the response declares no answer")
 
 
 def after_think(text: str) -> str | Extraction:

@@ -56,6 +56,9 @@ _BEFORE = re.compile(
     r"|[\^≠]\s*|(?<!\*)\*\s*|\d\s*/\s*|\b(?:not|isn['’]t|never|cannot\s+be|than|except)\s+|(?:不是|不等于|不为|并非|≠)\s*)\$?\s*$",
     re.IGNORECASE,
 )
+# How such a text ends, for a quick look.
+_BEFORE_ENDS = ("-", "−", "–", "{", "*", "^", "≠", "/", "t", "times", "ne", "neq", "never", "be", "than", "except")
+_BEFORE_ENDS += ("是", "于", "为", "非")
 _BULLET = re.compile(r"(?:^|\n)\s*[-−–]\s$")
 _HEDGE = re.compile(r"\b(?:or|maybe|perhaps|possibly|alternatively)\b|或", re.IGNORECASE)
 
@@ -84,6 +87,8 @@ def takes_back(rest: str, answer: str) -> bool:
 def denied_before(text: str) -> bool:
     """Whether the text in front of a box denies it or makes another value of it: "-", "not", "1/"."""
     end = text[-60:]
+    if not end.rstrip().removesuffix("$").rstrip().lower().endswith(_BEFORE_ENDS):
+        return False
     return bool(_BEFORE.search(end)) and not _BULLET.search(end)
 
 

@@ -76,6 +76,13 @@ def test_the_development_sets_are_judged_right_and_no_wrong_answer_is_rewarded(v
     assert len(outcomes["right"]) >= 0.99 * len(rows), outcomes["right refused"]
 
 
+def test_sentences_that_state_the_gold_are_paid_and_no_other_is(verifier):
+    rows = _rows("sentences_dev")
+    outcomes = _tally(verifier, rows)
+    assert outcomes["wrong rewarded"] == []
+    assert len(outcomes["right"]) >= 0.93 * len(rows), outcomes["right refused"]
+
+
 def test_every_hang_is_decided_right_within_the_verifiers_own_limit(verifier):
     rows = _rows("hangs")
     outcomes = _tally(verifier, rows)
