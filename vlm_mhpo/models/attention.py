@@ -129,10 +129,12 @@ class Segments:
     to_rows: Order
 
     @property
-    def sizes(self) -> list[int]:
-        """Tokens of each call, in the order of `to_calls`."""
+    def calls(self) -> list[tuple[int, int]]:
+        """K and T of each call in the order of `to_calls`; of a prompt 1 and its tokens."""
         rows = zip(self.lengths, self.batches, strict=True)
-        return [size for (prompt, *_), batches in rows for size in (prompt, *(b.count * b.longest for b in batches))]
+        return [
+            call for (prompt, *_), batches in rows for call in ((1, prompt), *((b.count, b.longest) for b in batches))
+        ]
 
 
 def segments_of(lengths: Sequence[Sequence[int]], like: Tensor, width: int = 0) -> Segments:
@@ -198,29 +200,29 @@ def segment_attention(
 
     Keys and values may have fewer heads than queries. What lies behind a row's last completion gets zeros.
     """
-    sizes = segments.sizes
+    shapes = segments.calls
 
     def by_call(tensor_RHSD: Tensor) -> Iterator[Tensor]:
-        """[1 * P or K * T, H, D] of each call."""
+        """[1, P, H, D] or [K, T, H, D] of each call."""
         tokens_NHD = tensor_RHSD.transpose(1, 2).flatten(0, 1)
-        return iter(_Reordered.apply(tokens_NHD, segments.to_calls, segments.to_rows).split(sizes))
+        ordered_NHD = _Reordered.apply(tokens_NHD, segments.to_calls, segments.to_rows)
+        pieces = ordered_NHD.split([count * longest for count, longest in shapes])
+        return (piece.view(*shape, *piece.shape[1:]) for piece, shape in zip(pieces, shapes, strict=True))
 
-    def call(queries: Tensor, keys: Tensor, values: Tensor, **options: Any) -> Tensor:
-        """Attention of [K, T, H, D] over [K, *, H, D], as [K * T, H, D]."""
-        found_KHTD = _sdpa(*(each.transpose(1, 2) for each in (queries, keys, values)), scale=scaling, **options)
+    def attend(*tensors_KTHD: Tensor, **options: Any) -> Tensor:
+        """[K * T, H, D]: attention of queries [K, T, H, D] over keys and values."""
+        found_KHTD = _sdpa(*(each.transpose(1, 2) for each in tensors_KTHD), scale=scaling, **options)
         return found_KHTD.transpose(1, 2).flatten(0, 1)
 
     queries, keys, values = map(by_call, (query_RHSD, key_RHSD, value_RHSD))
     results = []
     for batches in segments.batches:
-        prompt, *shared = (next(each)[None] for each in (queries, keys, values))
-        results.append(call(prompt, *shared, is_causal=True))
+        shared = next(keys), next(values)
+        results.append(attend(next(queries), *shared, is_causal=True))
         for batch in batches:
-            own, *added = (next(each).unflatten(0, (batch.count, batch.longest)) for each in (queries, keys, values))
-            seen = [
-                torch.cat([a.expand(batch.count, *a.shape[1:]), b], dim=1) for a, b in zip(shared, added, strict=True)
-            ]
-            results.append(call(own, *seen, attn_mask=batch.bias))
+            pairs = zip(shared, (next(keys), next(values)), strict=True)
+            seen = [torch.cat([before.expand(batch.count, -1, -1, -1), own], dim=1) for before, own in pairs]
+            results.append(attend(next(queries), *seen, attn_mask=batch.bias))
     rows_NHD = _Reordered.apply(torch.cat(results), segments.to_rows, segments.to_calls)
     return rows_NHD.unflatten(0, (len(segments.lengths), -1))
 
