@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def visible(lengths: Sequence[Sequence[int]], width: int, device: torch.device | str = "cpu") -> Tensor:
@@ -39,3 +42,20 @@ def used(lengths: Sequence[Sequence[int]], width: int, device: torch.device | st
     """[R, S, 1, 1] bool: places that hold a token."""
     rows = [[place < sum(row) for place in range(width)] for row in lengths]
     return torch.tensor(rows, device=device)[:, :, None, None]
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operations dispatched inside by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found[func._schema.name.removeprefix("aten::")] += 1
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def of_attention(self) -> int:
+        """Forward calls of SDPA, whatever its kernel."""
+        return sum(count for name, count in self.found.items() if "dot_product" in name and "backward" not in name)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.vlm_mhpo.attention_cases import draw, exact_attention, used, visible
+from tests.vlm_mhpo.attention_cases import Calls, draw, exact_attention, used, visible
 from vlm_mhpo.models.attention import segment_attention, segments_of
 
 SCALING = 32**-0.5
@@ -80,18 +77,6 @@ def test_in_bfloat16_errors_are_no_larger_than_those_of_one_masked_call(bound):
         assert (mine - exact).norm() <= slack * (its - exact).norm()
 
 
-class Calls(TorchDispatchMode):
-    """Counts the operations dispatched inside by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.found[func._schema.name.removeprefix("aten::")] += 1
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize(("own", "expected"), [([50] * 12, 2), ([50] * 6 + [49] * 6, 2), ([50] * 6 + [300] * 6, 3)])
 def test_completions_of_like_length_cost_one_attention_call_together(own, expected):
     lengths = [[372, *own]]
@@ -100,6 +85,6 @@ def test_completions_of_like_length_cost_one_attention_call_together(own, expect
     segments = segments_of(lengths, like=tensors[0])
     with Calls() as calls:
         segment_attention(*tensors, segments, SCALING)
-    assert sum(count for name, count in calls.found.items() if "dot_product" in name) == expected
+    assert calls.of_attention == expected
     # Keys and values of the prompt are put before those of the completions once a call, and results together once.
     assert calls.found["cat"] == 2 * (expected - 1) + 1

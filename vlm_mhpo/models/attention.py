@@ -32,6 +32,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from vlm_mhpo.models.reordering import Order, orders, reordered
+
 # Below this width one masked product over the whole row costs less than the calls for its pieces.
 SPLIT_WIDTH = 384
 # Pairs of query and key that cost about as much time as a call of their own. Completions of unlike lengths share a call
@@ -100,19 +102,6 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """Another order of tokens: those of packed rows call by call, or back.
-
-    Attributes:
-        source_N: of each new place the old one; None where nothing moves.
-        empty: the new places that have none, which hold zeros (their source is any); None where all have one.
-    """
-
-    source_N: Tensor | None
-    empty: Tensor | None
-
-
-@dataclass(frozen=True, slots=True)
 class Segments:
     """Where prompt and completions lie in packed rows, made once for all layers.
 
@@ -152,18 +141,7 @@ def segments_of(lengths: Sequence[Sequence[int]], like: Tensor, width: int = 0) 
             # -1 behind the end of a shorter one.
             pieces = [torch.arange(starts[at], starts[at] + own[at]) for at in chosen]
             places += [nn.functional.pad(piece, (0, batch.longest - len(piece)), value=-1) for piece in pieces]
-    place_N = torch.cat(places)
-    back_N = place_N.new_full((len(lengths) * width,), -1)
-    back_N[place_N[place_N >= 0]] = (place_N >= 0).nonzero().flatten()
-    return Segments(lengths, batches, _order(place_N, len(back_N), like), _order(back_N, len(place_N), like))
-
-
-def _order(place_N: Tensor, num_old: int, like: Tensor) -> Order:
-    """The order with these sources of `num_old` ones, -1 where there is none."""
-    if torch.equal(place_N, torch.arange(num_old)):
-        return Order(None, None)
-    empty = (place_N < 0).nonzero().flatten().to(like.device)
-    return Order(place_N.clamp(min=0).to(like.device), empty if len(empty) else None)
+    return Segments(lengths, batches, *orders(torch.cat(places), len(lengths) * width, like.device))
 
 
 def _sharing_calls(num_prompt: int, lengths: Sequence[int], device: torch.device) -> list[list[int]]:
@@ -205,7 +183,7 @@ def segment_attention(
     def by_call(tensor_RHSD: Tensor) -> Iterator[Tensor]:
         """[1, P, H, D] or [K, T, H, D] of each call."""
         tokens_NHD = tensor_RHSD.transpose(1, 2).flatten(0, 1)
-        ordered_NHD = _Reordered.apply(tokens_NHD, segments.to_calls, segments.to_rows)
+        ordered_NHD = reordered(tokens_NHD, segments.to_calls, segments.to_rows)
         pieces = ordered_NHD.split([count * longest for count, longest in shapes])
         return (piece.view(*shape, *piece.shape[1:]) for piece, shape in zip(pieces, shapes, strict=True))
 
@@ -223,7 +201,7 @@ def segment_attention(
             pairs = zip(shared, (next(keys), next(values)), strict=True)
             seen = [torch.cat([before.expand(batch.count, -1, -1, -1), own], dim=1) for before, own in pairs]
             results.append(attend(next(queries), *seen, attn_mask=batch.bias))
-    rows_NHD = _Reordered.apply(torch.cat(results), segments.to_rows, segments.to_calls)
+    rows_NHD = reordered(torch.cat(results), segments.to_rows, segments.to_calls)
     return rows_NHD.unflatten(0, (len(segments.lengths), -1))
 
 
@@ -237,24 +215,3 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
     elif num_shared > 1:
         key, value = repeat_kv(key, num_shared), repeat_kv(value, num_shared)
     return scaled_dot_product_attention(query, key, value, **options)
-
-
-class _Reordered(torch.autograd.Function):
-    """[N, ...] tokens in another order. Each goes to one place at most, so backward reads the gradients in the order
-    `back` and adds nothing up."""
-
-    @staticmethod
-    def forward(ctx: Any, tokens: Tensor, there: Order, back: Order) -> Tensor:
-        ctx.back = back
-        return _reorder(tokens, there)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _reorder(gradient, ctx.back), None, None
-
-
-def _reorder(tokens: Tensor, order: Order) -> Tensor:
-    if order.source_N is None:
-        return tokens
-    found = tokens.index_select(0, order.source_N)
-    return found if order.empty is None else found.index_fill_(0, order.empty, 0.0)
