@@ -8,6 +8,7 @@ Shape suffixes: N patches, H heads, D head width.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -27,8 +28,15 @@ def attend_by_length(tower: nn.Module) -> None:
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, attention)
-    if tower.config._attn_implementation == "sdpa":
-        tower.config._attn_implementation = NAME
+    given = tower.config
+    if given._attn_implementation != "sdpa":
+        return
+    # A copy for the tower alone: whoever builds a model from the policy's configuration would have to have flash.
+    own = copy(given)
+    own._attn_implementation = NAME
+    for module in tower.modules():
+        if getattr(module, "config", None) is given:
+            module.config = own
 
 
 def attention(
