@@ -48,9 +48,11 @@ def measure(width: int, depth: int, own: list[int], recomputes: bool) -> dict[st
     """Megabytes of each part, of the peak, and the ratio of the peak to the sum of the parts."""
     import torch
 
+    from vlm_mhpo.models.families.base import freeze
+
     policy, _ = policy_of(width, depth)
     # Two text prompts: the tower has no part in them but a blank image.
-    policy.model.model.visual.requires_grad_(False)
+    freeze(policy.model, policy.family, vision_tower_frozen=True, projector_frozen=True)
     rows = rows_of(policy, [own, own])
     policy.train()
 
