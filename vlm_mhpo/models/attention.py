@@ -93,7 +93,7 @@ def _usual_attention(module: nn.Module) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class SharedCall:
     """Completions of one row that share a call: K of them, T tokens of the longest, and which keys their tokens see."""
 
     count: int
@@ -113,7 +113,7 @@ class Segments:
     """
 
     lengths: Sequence[Sequence[int]]
-    batches: Sequence[Sequence[Batch]]
+    batches: Sequence[Sequence[SharedCall]]
     to_calls: Order
     to_rows: Order
 
@@ -136,7 +136,7 @@ def segments_of(lengths: Sequence[Sequence[int]], like: Tensor, width: int = 0) 
         places.append(torch.arange(row * width, row * width + prompt))
         batches.append([])
         for chosen in _sharing_calls(prompt, own, like.device):
-            batch = Batch(len(chosen), own[chosen[0]], bias(prompt, own[chosen[0]]))
+            batch = SharedCall(len(chosen), own[chosen[0]], bias(prompt, own[chosen[0]]))
             batches[-1].append(batch)
             # -1 behind the end of a shorter one.
             pieces = [torch.arange(starts[at], starts[at] + own[at]) for at in chosen]
