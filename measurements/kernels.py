@@ -68,6 +68,12 @@ def total(counter: Counter[str], *, views: bool) -> float:
 
 def counts(width: int, depth: int) -> dict[str, Counter[str]]:
     """Operations of each part, by name."""
+    policy, plain = policy_of(width, depth)
+    return decode_counts(policy) | {"generate": generate_counts(plain)} | update_counts(policy)
+
+
+def policy_of(width: int, depth: int) -> tuple[Any, Any]:
+    """A tiny Qwen2.5-VL of that size as our policy, and the stock model."""
     import torch
 
     from vlm_mhpo.models.families import family_of
@@ -86,8 +92,7 @@ def counts(width: int, depth: int) -> dict[str, Counter[str]]:
     draw_weights(model)
     plain = family.auto_classes[0].from_config(config, dtype=torch.float32)
     adapt(model, family, "sdpa")
-    policy = Policy(model, family, banned_tokens(tokenizer, text.vocab_size, config))
-    return decode_counts(policy) | {"generate": generate_counts(plain)} | update_counts(policy)
+    return Policy(model, family, banned_tokens(tokenizer, text.vocab_size, config)), plain
 
 
 def decode_counts(policy: Any) -> dict[str, Counter[str]]:
@@ -137,17 +142,21 @@ def generate_counts(model: Any) -> Counter[str]:
     return Counter({name: found[1][name] - found[0][name] for name in found[1]})
 
 
-def update_counts(policy: Any) -> dict[str, Counter[str]]:
-    """Forward and backward of one packed row of each prompt."""
-
+def rows_of(policy: Any, lengths: list[list[int]]) -> Any:
+    """The packed rows of two prompts with completions of these lengths."""
     from vlm_mhpo.models.packing import pack_rows, plan_micro_batches
 
     prompts = two_prompts()
-    completions = [[3 + (7 * row + at) % 200 for at in range(NUM_TOKENS)] for row in range(2 * NUM_SAMPLES)]
-    lengths = [[NUM_TOKENS] * NUM_SAMPLES] * 2
+    every = [own for group in lengths for own in group]
+    completions = [[3 + (7 * row + at) % 200 for at in range(own)] for row, own in enumerate(every)]
     (items,) = plan_micro_batches([p.num_tokens for p in prompts], lengths, max_tokens=10**6)
     positions = [policy.family.positions(policy.model, prompt) for prompt in prompts]
-    rows = pack_rows(items, prompts, positions, completions, join=policy.family.join, pad_id=0)
+    return pack_rows(items, prompts, positions, completions, join=policy.family.join, pad_id=0)
+
+
+def update_counts(policy: Any) -> dict[str, Counter[str]]:
+    """Forward and backward of one packed row of each prompt."""
+    rows = rows_of(policy, [[NUM_TOKENS] * NUM_SAMPLES] * 2)
     policy.train()
     found = {}
     with Counting() as counting:

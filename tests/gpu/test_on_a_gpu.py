@@ -10,6 +10,7 @@ import torch
 
 from tests.builders import FAMILIES, build_and_load
 from tests.system.resume_cases import rows_of
+from tests.vlm_mhpo.attention_cases import draw, exact_attention, used, visible
 from tests.vlm_mhpo.test_other_device import BASE, sample_and_update
 from tests.vlm_mhpo.update_cases import batch_of
 from vlm_mhpo.commands.doctor.parity import examine_parity
@@ -47,36 +48,17 @@ def test_attention_piece_by_piece_is_attention_under_the_mask(dtype, device):
     lengths = [(70, 9, 1, 33), (40, 50)]
     width = max(map(sum, lengths))
     generator = torch.Generator(device).manual_seed(0)
-
-    def draw(heads: int) -> torch.Tensor:
-        drawn = torch.randn(2, heads, width, 64, device=device, generator=generator)
-        return drawn.to(dtype).requires_grad_()
-
-    query, key, value = draw(8), draw(2), draw(2)
-    found = segment_attention(query, key, value, segments_of(lengths, like=query), 0.125)
-    exact = [tensor.detach().double().requires_grad_() for tensor in (query, key, value)]
-    allowed = torch.zeros(2, 1, width, width, dtype=torch.bool, device=device)
-    for row, (prompt, *completions) in enumerate(lengths):
-        allowed[row, :, :prompt, :prompt] = True
-        start = prompt
-        for length in completions:
-            allowed[row, :, start : start + length, :prompt] = True
-            allowed[row, :, start : start + length, start : start + length] = True
-            start += length
-    allowed &= torch.ones(width, width, dtype=torch.bool, device=device).tril()
-    repeated = [tensor.repeat_interleave(4, dim=1) for tensor in exact[1:]]
-    scores = (exact[0] @ repeated[0].transpose(-1, -2) * 0.125).masked_fill(~allowed, -torch.inf)
-    # A padded query sees nothing; its row is zero on both sides.
-    expected = (scores.softmax(dim=-1).nan_to_num() @ repeated[1]).transpose(1, 2)
+    tensors = [draw(lengths, width, heads, generator).to(dtype).requires_grad_() for heads in (8, 2, 2)]
+    found = segment_attention(*tensors, segments_of(lengths, like=tensors[0]), 0.18)
+    exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    expected = exact_attention(*exact, visible(lengths, width, device), 0.18)
     tolerance = 1e-5 if dtype == torch.float32 else 0.03
     assert torch.allclose(found.double(), expected, rtol=tolerance, atol=tolerance)
     weights = torch.randn(found.shape, device=device, generator=generator)
     (found.float() * weights).sum().backward()
-    used = torch.tensor([[place < sum(row) for place in range(width)] for row in lengths], device=device)
-    (expected * weights * used[:, :, None, None]).sum().backward()
-    for tensor, other in zip((query, key, value), exact, strict=True):
-        gap = (tensor.grad.double() - other.grad.nan_to_num()).norm() / other.grad.nan_to_num().norm()
-        assert gap < tolerance
+    (expected * weights * used(lengths, width, device)).sum().backward()
+    for tensor, other in zip(tensors, exact, strict=True):
+        assert (tensor.grad.double() - other.grad).norm() < tolerance * other.grad.norm()
 
 
 def test_log_probs_of_a_real_vocabulary_take_little_memory(device):

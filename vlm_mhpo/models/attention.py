@@ -4,32 +4,42 @@ Packed rows and shared prompts need few of the (query, key) pairs of a row. Wher
 rows in training) or `shared_prefix` (decoding), attention is computed from these alone, in plain products and SDPA
 calls without a mask of the whole row; everything else goes the usual way.
 
-A packed row of P prompt tokens and completions a, b. The mask of the whole row computes every square; the pieces
-compute the three that are not empty:
+A packed row of P prompt tokens and completions a, b, c. The mask of the whole row computes every square; the pieces
+compute those that are not empty, completions of like length in one call, as a batch over copies of the prompt's keys:
 
-                 keys   P          a       b       rest
-    queries  P        | causal   |       |       |       piece 0: queries[0] over keys[0], is_causal
-             a        | all      | causal|       |       piece 1: queries[1] over [keys[0], keys[1]], bias 1
-             b        | all      |       | causal|       piece 2: queries[2] over [keys[0], keys[2]], bias 2
+                 keys   P          a       b       c
+    queries  P        | causal   |       |       |       call 1: queries[P] over keys[P], is_causal
+             a        | all      | causal|       |       call 2: queries[a, b] over [keys[P, P], keys[a, b]], one bias
+             b        | all      |       | causal|
+             c        | all      |       |       | c.    call 3: queries[c] over [keys[P], keys[c]], another bias
              rest     |          |       |       |       zeros; padding, and the columns of a blank image
 
-Shape suffixes: R rows, S row tokens, H heads, D head width.
+A shorter completion of a call is padded at its end: what stands there comes after each of its tokens, so none sees it.
+
+Shape suffixes: R rows, S row tokens, H heads, D head width, K completions of a call, T tokens of the longest of them,
+N tokens of all rows or of all calls.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from vlm_mhpo.models.reordering import Order, orders, reordered
+
 # Below this width one masked product over the whole row costs less than the calls for its pieces.
 SPLIT_WIDTH = 384
+# Pairs of query and key that cost about as much time as a call of their own. Completions of unlike lengths share a call
+# where that costs each no more than this in pairs of padding. A GPU computes them by the billion, but waits for calls.
+PAIRS_PER_CALL = {"cpu": 2_000}
+PAIRS_PER_CALL_ELSEWHERE = 200_000
 PREFIX = "vlm_mhpo_"
 
 
@@ -83,28 +93,68 @@ def _usual_attention(module: nn.Module) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedCall:
+    """Completions of one row that share a call: K of them, T tokens of the longest, and which keys their tokens see."""
+
+    count: int
+    longest: int
+    bias: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Segments:
-    """Where prompt and completions lie in packed rows.
+    """Where prompt and completions lie in packed rows, made once for all layers.
 
     Attributes:
         lengths: of each row, tokens of the prompt and of each completion, one behind the other.
-        biases: of each completion, what to add to its scores: a token sees the prompt and itself up to its own place.
+        batches: of each row, the calls of its completions.
+        to_calls: from the tokens of all rows to those of all calls: row by row first its prompt, then its batches.
+        to_rows: back.
     """
 
     lengths: Sequence[Sequence[int]]
-    biases: Sequence[Sequence[Tensor]]
+    batches: Sequence[Sequence[SharedCall]]
+    to_calls: Order
+    to_rows: Order
+
+    @property
+    def calls(self) -> list[tuple[int, int]]:
+        """K and T of each call in the order of `to_calls`; of a prompt 1 and its tokens."""
+        rows = zip(self.lengths, self.batches, strict=True)
+        return [
+            call for (prompt, *_), batches in rows for call in ((1, prompt), *((b.count, b.longest) for b in batches))
+        ]
 
 
-def segments_of(lengths: Sequence[Sequence[int]], like: Tensor) -> Segments:
-    """Segments of rows, with biases for weights of the type and device of `like`."""
-    made: dict[tuple[int, int], Tensor] = {}
+def segments_of(lengths: Sequence[Sequence[int]], like: Tensor, width: int = 0) -> Segments:
+    """Segments of rows of `width` tokens (0 = the longest), for weights of the type and device of `like`."""
+    bias = cache(partial(_causal_bias, like=like))
+    width = width or max(map(sum, lengths))
+    places, batches = [], []
+    for row, (prompt, *own) in enumerate(lengths):
+        starts = [row * width + prompt + sum(own[:at]) for at in range(len(own))]
+        places.append(torch.arange(row * width, row * width + prompt))
+        batches.append([])
+        for chosen in _sharing_calls(prompt, own, like.device):
+            batch = SharedCall(len(chosen), own[chosen[0]], bias(prompt, own[chosen[0]]))
+            batches[-1].append(batch)
+            # -1 behind the end of a shorter one.
+            pieces = [torch.arange(starts[at], starts[at] + own[at]) for at in chosen]
+            places += [nn.functional.pad(piece, (0, batch.longest - len(piece)), value=-1) for piece in pieces]
+    return Segments(lengths, batches, *orders(torch.cat(places), len(lengths) * width, like.device))
 
-    def bias(num_prompt: int, num_own: int) -> Tensor:
-        if (num_prompt, num_own) not in made:
-            made[num_prompt, num_own] = _causal_bias(num_prompt, num_own, like)
-        return made[num_prompt, num_own]
 
-    return Segments(lengths, [[bias(prompt, own) for own in completions] for prompt, *completions in lengths])
+def _sharing_calls(num_prompt: int, lengths: Sequence[int], device: torch.device) -> list[list[int]]:
+    """Cut the completions of a row, as places in `lengths`, into those that share a call, the longest of each first."""
+    bearable = PAIRS_PER_CALL.get(device.type, PAIRS_PER_CALL_ELSEWHERE)
+    calls: list[list[int]] = []
+    for at in sorted(range(len(lengths)), key=lambda at: -lengths[at]):
+        longest = lengths[calls[-1][0]] if calls else 0
+        if not calls or (longest - lengths[at]) * (num_prompt + longest) > bearable:
+            calls.append([])
+        calls[-1].append(at)
+    # Nothing has to be moved where each has a call of its own.
+    return sorted(calls, key=min)
 
 
 def _causal_bias(num_prompt: int, num_own: int, like: Tensor) -> Tensor:
@@ -128,25 +178,40 @@ def segment_attention(
 
     Keys and values may have fewer heads than queries. What lies behind a row's last completion gets zeros.
     """
+    shapes = segments.calls
+
+    def by_call(tensor_RHSD: Tensor) -> Iterator[Tensor]:
+        """[1, P, H, D] or [K, T, H, D] of each call."""
+        tokens_NHD = tensor_RHSD.transpose(1, 2).flatten(0, 1)
+        ordered_NHD = reordered(tokens_NHD, segments.to_calls, segments.to_rows)
+        pieces = ordered_NHD.split([count * longest for count, longest in shapes])
+        return (piece.view(*shape, *piece.shape[1:]) for piece, shape in zip(pieces, shapes, strict=True))
+
+    def attend(*tensors_KTHD: Tensor, **options: Any) -> Tensor:
+        """[K * T, H, D]: attention of queries [K, T, H, D] over keys and values."""
+        found_KHTD = _sdpa(*(each.transpose(1, 2) for each in tensors_KTHD), scale=scaling, **options)
+        return found_KHTD.transpose(1, 2).flatten(0, 1)
+
+    queries, keys, values = map(by_call, (query_RHSD, key_RHSD, value_RHSD))
+    results = []
+    for batches in segments.batches:
+        shared = next(keys), next(values)
+        results.append(attend(next(queries), *shared, is_causal=True))
+        for batch in batches:
+            pairs = zip(shared, (next(keys), next(values)), strict=True)
+            seen = [torch.cat([before.expand(batch.count, -1, -1, -1), own], dim=1) for before, own in pairs]
+            results.append(attend(next(queries), *seen, attn_mask=batch.bias))
+    rows_NHD = reordered(torch.cat(results), segments.to_rows, segments.to_calls)
+    return rows_NHD.unflatten(0, (len(segments.lengths), -1))
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    """SDPA of torch, where keys and values may have fewer heads."""
     from transformers.integrations.sdpa_attention import repeat_kv, use_gqa_in_sdpa
 
-    num_shared = query_RHSD.shape[1] // key_RHSD.shape[1]
-    options: dict[str, Any] = {"scale": scaling}
-    if num_shared > 1:
-        if use_gqa_in_sdpa(None, key_RHSD, value_RHSD):
-            options["enable_gqa"] = True
-        else:
-            key_RHSD, value_RHSD = repeat_kv(key_RHSD, num_shared), repeat_kv(value_RHSD, num_shared)
-    rows = []
-    # split, not slices: its backward writes each gradient once.
-    for lengths, biases, *whole in zip(
-        segments.lengths, segments.biases, query_RHSD.split(1), key_RHSD.split(1), value_RHSD.split(1), strict=True
-    ):
-        rest = query_RHSD.shape[2] - sum(lengths)
-        queries, keys, values = (tensor.split([*lengths, rest], dim=2) for tensor in whole)
-        pieces = [scaled_dot_product_attention(queries[0], keys[0], values[0], is_causal=True, **options)]
-        for index, bias in enumerate(biases, start=1):
-            seen, mixed = (torch.cat([each[0], each[index]], dim=2) for each in (keys, values))
-            pieces.append(scaled_dot_product_attention(queries[index], seen, mixed, attn_mask=bias, **options))
-        rows.append(torch.cat([*pieces, torch.zeros_like(queries[-1])], dim=2))
-    return torch.cat(rows).transpose(1, 2).contiguous()
+    num_shared = query.shape[1] // key.shape[1]
+    if num_shared > 1 and use_gqa_in_sdpa(None, key, value):
+        options["enable_gqa"] = True
+    elif num_shared > 1:
+        key, value = repeat_kv(key, num_shared), repeat_kv(value, num_shared)
+    return scaled_dot_product_attention(query, key, value, **options)

@@ -91,8 +91,9 @@ class Policy(nn.Module):
             return {"attention_mask": (rows.segments_RS >= 0).long()}
         weight = self.model.lm_head.weight
         eager = self.model.config.get_text_config()._attn_implementation.endswith("eager")
-        if not eager and rows.input_ids_RS.shape[1] >= SPLIT_WIDTH:
-            return {"attention_mask": no_mask(weight), "segments": segments_of(rows.lengths, like=weight)}
+        width = rows.input_ids_RS.shape[1]
+        if not eager and width >= SPLIT_WIDTH:
+            return {"attention_mask": no_mask(weight), "segments": segments_of(rows.lengths, like=weight, width=width)}
         mask = rows.allowed_R1SS
         if eager:
             # Eager attention adds its mask; sdpa takes the booleans.

@@ -8,6 +8,7 @@ Shape suffixes: I image tokens, K projectors, D width of what is kept.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +34,17 @@ def encode_images(tower: nn.Module, projectors: Sequence[nn.Module], *pixels: Te
         for hook in hooks:
             hook.remove()
     return torch.stack([output.pooler_output, *getattr(output, "deepstack_features", ())], dim=1)
+
+
+def distinct(images: Sequence[Tensor]) -> tuple[list[int], list[int]]:
+    """Places of the images (on the CPU) that are unlike all before them, and for each image which of these it is."""
+    # The digest is of bytes; the shape keeps apart what another layout made of the same ones.
+    keys = [(image.shape, hashlib.sha256(image.contiguous().view(torch.uint8).numpy()).digest()) for image in images]
+    firsts: dict[tuple[torch.Size, bytes], int] = {}
+    for place, key in enumerate(keys):
+        firsts.setdefault(key, place)
+    number = {key: index for index, key in enumerate(firsts)}
+    return list(firsts.values()), [number[key] for key in keys]
 
 
 def _patches_of_tokens(projector: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

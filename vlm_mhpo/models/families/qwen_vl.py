@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families.base import VISION_TOKENS, WHITE_IS_ZERO, Family
 from vlm_mhpo.models.families.costs import Part, Stack, Work, matrices, num_weights
-from vlm_mhpo.models.families.frozen_tower import encode_images, encoder_output
+from vlm_mhpo.models.families.frozen_tower import distinct, encode_images, encoder_output
 from vlm_mhpo.models.families.patch_embedding import embed_patches_by_product
+from vlm_mhpo.models.families.tower_attention import attend_by_length
 from vlm_mhpo.types import Media, Prompt
 
 # [patches, patch_dim] float32; [images, 3] int64; [I, K, D] of a frozen tower in the place of pixels.
@@ -74,13 +75,25 @@ class QwenVision:
             return list(parts)
         has_pixels = [part is not None and PIXELS in part.tensors for part in parts]
         shown = [part for part, seen in zip(parts, has_pixels, strict=True) if seen] or [self.blank(model, None)[1]]
-        tower, joined = self.tower(model), self.join(shown).to(model.lm_head.weight.device).tensors
-        features_IKD = encode_images(tower, learning, joined[PIXELS].type(tower.dtype), grid_thw=joined[GRID]).cpu()
-        grids = [part.tensors[GRID] for part in shown]
-        pieces = features_IKD.split([_num_patches(grid) // _patches_per_token(model.config) for grid in grids])
-        made = iter([Media({GRID: grid, FEATURES: piece}) for grid, piece in zip(grids, pieces, strict=True)])
-        nothing = Media({FEATURES: features_IKD[:0]})
+        features = iter(self._features_of_images(model, self.join(shown).tensors, learning))
+        made = [
+            Media({GRID: grid, FEATURES: torch.cat([next(features) for _ in grid])})
+            for grid in (part.tensors[GRID] for part in shown)
+        ]
+        nothing, made = Media({FEATURES: made[0].tensors[FEATURES][:0]}), iter(made)
         return [next(made) if seen else part or nothing for part, seen in zip(parts, has_pixels, strict=True)]
+
+    def _features_of_images(
+        self, model: nn.Module, joined: Mapping[str, Tensor], learning: Sequence[nn.Module]
+    ) -> list[Tensor]:
+        """[I, K, D] of each image on the CPU; one that repeats passes through the tower once."""
+        tower, device, grid = self.tower(model), model.lm_head.weight.device, joined[GRID]
+        images = joined[PIXELS].split(grid.prod(dim=1).tolist())
+        firsts, which = distinct(images)
+        pixels = torch.cat([images[place] for place in firsts]).to(device, tower.dtype)
+        features_IKD = encode_images(tower, learning, pixels, grid_thw=grid[firsts].to(device)).cpu()
+        pieces = features_IKD.split((grid[firsts].prod(dim=1) // _patches_per_token(model.config)).tolist())
+        return [pieces[index] for index in which]
 
     def blank(self, model: nn.Module, media: Media | None) -> tuple[Tensor, Media]:
         ids = torch.tensor([model.config.image_token_id])
@@ -107,6 +120,7 @@ class QwenVision:
 
     def adapt(self, model: nn.Module) -> None:
         embed_patches_by_product(self.tower(model))
+        attend_by_length(self.tower(model))
 
     def set_pixel_limits(self, processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:
         # Under `size`, in words that mean areas here.
