@@ -109,6 +109,8 @@ class Family:
         positions: (model, prompt) -> [A, S] int64 positions of the prompt's tokens.
         vision: how images are seen; None = text alone.
         shares_prompt: completions may share a row and a cache with their prompt; else each has a copy of it.
+        plain_layers: its text layers are norm, attention that turns whole heads in halves, norm and MLP, added up and
+            nothing more: tokens are decoded by `rollout.hf.token_layer` in place of their own forwards.
         placeholders: tokens that may never be sampled, as far as the tokenizer knows them.
         leaf_modules: names of module classes that ZeRO-3 must gather whole (routed experts).
         tied: tensors that a folder may lack where its configuration ties them to others: module and name.
@@ -121,6 +123,7 @@ class Family:
     positions: Callable[[nn.Module, Prompt], Tensor]
     vision: Vision | None = None
     shares_prompt: bool = True
+    plain_layers: bool = False
     placeholders: tuple[str, ...] = VISION_TOKENS
     leaf_modules: tuple[str, ...] = ()
     tied: tuple[str, ...] = ("lm_head.weight", "embed_tokens.weight")
