@@ -1,12 +1,12 @@
 """Kernels of one decode step and of one update, counted by layer: what a device has to launch.
 
 Every operation that torch dispatches is counted: a view (which moves no data) or a kernel (which a GPU launches; some
-composite ones launch more than one). Models of two depths are counted in turn; their difference is what a layer costs
-and the rest is what a step costs without layers. Counted, not timed: the machine may be busy.
+composite ones launch more than one; `rms_norm` is one, as it is there). Models of two depths are counted in turn; their
+difference is what a layer costs and the rest is what a step costs without layers. Counted, not timed: the machine may
+be busy.
 
 "decode" is one token of every completion, drawn by our sampler; "generate" is the same by transformers' generate() with
-its default cache. "forward" and "backward" are those of
-packed rows, two prompts with four completions each.
+its default cache. "forward" and "backward" are those of packed rows, two prompts with four completions each.
 
 Usage: python measurements/kernels.py [--widths 128 896] [--out FILE]
 """

@@ -65,7 +65,7 @@ class Decoding:
         keys, values = self.draw(2, len(self.rows), NUM_HEADS, 1, WIDTH)
         query = self.draw(len(self.rows), NUM_HEADS, NUM_QUERIES, WIDTH)
         self.cache.inputs(np.array([len(own_keys) for own_keys, _ in self.rows]))
-        output = self.cache.attend(0, query, *self.cache.update(keys, values, 0), scaling=1.0)
+        output = self.cache.add_and_attend(0, query, keys, values, scaling=1.0)
         for index, (own_keys, own_values) in enumerate(self.rows):
             own_keys.append(keys[index])
             own_values.append(values[index])

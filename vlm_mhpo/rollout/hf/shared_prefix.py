@@ -141,13 +141,22 @@ class SharedPrefixCache:
 
     def update(self, keys_BH1D: Tensor, values_BH1D: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Add a token to each row; all own keys and values of the layer, [B, H, T, D] each."""
-        return self._own[layer].write(self._columns, keys_BH1D, values_BH1D)
+        self._own[layer].write(self._columns, keys_BH1D, values_BH1D)
+        keys_HBTD, values_HBTD = self._own[layer].tokens(self._columns)
+        return keys_HBTD.transpose(0, 1), values_HBTD.transpose(0, 1)
 
     def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """[B, 1, heads, D]: attention as `models.attention` asks for it, one new token a row."""
+        """[B, 1, heads, D]: attention as `models.attention` asks for it, one new token a row, after `update`."""
         num_rows, num_heads, _one, width = query.shape
-        query_BHQD = query.reshape(num_rows, key.shape[1], num_heads // key.shape[1], width)
-        return self.attend(layer, query_BHQD, key, value, scaling).reshape(num_rows, 1, num_heads, width)
+        query_BHQD = query.reshape(num_rows, self._num_heads, num_heads // self._num_heads, width)
+        return self.attend(layer, query_BHQD, scaling).reshape(num_rows, 1, num_heads, width)
+
+    def add_and_attend(
+        self, layer: int, query_BHQD: Tensor, keys_BH1D: Tensor, values_BH1D: Tensor, scaling: float
+    ) -> Tensor:
+        """`update` and then `attend`."""
+        self._own[layer].write(self._columns, keys_BH1D, values_BH1D)
+        return self.attend(layer, query_BHQD, scaling)
 
     @property
     def _num_prompts(self) -> int:
@@ -157,16 +166,14 @@ class SharedPrefixCache:
     def _num_heads(self) -> int:
         return len(self._prefix[0][0])
 
-    def attend(
-        self, layer: int, query_BHQD: Tensor, own_keys_BHTD: Tensor, own_values_BHTD: Tensor, scaling: float
-    ) -> Tensor:
-        """[B, H, Q, D] outputs of queries over prompt and own tokens, as `update` returned them."""
+    def attend(self, layer: int, query_BHQD: Tensor, scaling: float) -> Tensor:
+        """[B, H, Q, D] outputs of queries over prompt and own tokens."""
         num_rows, num_heads, num_queries, width = query_BHQD.shape
         by_row = (num_heads, num_rows, num_queries, -1)
         by_place = (num_heads, self._num_prompts * self._num_slots, num_queries, -1)
         # X = H x P, Y = H x B: all queries of a prompt meet its keys at once.
         keys_XSD, values_XSD = (each.flatten(0, 1) for each in self._prefix[layer])
-        own_keys_YTD, own_values_YTD = (each.transpose(0, 1).flatten(0, 1) for each in (own_keys_BHTD, own_values_BHTD))
+        own_keys_YTD, own_values_YTD = (each.flatten(0, 1) for each in self._own[layer].tokens(self._columns))
         num_prompt_keys = keys_XSD.shape[1]
         query_HBQD = keys_XSD.new_empty((num_heads, num_rows, num_queries, width)).copy_(query_BHQD.transpose(0, 1))
         query_XGD = self._moved(query_HBQD, self._row_of).view(len(keys_XSD), -1, width)
@@ -245,8 +252,8 @@ class OwnTokens:
         self._max_tokens = max_tokens
         self._buffers: list[Tensor] = []
 
-    def write(self, columns: Columns, keys_BH1D: Tensor, values_BH1D: Tensor) -> tuple[Tensor, Tensor]:
-        """Write one token of each row; what is there now, [B, H, T, D] each."""
+    def write(self, columns: Columns, keys_BH1D: Tensor, values_BH1D: Tensor) -> None:
+        """Write one token of each row."""
         room = self._buffers[0].shape[2] if self._buffers else 0
         if columns.width > room:
             most = max(columns.width, min(self._max_tokens, max(FIRST_ROOM, 2 * room)))
@@ -258,7 +265,10 @@ class OwnTokens:
                 buffer.select(2, columns.place).copy_(token_HBD)
             else:
                 buffer[:, *columns.place] = token_HBD.to(buffer.dtype)
-        return tuple(buffer[:, :, : columns.width].transpose(0, 1) for buffer in self._buffers)
+
+    def tokens(self, columns: Columns) -> list[Tensor]:
+        """Keys and values that are there now, [H, B, T, D] each."""
+        return [buffer[:, :, : columns.width] for buffer in self._buffers]
 
     def seat(self, kept: Sequence[int], num_rows: int) -> None:
         """See `SharedPrefixCache.seat`."""

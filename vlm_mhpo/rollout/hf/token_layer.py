@@ -81,9 +81,9 @@ class TokenLayer:
             both_BND = self.head_weight_ND * rms_norm(both_BND, (width,), eps=epsilon)
         both_BND = turned(both_BND, *tables)
         keys_BH1D, values_BH1D = both_BND[:, num_queries:, None], heads_BND[:, -num_keys:, None]
-        own = cache.update(keys_BH1D, values_BH1D, attention.layer_idx)
         queries_BHQD = both_BND[:, :num_queries].view(num_rows, num_keys, -1, width)
-        return cache.attend(attention.layer_idx, queries_BHQD, *own, attention.scaling).reshape(num_rows, 1, -1)
+        mixed_BHQD = cache.add_and_attend(attention.layer_idx, queries_BHQD, keys_BH1D, values_BH1D, attention.scaling)
+        return mixed_BHQD.reshape(num_rows, 1, -1)
 
     def _mlp(self, hidden_B1C: Tensor) -> Tensor:
         mlp = self.layer.mlp
