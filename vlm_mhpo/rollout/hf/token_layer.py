@@ -140,6 +140,9 @@ def _has_hooks(layer: nn.Module) -> bool:
 
 def _joined(parameters: Sequence[nn.Parameter]) -> Tensor | None:
     """One tensor over parameters that are neighbours in memory, or can be made so."""
+    if any(type(each.data) is not Tensor for each in parameters):
+        # Sharded or quantised: what a place in memory holds is another matter.
+        return None
     if not _are_neighbours(parameters):
         if any(hasattr(each, "ds_id") or each.untyped_storage().nbytes() > each.nbytes for each in parameters):
             return None
