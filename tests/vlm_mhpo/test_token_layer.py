@@ -56,6 +56,17 @@ def decoded(model: Tiny, token_model: TokenModel | None) -> torch.Tensor:
     return torch.stack(states)
 
 
+def test_who_listens_to_the_modules_hears_of_every_token(tiny):
+    """The profiler counts forwards by a hook on the model."""
+    model, heard = tiny("qwen2_5_vl").copy(), []
+    inner = model.policy.model.model
+    for module in (inner, *inner.language_model.layers):
+        module.register_forward_pre_hook(lambda module, *_: heard.append(type(module).__name__))
+    decoded(model, TokenModel.of(model.policy))
+    # Of the prompts and of each token.
+    assert heard == ["Qwen2_5_VLModel", *["Qwen2_5_VLDecoderLayer"] * 3] * (1 + NUM_TOKENS)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tokens_get_the_states_that_the_stock_forward_gives_them(tiny, family):
     model = unsettled(tiny(family))

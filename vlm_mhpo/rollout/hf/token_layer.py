@@ -165,29 +165,34 @@ def _are_neighbours(parameters: Sequence[nn.Parameter]) -> bool:
 
 
 class TokenModel:
-    """The text model of a policy whose layers are plain, on one new token of each row.
+    """A model whose text layers are plain, on one new token of each row.
 
     Args:
-        text: the module; its weights must stay where they are for as long as this lives.
+        model: transformers' without its head; its weights must stay where they are for as long as this lives.
+        text: the part of it that holds the layers, or all of it.
     """
 
-    def __init__(self, text: nn.Module) -> None:
-        self._text = text
+    def __init__(self, model: nn.Module, text: nn.Module) -> None:
+        self._model, self._text = model, text
         self._layers = [TokenLayer.of(layer) for layer in text.layers]
 
     @classmethod
     def of(cls, policy: Policy) -> TokenModel | None:
         """None where the model must run its own forward."""
-        return cls(policy.model.get_decoder()) if policy.family.plain_layers else None
+        return cls(policy.model.model, policy.model.get_decoder()) if policy.family.plain_layers else None
 
     def __call__(self, ids_B1: Tensor, positions: Tensor, cache: SharedPrefixCache) -> Tensor:
-        """[B, 1, C] last hidden states; `positions` as the text model takes them."""
+        """[B, 1, C] last hidden states; `positions` as the model takes them."""
+        with in_place_of(self._model, self._forward):
+            return self._model(input_ids=ids_B1, position_ids=positions, shared_prefix=cache)
+
+    def _forward(self, *, input_ids: Tensor, position_ids: Tensor, shared_prefix: SharedPrefixCache) -> Tensor:
         text = self._text
-        hidden_B1C = text.embed_tokens(ids_B1)
-        tables = tables_of(*text.rotary_emb(hidden_B1C, positions))
+        hidden_B1C = text.embed_tokens(input_ids)
+        tables = tables_of(*text.rotary_emb(hidden_B1C, position_ids))
         for layer in self._layers:
             with in_place_of(layer.layer, layer.forward):
-                hidden_B1C = layer.layer(hidden_B1C, rotary_tables=tables, shared_prefix=cache)
+                hidden_B1C = layer.layer(hidden_B1C, rotary_tables=tables, shared_prefix=shared_prefix)
         return normed(text.norm, hidden_B1C)
 
 
