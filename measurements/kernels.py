@@ -1,12 +1,12 @@
 """Kernels of one decode step and of one update, counted by layer: what a device has to launch.
 
 Every operation that torch dispatches is counted: a view (which moves no data) or a kernel (which a GPU launches; some
-composite ones launch more than one). Models of two depths are counted in turn; their difference is what a layer costs
-and the rest is what a step costs without layers. Counted, not timed: the machine may be busy.
+composite ones launch more than one; `rms_norm` is one, as it is there). Models of two depths are counted in turn; their
+difference is what a layer costs and the rest is what a step costs without layers. Counted, not timed: the machine may
+be busy.
 
 "decode" is one token of every completion, drawn by our sampler; "generate" is the same by transformers' generate() with
-its default cache. "forward" and "backward" are those of
-packed rows, two prompts with four completions each.
+its default cache. "forward" and "backward" are those of packed rows, two prompts with four completions each.
 
 Usage: python measurements/kernels.py [--widths 128 896] [--out FILE]
 """
@@ -25,6 +25,8 @@ DEPTHS = (2, 4)
 # Completions of each of two prompts, their tokens, and the step that is counted: in the middle of a call.
 NUM_SAMPLES, NUM_TOKENS, COUNTED = 4, 24, 16
 PROMPT_TOKENS = 400
+# Dispatched, but nothing to launch.
+NO_WORK = ("aten::promote_types", "aten::empty", "aten::new_empty")
 
 
 def main() -> None:
@@ -183,20 +185,43 @@ def two_prompts() -> list[Any]:
 
 def Counting() -> Any:
     """A context manager whose `found` counts the operations dispatched inside it by name."""
+    import torch
+    from torch.overrides import TorchFunctionMode
     from torch.utils._python_dispatch import TorchDispatchMode
+
+    class WholeNorms(TorchFunctionMode):
+        """`rms_norm` is one kernel of a GPU, although a CPU computes it in six."""
+
+        def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is not torch.nn.functional.rms_norm:
+                return func(*args, **(kwargs or {}))
+            before = Counter(mode.found)
+            result = func(*args, **(kwargs or {}))
+            mode.found = before + Counter({"aten::rms_norm": 1})
+            return result
 
     class Mode(TorchDispatchMode):
         def __init__(self) -> None:
             super().__init__()
             self.found: Counter[str] = Counter()
+            self.norms = WholeNorms()
+
+        def __enter__(self) -> Any:
+            self.norms.__enter__()
+            return super().__enter__()
+
+        def __exit__(self, *problem: Any) -> None:
+            super().__exit__(*problem)
+            self.norms.__exit__(*problem)
 
         def __torch_dispatch__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             name = func._schema.name
-            if name != "aten::promote_types":
+            if name not in NO_WORK:
                 self.found[f"{name} (view)" if func.is_view or name == "aten::_unsafe_view" else name] += 1
             return func(*args, **(kwargs or {}))
 
-    return Mode()
+    mode = Mode()
+    return mode
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ class Decoding:
         keys, values = self.draw(2, len(self.rows), NUM_HEADS, 1, WIDTH)
         query = self.draw(len(self.rows), NUM_HEADS, NUM_QUERIES, WIDTH)
         self.cache.inputs(np.array([len(own_keys) for own_keys, _ in self.rows]))
-        output = self.cache.attend(0, query, *self.cache.update(keys, values, 0))
+        output = self.cache.add_and_attend(0, query, keys, values, scaling=1.0)
         for index, (own_keys, own_values) in enumerate(self.rows):
             own_keys.append(keys[index])
             own_values.append(values[index])
@@ -142,7 +142,7 @@ def test_what_is_left_of_an_old_completion_is_nothing_even_if_it_is_not_finite()
     # A place that no row has reached holds zeros, not whatever was in memory.
     decoding.seat([0, 1], [0, 0, 0])
     keys, values = decoding.cache._own[0]._buffers
-    assert float(keys[2].abs().sum()) == float(values[:, :, 2:].abs().sum()) == 0
+    assert float(keys[:, 2].abs().sum()) == float(values[:, :, 2:].abs().sum()) == 0
     decoding.step()
 
 

@@ -133,6 +133,8 @@ class Family:
         positions: (model, prompt) -> [A, S] int64 positions of the prompt's tokens.
         vision: how images are seen; None = text alone.
         shares_prompt: completions may share a row and a cache with their prompt; else each has a copy of it.
+        plain_layers: its text layers are norm, attention that turns whole heads in halves, norm and MLP, added up and
+            nothing more: tokens are decoded by `rollout.hf.token_layer` in place of their own forwards.
         leaf_modules: names of module classes that ZeRO-3 must gather whole (routed experts).
         tied: tensors that a folder may lack where its configuration ties them to others: module and name.
         spare: patterns of tensors that a folder may hold although the model does not read them.
@@ -146,6 +148,7 @@ class Family:
     positions: Callable[[nn.Module, Prompt], Tensor]
     vision: Vision | None = None
     shares_prompt: bool = True
+    plain_layers: bool = False
     leaf_modules: tuple[str, ...] = ()
     tied: tuple[str, ...] = ("lm_head.weight", "embed_tokens.weight")
     spare: tuple[str, ...] = SPARE_TENSORS

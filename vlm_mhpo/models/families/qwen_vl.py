@@ -259,12 +259,25 @@ _TINY_QWEN3 = partial(
 )
 _MERGER = ("merger",)
 QWEN_VL_FAMILIES = (
-    Family("qwen2_vl", rope_index_positions, QwenVision(_MERGER, "Qwen2VLProcessor"), tiny_config=_TINY_QWEN2),
-    Family("qwen2_5_vl", rope_index_positions, QwenVision(_MERGER, "Qwen2_5_VLProcessor"), tiny_config=_TINY_QWEN2_5),
+    Family(
+        "qwen2_vl",
+        rope_index_positions,
+        QwenVision(_MERGER, "Qwen2VLProcessor"),
+        plain_layers=True,
+        tiny_config=_TINY_QWEN2,
+    ),
+    Family(
+        "qwen2_5_vl",
+        rope_index_positions,
+        QwenVision(_MERGER, "Qwen2_5_VLProcessor"),
+        plain_layers=True,
+        tiny_config=_TINY_QWEN2_5,
+    ),
     Family(
         "qwen3_vl",
         rope_index_positions,
         QwenVision((*_MERGER, "deepstack_merger_list"), "Qwen3VLProcessor", "Qwen3VLVideoProcessor", 16),
+        plain_layers=True,
         # On average 1.4 to 4.3 thousand on visual mathematics, with a long tail.
         answer_tokens=8192,
         tiny_config=_TINY_QWEN3,

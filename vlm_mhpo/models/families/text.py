@@ -24,9 +24,9 @@ def _tiny_qwen2(tokenizer: Any, text: dict[str, Any]) -> Any:
 
 
 TEXT_FAMILIES = (
-    Family("qwen2", text_positions, tiny_config=_tiny_qwen2),
-    Family("qwen3", text_positions),
-    Family("llama", text_positions),
+    Family("qwen2", text_positions, plain_layers=True, tiny_config=_tiny_qwen2),
+    Family("qwen3", text_positions, plain_layers=True),
+    Family("llama", text_positions, plain_layers=True),
 )
 
 

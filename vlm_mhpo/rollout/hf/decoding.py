@@ -29,6 +29,7 @@ from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.rollout.choosing import choose_tokens
 from vlm_mhpo.rollout.hf.prefill import Prefilled
 from vlm_mhpo.rollout.hf.shared_prefix import CopiedPrefixCache, SharedPrefixCache
+from vlm_mhpo.rollout.hf.token_layer import TokenModel
 from vlm_mhpo.runtime.clock import span
 from vlm_mhpo.runtime.seeding import uniforms
 
@@ -148,8 +149,9 @@ class Decoding:
         self._max_batch_tokens, self._on_token = max_batch_tokens, on_token
         self._device = policy.model.lm_head.weight.device
         self._banned_V = policy.banned_V.to(self._device)
-        self._ends = torch.tensor(ends, device=self._device)
+        self._ends_V = torch.zeros_like(self._banned_V).index_fill_(0, torch.tensor(ends, device=self._device), True)
         self._shares = policy.family.shares_prompt
+        self._token_model = TokenModel.of(policy) if self._shares else None
         self._cache = SharedPrefixCache(params.max_tokens) if self._shares else CopiedPrefixCache()
         size = params.num_samples
         self._waiting = deque(prompt * size + sample for prompt in work.order for sample in range(size))
@@ -253,16 +255,18 @@ class Decoding:
         slots, times = self._slots, self._slots.time_B.copy()
         time_B1 = self._on_device(times)[:, None]
         position_B1 = slots.start_B[:, None] + time_B1
+        ids_B1 = slots.tokens_BT.gather(1, time_B1)
+        positions = position_B1 if self._num_axes == 1 else position_B1.expand(self._num_axes, -1, -1)
         with span("sample/decode"):
-            outputs = self._policy.model.model(
-                input_ids=slots.tokens_BT.gather(1, time_B1),
-                position_ids=position_B1 if self._num_axes == 1 else position_B1.expand(self._num_axes, -1, -1),
-                use_cache=True,
-                **self._cache.inputs(times),
-            )
+            inputs = self._cache.inputs(times)
+            if self._token_model:
+                hidden_B1H = self._token_model(ids_B1, positions, self._cache)
+            else:
+                outputs = self._policy.model.model(input_ids=ids_B1, position_ids=positions, use_cache=True, **inputs)
+                hidden_B1H = outputs.last_hidden_state
         # An idle slot stays at its last place: what it draws there is not read.
         np.minimum(times + 1, self._params.max_tokens - 1, out=slots.time_B)
-        logits_BV = head_logits(outputs.last_hidden_state[:, -1], self._policy.model.lm_head)
+        logits_BV = head_logits(hidden_B1H[:, -1], self._policy.model.lm_head)
         return self._draw(np.arange(len(slots)), logits_BV)
 
     def _draw(self, rows: np.ndarray, logits_BV: Tensor) -> list[Drawn]:
@@ -274,7 +278,7 @@ class Decoding:
         token_B = choose_tokens(logits_BV, slots.draws_BT[at], self._params)
         slots.tokens_BT[at] = token_B
         slots.log_probs_BT[at] = logits_BV.gather(-1, token_B[:, None]).squeeze(-1) - logits_BV.logsumexp(dim=-1)
-        ended = torch.isin(token_B, self._ends).cpu().numpy() | (times + 1 == self._params.max_tokens)
+        ended = self._ends_V[token_B].cpu().numpy() | (times + 1 == self._params.max_tokens)
         return self._collect(rows[ended & ~slots.idle_B[rows]])
 
     def _collect(self, rows: np.ndarray) -> list[Drawn]:

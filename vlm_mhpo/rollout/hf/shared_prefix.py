@@ -16,6 +16,10 @@ decoded different numbers of tokens, and those of a prompt lie anywhere. Two pro
 
 The padding side does not matter: positions are given, and hidden keys get the bias -inf.
 
+Heads come first in everything that is held, rows and prompts after them: where every prompt has as many rows and they
+lie in order, as most do most of the time, rows [H, B, ...] and places [H, P x slots, ...] are the same memory, and
+nothing is moved between the products.
+
 Shape suffixes: P prompts, B rows (slots), H key-value heads, Q query heads a key-value head, S prompt tokens, T own
 tokens, D head width.
 """
@@ -49,10 +53,11 @@ class SharedPrefixCache:
         self._prefix: list[tuple[Tensor, Tensor]] = []
         self._own: list[OwnTokens] = []
         self._mask_PS = torch.zeros((0, 0), dtype=torch.int64)
-        self._bias_P11S: Tensor | None = None
+        self._bias_X1S: Tensor | None = None
         self._num_slots = 0
-        # [B] place of each row among prompts x slots; None = every place is taken, in order.
+        # [B] place of each row among prompts x slots, and [places] a row of each; None = all are taken, in order.
         self._place_B: Tensor | None = None
+        self._row_of: Tensor | None = None
         # Where the next token goes, and what hides the places that a row has not reached; see `inputs`.
         self._columns: Columns | None = None
 
@@ -70,32 +75,34 @@ class SharedPrefixCache:
         """
         if not self._own:
             self._own = [OwnTokens(self._max_tokens) for _ in cache.layers]
-        fresh = [(in_float32(layer.keys), layer.values) for layer in cache.layers]
-        if not self._num_prompts:
-            self._prefix = fresh
-        else:
-            width = max(self.width, mask_PS.shape[1])
-            for layer, pair in enumerate(zip(self._prefix, fresh, strict=True)):
-                # One layer after the other: both prefixes twice would be the peak of the rollout.
-                self._prefix[layer] = tuple(_joined(*tensors, width=width) for tensors in zip(*pair, strict=True))
-            mask_PS = _joined(self._mask_PS[..., None], mask_PS[..., None], width=width)[..., 0]
+        width = max(self.width if self._num_prompts else 0, mask_PS.shape[1])
+        for index, layer in enumerate(cache.layers):
+            # One layer after the other, and then gone: both caches whole would be the peak of the rollout.
+            fresh = (in_float32(layer.keys).transpose(0, 1), layer.values.transpose(0, 1))
+            if not self._num_prompts:
+                self._prefix[index:] = [tuple(each.contiguous() for each in fresh)]
+            else:
+                pairs = zip(self._prefix[index], fresh, strict=True)
+                self._prefix[index] = tuple(_joined(*pair, width=width) for pair in pairs)
+            layer.keys = layer.values = None
+        if self._num_prompts:
+            mask_PS = _joined(self._mask_PS[None, ..., None], mask_PS[None, ..., None], width=width)[0, ..., 0]
         self._hide(mask_PS)
 
     def leave(self, kept: Sequence[int]) -> None:
         """Hold only the prompts at these places."""
         if len(kept) < self._num_prompts:
             for layer, (keys, values) in enumerate(self._prefix):
-                self._prefix[layer] = (keys[kept], values[kept])
+                self._prefix[layer] = (_chosen(keys, kept), _chosen(values, kept))
             self._hide(self._mask_PS[kept])
 
     def _hide(self, mask_PS: Tensor) -> None:
         """Hide what the mask says from now on."""
         self._mask_PS, hidden_PS = mask_PS, mask_PS == 0
-        self._bias_P11S = (
-            torch.zeros(mask_PS.shape, device=mask_PS.device).masked_fill(hidden_PS, -torch.inf)[:, None, None]
-            if bool(hidden_PS.any())
-            else None
-        )
+        self._bias_X1S = None
+        if bool(hidden_PS.any()):
+            bias_PS = self._prefix[0][0].new_zeros(mask_PS.shape).masked_fill_(hidden_PS, -torch.inf)
+            self._bias_X1S = bias_PS.repeat(self._num_heads, 1)[:, None]
 
     def seat(self, kept: Sequence[int], prompt_B: np.ndarray) -> None:
         """Go on with these rows, in order, and behind them empty ones.
@@ -114,11 +121,18 @@ class SharedPrefixCache:
         self._num_slots = int(counts_P.max())
         place_B = prompt_B * self._num_slots + slot_B
         in_order = np.array_equal(place_B, np.arange(self._num_prompts * self._num_slots))
-        self._place_B = None if in_order else torch.from_numpy(place_B).to(self._mask_PS.device)
+        self._place_B = self._row_of = None
+        if not in_order:
+            # A place that nobody has computes what some row does, and nobody reads it.
+            row_of = np.zeros(self._num_prompts * self._num_slots, dtype=np.int64)
+            row_of[place_B] = np.arange(len(place_B))
+            self._place_B, self._row_of = (
+                torch.from_numpy(each).to(self._mask_PS.device) for each in (place_B, row_of)
+            )
 
     def inputs(self, time_B: np.ndarray) -> dict[str, Any]:
         """Keyword arguments of the transformers model that feed one token to each row, its `time_B`-th (from 0)."""
-        self._columns = Columns.at(time_B, self._mask_PS.device)
+        self._columns = Columns.at(time_B, self._num_heads, self._prefix[0][0])
         return {
             cache_name(): self,
             "shared_prefix": self,
@@ -127,50 +141,63 @@ class SharedPrefixCache:
 
     def update(self, keys_BH1D: Tensor, values_BH1D: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Add a token to each row; all own keys and values of the layer, [B, H, T, D] each."""
-        return self._own[layer].write(self._columns, in_float32(keys_BH1D), values_BH1D)
+        self._own[layer].write(self._columns, keys_BH1D, values_BH1D)
+        keys_HBTD, values_HBTD = self._own[layer].tokens(self._columns)
+        return keys_HBTD.transpose(0, 1), values_HBTD.transpose(0, 1)
 
     def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """[B, 1, heads, D]: attention as `models.attention` asks for it, one new token a row."""
+        """[B, 1, heads, D]: attention as `models.attention` asks for it, one new token a row, after `update`."""
         num_rows, num_heads, _one, width = query.shape
-        query_BHQD = (in_float32(query) * scaling).reshape(num_rows, key.shape[1], num_heads // key.shape[1], width)
-        return self.attend(layer, query_BHQD, key, value).reshape(num_rows, 1, num_heads, width)
+        query_BHQD = query.reshape(num_rows, self._num_heads, num_heads // self._num_heads, width)
+        return self.attend(layer, query_BHQD, scaling).reshape(num_rows, 1, num_heads, width)
+
+    def add_and_attend(
+        self, layer: int, query_BHQD: Tensor, keys_BH1D: Tensor, values_BH1D: Tensor, scaling: float
+    ) -> Tensor:
+        """`update` and then `attend`."""
+        self._own[layer].write(self._columns, keys_BH1D, values_BH1D)
+        return self.attend(layer, query_BHQD, scaling)
 
     @property
     def _num_prompts(self) -> int:
         return len(self._mask_PS)
 
-    def attend(self, layer: int, query_BHQD: Tensor, own_keys_BHTD: Tensor, own_values_BHTD: Tensor) -> Tensor:
-        """[B, H, Q, D] outputs of scaled queries over prompt and own tokens; queries and keys of `in_float32`."""
-        keys_PHSD, values_PHSD = self._prefix[layer]
-        scores_PHXS = self._by_prompt(query_BHQD) @ keys_PHSD.transpose(-1, -2)
-        if self._bias_P11S is not None:
-            scores_PHXS = scores_PHXS + self._bias_P11S
-        scores_BHQS = self._by_row(scores_PHXS, query_BHQD.shape[2])
-        scores_BHQT = query_BHQD @ own_keys_BHTD.transpose(-1, -2)
-        if self._columns.bias_B11T is not None:
-            scores_BHQT = scores_BHQT + self._columns.bias_B11T
-        weights = torch.cat([scores_BHQS, scores_BHQT], dim=-1).softmax(dim=-1, dtype=torch.float32)
-        weights = weights.to(own_values_BHTD.dtype)
-        weights_BHQS, weights_BHQT = weights.split([scores_BHQS.shape[-1], scores_BHQT.shape[-1]], dim=-1)
-        over_prompt_PHXD = self._by_prompt(weights_BHQS) @ values_PHSD
-        return self._by_row(over_prompt_PHXD, query_BHQD.shape[2]) + weights_BHQT @ own_values_BHTD
+    @property
+    def _num_heads(self) -> int:
+        return len(self._prefix[0][0])
 
-    def _by_prompt(self, rows_BHQX: Tensor) -> Tensor:
-        """[P, H, slots * Q, X]: the rows of each prompt one below the other, zeros where a slot is empty."""
-        # [B, H, Q, X]  ->  [P, slots, H, Q, X]  ->  [P, H, slots x Q, X]: all queries of a prompt meet its keys at once
-        num_heads, num_queries, width = rows_BHQX.shape[1:]
-        if self._place_B is not None:
-            places = rows_BHQX.new_zeros((self._num_prompts * self._num_slots, *rows_BHQX.shape[1:]))
-            rows_BHQX = places.index_copy_(0, self._place_B, rows_BHQX)
-        split = rows_BHQX.reshape(self._num_prompts, self._num_slots, num_heads, num_queries, width)
-        return split.transpose(1, 2).reshape(self._num_prompts, num_heads, self._num_slots * num_queries, width)
+    def attend(self, layer: int, query_BHQD: Tensor, scaling: float) -> Tensor:
+        """[B, H, Q, D] outputs of queries over prompt and own tokens."""
+        num_rows, num_heads, num_queries, width = query_BHQD.shape
+        by_row = (num_heads, num_rows, num_queries, -1)
+        by_place = (num_heads, self._num_prompts * self._num_slots, num_queries, -1)
+        # X = H x P, Y = H x B: all queries of a prompt meet its keys at once.
+        keys_XSD, values_XSD = (each.flatten(0, 1) for each in self._prefix[layer])
+        own_keys_YTD, own_values_YTD = (each.flatten(0, 1) for each in self._own[layer].tokens(self._columns))
+        num_prompt_keys = keys_XSD.shape[1]
+        query_HBQD = keys_XSD.new_empty((num_heads, num_rows, num_queries, width)).copy_(query_BHQD.transpose(0, 1))
+        query_XGD = self._moved(query_HBQD, self._row_of).view(len(keys_XSD), -1, width)
+        scores_XGS = _product(query_XGD, keys_XSD.mT, self._bias_X1S, scaling)
+        scores_YQS = self._moved(scores_XGS.view(by_place), self._place_B).flatten(0, 1)
+        scores_YQT = _product(query_HBQD.flatten(0, 1), own_keys_YTD.mT, self._columns.bias_Y1T, scaling)
+        weights = torch.cat([scores_YQS, scores_YQT], dim=-1).softmax(dim=-1, dtype=torch.float32)
+        weights = weights.to(values_XSD.dtype)
+        weights_HBQS = weights[..., :num_prompt_keys].view(by_row)
+        over_prompt_XGD = self._moved(weights_HBQS, self._row_of).view(len(keys_XSD), -1, num_prompt_keys) @ values_XSD
+        output_YQD = self._moved(over_prompt_XGD.view(by_place), self._place_B).flatten(0, 1)
+        output_YQD.baddbmm_(weights[..., num_prompt_keys:], own_values_YTD)
+        return output_YQD.view(by_row).transpose(0, 1)
 
-    def _by_row(self, prompts_PHXW: Tensor, num_queries: int) -> Tensor:
-        """The inverse of `_by_prompt`."""
-        num_prompts, num_heads, _, width = prompts_PHXW.shape
-        split = prompts_PHXW.reshape(num_prompts, num_heads, self._num_slots, num_queries, width)
-        rows_BHQX = split.transpose(1, 2).reshape(-1, num_heads, num_queries, width)
-        return rows_BHQX if self._place_B is None else rows_BHQX[self._place_B]
+    def _moved(self, rows_HXQD: Tensor, index: Tensor | None) -> Tensor:
+        """The rows at `index`; None = as they are."""
+        return rows_HXQD if index is None else rows_HXQD.index_select(1, index)
+
+
+def _product(left_XMK: Tensor, right_XKN: Tensor, bias_X1N: Tensor | None, scale: float) -> Tensor:
+    """scale left @ right + bias, in one call."""
+    if bias_X1N is None:
+        return torch.baddbmm(left_XMK.new_empty((1, 1, 1)), left_XMK, right_XKN, beta=0, alpha=scale)
+    return torch.baddbmm(bias_X1N, left_XMK, right_XKN, alpha=scale)
 
 
 def in_float32(tensor: Tensor) -> Tensor:
@@ -189,28 +216,30 @@ class Columns:
 
     Attributes:
         width: T, of the row that is furthest, the new token included.
-        column: of all rows, or [B] of each.
-        bias_B11T: 0 where a row has a token, else -inf; None where all rows are equally far.
+        place: their column, if it is that of all rows; else the rows [B] and the column [B] of each.
+        bias_Y1T: of all heads' rows, 0 where a row has a token, else -inf; None where all rows are equally far.
     """
 
     width: int
-    column: int | Tensor
-    bias_B11T: Tensor | None
+    place: int | tuple[Tensor, Tensor]
+    bias_Y1T: Tensor | None
 
     @classmethod
-    def at(cls, time_B: np.ndarray, device: torch.device) -> Columns:
-        """For rows that have `time_B` tokens so far."""
+    def at(cls, time_B: np.ndarray, num_heads: int, like: Tensor) -> Columns:
+        """For rows that have `time_B` tokens so far, and keys of the type and device of `like`."""
         width = int(time_B.max()) + 1
         if width == time_B.min() + 1:
             return cls(width, width - 1, None)
-        column_B = torch.from_numpy(time_B).to(device)
-        hidden_BT = torch.arange(width, device=device) > column_B[:, None]
-        bias_BT = torch.zeros(hidden_BT.shape, device=device).masked_fill_(hidden_BT, -torch.inf)
-        return cls(width, column_B, bias_BT[:, None, None])
+        column_B = torch.from_numpy(time_B).to(like.device)
+        hidden_BT = torch.arange(width, device=like.device) > column_B[:, None]
+        bias_BT = like.new_zeros(hidden_BT.shape).masked_fill_(hidden_BT, -torch.inf)
+        return cls(
+            width, (torch.arange(len(time_B), device=like.device), column_B), bias_BT.repeat(num_heads, 1)[:, None]
+        )
 
 
 class OwnTokens:
-    """Keys and values that the completions have added to one layer, in buffers with room for more.
+    """Keys and values that the completions have added to one layer, in buffers [H, B, places, D] with room for more.
 
     buffer  | a0  a1  a2  .   .  .  .  . |    slots of a, which has 3 tokens, and of b, which took its slot over from
             | b0  c1  c2  c3  .  .  .  . |    c: what is left of c is hidden, and written over as b goes on
@@ -223,41 +252,50 @@ class OwnTokens:
         self._max_tokens = max_tokens
         self._buffers: list[Tensor] = []
 
-    def write(self, columns: Columns, *tokens_BH1D: Tensor) -> tuple[Tensor, ...]:
-        """Write one token of each row; what is there now, [B, H, T, D] each."""
+    def write(self, columns: Columns, keys_BH1D: Tensor, values_BH1D: Tensor) -> None:
+        """Write one token of each row."""
         room = self._buffers[0].shape[2] if self._buffers else 0
         if columns.width > room:
             most = max(columns.width, min(self._max_tokens, max(FIRST_ROOM, 2 * room)))
-            old = self._buffers or [token[:, :, :0] for token in tokens_BH1D]
-            self._buffers = [_with_room(buffer, len(buffer), most) for buffer in old]
-        for buffer, token in zip(self._buffers, tokens_BH1D, strict=True):
-            if isinstance(columns.column, int):
-                buffer[:, :, columns.column] = token[:, :, 0]
+            old = self._buffers or [each.transpose(0, 1)[:, :, :0] for each in (in_float32(keys_BH1D), values_BH1D)]
+            self._buffers = [_with_room(buffer, buffer.shape[1], most) for buffer in old]
+        for buffer, token in zip(self._buffers, (keys_BH1D, values_BH1D), strict=True):
+            token_HBD = token.squeeze(2).transpose(0, 1)
+            if isinstance(columns.place, int):
+                buffer.select(2, columns.place).copy_(token_HBD)
             else:
-                buffer[torch.arange(len(buffer), device=buffer.device), :, columns.column] = token[:, :, 0]
-        return tuple(buffer[:, :, : columns.width] for buffer in self._buffers)
+                buffer[:, *columns.place] = token_HBD.to(buffer.dtype)
+
+    def tokens(self, columns: Columns) -> list[Tensor]:
+        """Keys and values that are there now, [H, B, T, D] each."""
+        return [buffer[:, :, : columns.width] for buffer in self._buffers]
 
     def seat(self, kept: Sequence[int], num_rows: int) -> None:
         """See `SharedPrefixCache.seat`."""
         for index, buffer in enumerate(self._buffers):
-            if len(kept) < len(buffer):
-                buffer = buffer[kept]
-            if num_rows > len(buffer):
+            if len(kept) < buffer.shape[1]:
+                buffer = _chosen(buffer, kept)
+            if num_rows > buffer.shape[1]:
                 buffer = _with_room(buffer, num_rows, buffer.shape[2])
             self._buffers[index] = buffer
 
 
-def _with_room(tokens_BHTD: Tensor, num_rows: int, room: int) -> Tensor:
+def _chosen(rows_HXTD: Tensor, kept: Sequence[int]) -> Tensor:
+    """Some rows or prompts; an index in brackets would leave them in another order in memory."""
+    return rows_HXTD.index_select(1, torch.tensor(kept, dtype=torch.int64, device=rows_HXTD.device))
+
+
+def _with_room(tokens_HBTD: Tensor, num_rows: int, room: int) -> Tensor:
     """The tokens in a buffer of more rows or places; zeros elsewhere, since even a hidden NaN would be one."""
-    old_rows, num_heads, length, width = tokens_BHTD.shape
-    buffer = tokens_BHTD.new_zeros((num_rows, num_heads, room, width))
-    buffer[:old_rows, :, :length] = tokens_BHTD
+    num_heads, old_rows, length, width = tokens_HBTD.shape
+    buffer = tokens_HBTD.new_zeros((num_heads, num_rows, room, width))
+    buffer[:, :old_rows, :length] = tokens_HBTD
     return buffer
 
 
-def _joined(*prompts_PXSD: Tensor, width: int) -> Tensor:
+def _joined(*prompts_HPSD: Tensor, width: int) -> Tensor:
     """Prompts of several prefills one behind the other, each with padding in front up to S = `width`."""
-    return torch.cat([pad(each, (0, 0, width - each.shape[-2], 0)) for each in prompts_PXSD])
+    return torch.cat([pad(each, (0, 0, width - each.shape[-2], 0)) for each in prompts_HPSD], dim=1)
 
 
 class CopiedPrefixCache:
