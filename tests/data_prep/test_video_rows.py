@@ -174,3 +174,17 @@ def test_a_bad_video_is_named_by_its_line(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"question": "?", "answer": "7", "video": "no.mp4"}) + "\n")
     (error,) = scan_rows(tmp_path / "rows.jsonl")
     assert isinstance(error, RowError) and (error.row, error.field) == (1, "video")
+
+
+def test_a_table_of_datasets_with_videos_is_read_undecoded(tmp_path):
+    import datasets
+
+    table = datasets.Dataset.from_dict(
+        {"question": ["Which?"], "answer": ["7"], "video": [{"bytes": CLIP, "path": None}]},
+        features=datasets.Features(
+            {"question": datasets.Value("string"), "answer": datasets.Value("string"), "video": datasets.Video()}
+        ),
+    )
+    table.save_to_disk(str(tmp_path / "saved"))
+    (row,) = load_rows(tmp_path / "saved")
+    assert [read_video(video) for video in row.videos] == [CLIP] and row.problem == "<video>Which?"
