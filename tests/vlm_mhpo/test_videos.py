@@ -407,7 +407,7 @@ def test_records_and_reward_functions_show_a_contact_sheet(models, tmp_path):
     group = scored(prompt, [completion((1, 2))])
     names = sample_rows(tmp_path, 3, group)[0]["images"]
     assert names == sample_rows(tmp_path, 4, group)[0]["images"] and len({*names}) == 3
-    sheets = [Image.open(tmp_path / name) for name in names]
+    sheets = [Image.open(tmp_path / name).convert("RGB") for name in names]
     # Eight frames of 96 x 64 in rows of three; five of 64 x 96.
     assert [sheet.size for sheet in sheets] == [(56, 28), (288, 192), (192, 192)]
     first, last = np.asarray(sheets[2])[:96, :64], np.asarray(sheets[2])[96:, 64:128]
