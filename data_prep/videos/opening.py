@@ -42,6 +42,7 @@ class VideoLimits:
         max_bytes: encoded size, bytes.
         max_pixels, max_side: of a frame: width x height, longer side in pixels.
         max_frames: in the file, or in a list; how many are shown is another rule.
+        max_list_pixels: of all frames of a list, which are in memory together.
         max_memory: address space of the process that decodes, bytes.
         timeout: seconds for the whole video.
     """
@@ -50,6 +51,7 @@ class VideoLimits:
     max_pixels: int = 16_700_000
     max_side: int = 8192
     max_frames: int = 200_000
+    max_list_pixels: int = 2**29
     max_memory: int = 2**32
     timeout: float = 60.0
 
@@ -99,11 +101,18 @@ def open_frames(source: VideoSource, limits: VideoLimits = VideoLimits()) -> lis
     """
     if not 1 <= len(source) <= limits.max_frames:
         raise VideoError(f"{name_of(source)}: give 1 to {limits.max_frames:,} frames")
-    frames = [
-        open_image(frame, ImageLimits(max_pixels=limits.max_pixels, max_side=limits.max_side)) for frame in source
-    ]
-    if len(sizes := {frame.size for frame in frames}) > 1:
-        raise VideoError(f"{name_of(source)}: frames of {len(sizes)} sizes; give them one")
+    of_image = ImageLimits(max_pixels=limits.max_pixels, max_side=limits.max_side)
+    width, height = open_image(source[0], of_image).size
+    if len(source) * width * height > limits.max_list_pixels:
+        raise VideoError(
+            f"{name_of(source)}: {width} x {height} pixels each is over the limit of {limits.max_list_pixels:,} pixels "
+            "of all frames; give fewer or smaller ones"
+        )
+    frames = []
+    for frame in source:
+        frames.append(open_image(frame, of_image))
+        if frames[-1].size != (width, height):
+            raise VideoError(f"{name_of(source)}: frames of different sizes; give them one")
     return frames
 
 

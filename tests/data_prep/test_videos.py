@@ -83,12 +83,15 @@ def _png(frame) -> bytes:
 
 
 def test_frames_of_a_list_have_one_size():
-    with pytest.raises(VideoError, match="2 sizes"):
+    with pytest.raises(VideoError, match="different sizes"):
         open_frames((_png(grey_frames(1)[0]), _png(grey_frames(1, width=32)[0])))
     with pytest.raises(VideoError, match="give 1 to"):
         open_frames(())
     with pytest.raises(DataError, match="not a PNG"):
         open_frames((b"GIF89a",))
+    # Refused when the first is open: the others would be seven gigabytes.
+    with pytest.raises(VideoError, match="640 x 640 pixels each is over the limit of 536,870,912 pixels"):
+        open_frames(6000 * (_png(grey_frames(1, 640, 640)[0]),))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.7, 0.95])

@@ -143,7 +143,11 @@ class PromptBuilder:
         if hasattr(processor.video_processor, "cap_pixels_per_frame"):
             options["cap_pixels_per_frame"] = True
         frames = [clip.frames_TCHW for clip in clips]
-        inputs = self._processed([self._unwrapped(text)], images=images or None, videos=frames, videos_kwargs=options)
+        media = {"images": images or None, "videos": frames, "videos_kwargs": options}
+        try:
+            inputs = self._processed([self._unwrapped(text)], **media)
+        except ValueError as error:
+            raise PromptError(f"row {row.id}: the processor refused it: {error}") from error
         input_ids_S, types_S = inputs["input_ids"][0], inputs["mm_token_type_ids"][0].to(torch.int64)
         input_ids_S[types_S == 2] = processor.image_token_id
         media = self.family.vision.cut_clips(inputs, kinds)
