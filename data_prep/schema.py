@@ -8,9 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from data_prep.images.stored import ImageSource
+from data_prep.images.stored import ImageSource, VideoSource
 
-IMAGE_PLACEHOLDER = "<image>"
+IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER = "<image>", "<video>"
 MAX_PRECISION = 100
 KINDS = ("auto", "number", "math", "choice", "text")
 ROLES = ("system", "user", "assistant")
@@ -76,8 +76,8 @@ class Row:
         id: unique within one `load_rows` call; seeds are derived from it.
         images: handles, paths or encoded bytes, in the order of their placeholders; empty for a text-only row. What
             needs the bytes calls `data_prep.read_image`, what needs the image `data_prep.open_image`.
-        problem: the question, with exactly one `<image>` per image; an image may be the whole question. With earlier
-            turns the last question, and the images stand in all questions.
+        problem: the question, with exactly one `<image>` per image and one `<video>` per video; an image may be the
+            whole question. With earlier turns the last question, and the images stand in all questions.
         answer: the gold answer, never blank; of several the first.
         kind: which verifier compares answers: auto, number, math, choice or text.
         choices: the options of a multiple-choice question, in order.
@@ -87,6 +87,8 @@ class Row:
         solution: a worked answer, the target of the cold-start stage.
         equivalent_answers: other texts that are right as well, each alone.
         earlier_turns: what the chat holds before the problem: a system message or none, questions and their answers.
+        videos: in the order of their placeholders, each a file as images are, or a tuple of images, its frames; see
+            `data_prep.videos.opening`. Without any, `<video>` is text.
         metadata: columns of the source that scoring or reports need by their own names; read-only, lists as tuples.
     """
 
@@ -103,6 +105,7 @@ class Row:
     solution: str | None = None
     equivalent_answers: tuple[str, ...] = ()
     earlier_turns: tuple[Turn, ...] = ()
+    videos: tuple[VideoSource, ...] = ()
     metadata: Mapping[str, MetadataValue] = field(default_factory=lambda: MappingProxyType({}), hash=False)
 
     @property
@@ -147,6 +150,7 @@ def make_row(
     solution: str | None = None,
     equivalent_answers: Iterable[str] = (),
     earlier_turns: Iterable[tuple[str, str]] = (),
+    videos: Iterable[VideoSource] = (),
     metadata: Mapping[str, object] = MappingProxyType({}),
 ) -> Row:
     """Build a `Row` that holds every promise of its docstring; puts missing placeholders before the first question.
@@ -154,9 +158,11 @@ def make_row(
     Raises:
         RowError: naming the field at fault (file and row are the reader's to add, with `placed`).
     """
-    images = tuple(images)
+    images, videos = tuple(images), tuple(videos)
     if not all(isinstance(image, ImageSource) for image in images):
         raise RowError("an image is neither a handle, a path nor encoded bytes", field="images")
+    if not all(map(_is_video, videos)):
+        raise RowError("a video is neither a handle, a path, encoded bytes nor some images", field="videos")
     if kind not in KINDS:
         raise RowError(f"{kind!r} is not a kind of answer; use one of {', '.join(KINDS)}", field="kind")
     if precision is not None and (type(precision) is not int or not 0 <= precision <= MAX_PRECISION):
@@ -164,8 +170,10 @@ def make_row(
     if split and not _SPLIT_NAME.fullmatch(_text("split", split)):
         raise RowError(f"{split!r} is not a split name (letters, digits, '_', '.', '-')", field="split")
     turns = _turns(earlier_turns)
-    problem = _text("problem", problem, required=not images or bool(turns))
-    turns, problem = _with_placeholders(turns, problem, len(images))
+    problem = _text("problem", problem, required=not (images or videos) or bool(turns))
+    if videos:
+        turns, problem = _with_placeholders(turns, problem, len(videos), VIDEO_PLACEHOLDER, "video")
+    turns, problem = _with_placeholders(turns, problem, len(images), IMAGE_PLACEHOLDER, "image")
     return Row(
         id=_text("id", id, required=True),
         images=images,
@@ -180,6 +188,7 @@ def make_row(
         solution=None if solution is None else _text("solution", solution, required=True),
         equivalent_answers=_others(equivalent_answers, answer),
         earlier_turns=turns,
+        videos=videos,
         metadata=_metadata(metadata),
     )
 
@@ -247,19 +256,26 @@ def _turns(turns: Iterable[tuple[str, str]]) -> tuple[Turn, ...]:
     return turns
 
 
-def _with_placeholders(turns: tuple[Turn, ...], problem: str, num_images: int) -> tuple[tuple[Turn, ...], str]:
-    """The turns and the problem with one placeholder per image; missing ones stand before the first question."""
+def _is_video(value: object) -> bool:
+    frames = value if isinstance(value, tuple) else (value,)
+    return bool(frames) and all(isinstance(frame, ImageSource) for frame in frames)
+
+
+def _with_placeholders(
+    turns: tuple[Turn, ...], problem: str, num_shown: int, placeholder: str, what: str
+) -> tuple[tuple[Turn, ...], str]:
+    """The turns and the problem with a placeholder for each that is shown; missing ones precede the first question."""
     asked = [turn.text for turn in turns if turn.role == "user"] + [problem]
-    num_placeholders = sum(text.count(IMAGE_PLACEHOLDER) for text in asked)
-    if num_placeholders not in (0, num_images):
+    num_placeholders = sum(text.count(placeholder) for text in asked)
+    if num_placeholders not in (0, num_shown):
         raise RowError(
-            f"has {num_placeholders} {IMAGE_PLACEHOLDER} placeholder(s) for {num_images} image(s); "
-            "write one per image, or none to have them put in front",
+            f"has {num_placeholders} {placeholder} placeholder(s) for {num_shown} {what}(s); "
+            f"write one per {what}, or none to have them put in front",
             field="problem",
         )
-    if num_placeholders == num_images:
+    if num_placeholders == num_shown:
         return turns, problem
-    marks = IMAGE_PLACEHOLDER * num_images
+    marks = placeholder * num_shown
     first = next((index for index, turn in enumerate(turns) if turn.role == "user"), None)
     if first is None:
         return turns, marks + problem

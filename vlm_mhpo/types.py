@@ -43,8 +43,8 @@ class Prompt:
     Attributes:
         row: the row it was made from.
         text: the rendered chat template, image placeholders not expanded.
-        input_ids_S: [S] int64, image placeholders expanded.
-        token_types_S: [S] int64, 0 text, 1 image (transformers' mm_token_type_ids).
+        input_ids_S: [S] int64, image placeholders expanded; those of a video are image placeholders, too.
+        token_types_S: [S] int64, 0 text, 1 image, 2 video (transformers' mm_token_type_ids).
         media: its images; None without any, until a frozen tower has seen the batch (`Policy.with_image_features`).
         opens: what the chat template has already opened of the response, such as "<think>\\n"; part of `text`.
     """

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.schema import IMAGE_PLACEHOLDER, RowError, Turn
+from data_prep.schema import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, RowError, Turn
 
 _MAX_CHARACTERS = 2**20
+_MARKS = {"image": IMAGE_PLACEHOLDER, "video": VIDEO_PLACEHOLDER}
 # OpenAI's role names and those of LLaVA's conversations.
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
@@ -21,12 +22,14 @@ class Chat:
         images: the images that stand inside the messages, in order, as they were written.
         reply: the assistant turn after it, or None.
         earlier_turns: those before it, the system message first.
+        videos: those that stand inside the messages, in order, as they were written.
     """
 
     problem: str
     images: tuple[Any, ...]
     reply: str | None
     earlier_turns: tuple[Turn, ...]
+    videos: tuple[Any, ...] = ()
 
 
 def read_chat(messages: Any, field: str) -> Chat:
@@ -35,20 +38,23 @@ def read_chat(messages: Any, field: str) -> Chat:
     A message has `role` and `content` (text or a list of parts) or `from` and `value`.
 
     Raises:
-        RowError: naming `field`: no messages, turns that do not alternate, a part that is neither text nor image, an
-            image that no user shows.
+        RowError: naming `field`: no messages, turns that do not alternate, a part that is neither text, image nor
+            video, an image that no user shows.
     """
-    turns, images = [], []
+    turns, shown = [], {"image": [], "video": []}
     for role, content in (_turn(message, field) for message in _as_list(messages, field)):
         if role == "system" and content is None:
             continue
-        text, shown = _content(content, field)
-        if role == "system" and not shown and not text.strip():
+        text, media, has_parts = _content(content, field)
+        if role == "system" and not has_parts and not text.strip():
             continue
-        if role != "user" and (shown or (isinstance(content, list) and IMAGE_PLACEHOLDER in text)):
+        if role != "user" and (
+            has_parts or (isinstance(content, list) and any(mark in text for mark in _MARKS.values()))
+        ):
             raise RowError(f"shows an image in a turn of the {role}: only a user shows images", field=field)
         turns.append(Turn(role, text))
-        images += shown
+        for kind, given in media.items():
+            shown[kind] += given
     roles = [turn.role for turn in turns]
     reply = turns.pop().text if roles[-1:] == ["assistant"] else None
     spoken = [role for role in roles if role != "system"]
@@ -58,7 +64,7 @@ def read_chat(messages: Any, field: str) -> Chat:
             "but the last with its answer, and perhaps the answer to the last",
             field=field,
         )
-    return Chat(turns[-1].text, tuple(images), reply, tuple(turns[:-1]))
+    return Chat(turns[-1].text, tuple(shown["image"]), reply, tuple(turns[:-1]), tuple(shown["video"]))
 
 
 def read_turns(messages: Any, field: str) -> tuple[Turn, ...]:
@@ -116,25 +122,28 @@ def _turn(message: Any, field: str) -> tuple[str, Any]:
     return _ROLES[role], content
 
 
-def _content(content: Any, field: str) -> tuple[str, tuple[Any, ...]]:
-    """(text with placeholders, images). A text that has placeholders already says where the images stand."""
+def _content(content: Any, field: str) -> tuple[str, dict[str, list[Any]], bool]:
+    """(text with placeholders, images and videos, whether there are any).
+
+    A text that has placeholders already says where those of that kind stand.
+    """
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
     pieces = [_part(part, field) for part in parts]
-    texts = [text for is_text, text in pieces if is_text]
-    pictures = tuple(picture for is_text, picture in pieces if not is_text and picture is not None)
-    if any(IMAGE_PLACEHOLDER in text for text in texts):
-        return "".join(texts), pictures
-    return "".join(text if is_text else IMAGE_PLACEHOLDER for is_text, text in pieces), pictures
+    texts = "".join(value for kind, value in pieces if kind == "text")
+    marks = {kind: "" if mark in texts else mark for kind, mark in _MARKS.items()}
+    given = {kind: [value for own, value in pieces if own == kind and value is not None] for kind in _MARKS}
+    text = "".join(value if kind == "text" else marks[kind] for kind, value in pieces)
+    return text, given, any(given.values())
 
 
-def _part(part: Any, field: str) -> tuple[bool, Any]:
-    """(True, text) or (False, image); an image is None where the row's image column holds it."""
+def _part(part: Any, field: str) -> tuple[str, Any]:
+    """What kind of part it is, and what it holds; None for an image or video that a column of the row holds."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
-        return True, part["text"]
-    if kind == "image":
-        return False, part.get("image")
-    if kind == "image_url":
-        address = part.get("image_url")
-        return False, address.get("url") if isinstance(address, Mapping) else address
-    raise RowError("has a part that is neither {'type': 'text', 'text': ...} nor an image", field=field)
+        return kind, part["text"]
+    if kind in _MARKS:
+        return kind, part.get(kind)
+    if kind in ("image_url", "video_url"):
+        address = part.get(kind)
+        return kind.removesuffix("_url"), address.get("url") if isinstance(address, Mapping) else address
+    raise RowError("has a part that is neither {'type': 'text', 'text': ...} nor an image or a video", field=field)

@@ -113,6 +113,10 @@ def of_chat(record: _Record, column: str) -> dict[str, Any]:
         if any(record.get(name) not in (None, [], "") for name in ("images", "image")):
             raise RowError("holds images, and so do the messages; keep one of them", field="images")
         plain = _without(plain, "image") | {"images": list(chat.images)}
+    if chat.videos:
+        if any(record.get(name) not in (None, [], "") for name in ("videos", "video")):
+            raise RowError("holds videos, and so do the messages; keep one of them", field="videos")
+        plain = _without(plain, "video") | {"videos": list(chat.videos)}
     answer, solution = gold_cells(record)
     # The reply is the worked solution where no column is; the gold is its only where no column has one.
     where = "the reply of the chat" if solution is None else "'solution'"

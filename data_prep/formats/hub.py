@@ -126,6 +126,8 @@ def _without_decoding(table: Any) -> Any:
             return {name: undecoded(part) for name, part in feature.items()}
         if isinstance(feature, datasets.List | datasets.LargeList):
             return replace(feature, feature=undecoded(feature.feature))
+        if isinstance(feature, datasets.Video):
+            return datasets.Video(decode=False)
         return datasets.Image(decode=False) if isinstance(feature, datasets.Image) else feature
 
     for column, feature in table.features.items():

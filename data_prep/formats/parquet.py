@@ -10,7 +10,7 @@ from data_prep.images.stored import ParquetTable, release_memory, with_handles
 from data_prep.schema import DataError, RowError
 
 SCHEMA_KEY = b"vlm_mhpo.schema_version"
-SCHEMA_VERSION = 3  # 1 had no column `metadata`, 2 neither `earlier_turns` nor `equivalent_answers`
+SCHEMA_VERSION = 4  # 1 had no column `metadata`, 2 neither `earlier_turns` nor `equivalent_answers`, 3 no `videos`
 _ROWS_AT_ONCE = 16
 
 

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from data_prep.formats.image_cells import is_image_name
+from data_prep.formats.image_cells import VIDEO_COLUMNS, is_image_name, is_video_name
 from data_prep.schema import RowError
 
 KEY, PLACE = "__key__", "__url__"
 TEXTS = ("txt", "cls")
-_VIDEO = re.compile(r"(?:.*\.)?(?:mp4|webm|avi|mov|mkv)", re.IGNORECASE)
 # Images that Pillow does not open as it comes, or that are drawings.
 _UNREAD_IMAGE = re.compile(
     r"(?:.*\.)?(?:hei[cf]s?|avifs?|jp[2xfm]|j2[kc]|jpc|jxl|jxr|svgz?|tga|ppm|pgm|pbm|pnm|pfm|hdr|exr|psd|ico|icns|"
@@ -34,11 +33,6 @@ _CHATS = frozenset({"messages", "message", "conversations", "prompt"})
 def is_unread_image(suffix: str) -> bool:
     """Whether a file of a sample is an image of a kind that is not opened, by its name."""
     return _UNREAD_IMAGE.fullmatch(suffix) is not None
-
-
-def is_video(suffix: str) -> bool:
-    """Whether a file of a sample is a video, by its name."""
-    return _VIDEO.fullmatch(suffix) is not None
 
 
 def sample_columns(
@@ -63,6 +57,8 @@ def sample_columns(
         raise RowError("is no object with columns", field="json")
     columns = {name: value for name, value in inner.items() if value is not None}
     images = {name: files.pop(name) for name in sorted(files, key=_natural) if is_image_name(name)}
+    columns |= _videos(columns, {name: files.pop(name) for name in sorted(files, key=_natural) if is_video_name(name)},
+                       PurePosixPath(str(sample[KEY])).name)  # fmt: skip
     for name, value in files.items():
         _add_file(columns, name, value)
     if not _ASKED & columns.keys() and "txt" in columns:
@@ -74,13 +70,26 @@ def sample_columns(
     return _with_images(columns, images, image_columns, PurePosixPath(str(sample[KEY])).name)
 
 
+def _videos(columns: dict[str, Any], videos: dict[str, Any], key: str) -> dict[str, Any]:
+    """The videos of a sample as a column: those that its json names, in that order, or all; others stay by name."""
+    if not videos:
+        return {}
+    cells = [columns.pop(name) for name in VIDEO_COLUMNS if name in columns]
+    listed = [each for cell in cells for each in (cell if isinstance(cell, list) else [cell]) if isinstance(each, str)]
+    names = [_own_name(name, key) for name in listed]
+    if not names or not set(names) <= videos.keys():
+        return {"videos": list(videos.values())}
+    others = {name: video for name, video in videos.items() if name not in names}
+    return others | {"videos": [videos[name] for name in names]}
+
+
 def _add_file(columns: dict[str, Any], name: str, value: Any) -> None:
     """Add a file to the columns, under its own name or that of a text without its ending."""
     if is_unread_image(name):
         raise RowError("is an image of a kind that is not opened: store it as PNG, JPEG or WebP, or leave it out with "
                        f"data.ignore_columns=[{name}]", field=name)  # fmt: skip
     column, _, kind = name.rpartition(".")
-    column = column if column and kind in ("json", *TEXTS) else "video" if is_video(name) else name
+    column = column if column and kind in ("json", *TEXTS) else name
     others = (_ANSWERS if column in _ANSWERS else {column}) & columns.keys()
     for other in sorted(others):
         if columns[other] != value and str(columns[other]).strip() != str(value).strip():

@@ -12,7 +12,7 @@ from data_prep.formats.chat import is_chat, read_turns, with_system
 from data_prep.formats.choices import among, in_other_words
 from data_prep.formats.dialects import as_plain, of_chat
 from data_prep.formats.golds import ANSWERS, LISTS, first_of, gold_cells, number_as_text, read_gold, whole
-from data_prep.formats.image_cells import IMAGE_COLUMNS, images_of, refuse_unread_images
+from data_prep.formats.image_cells import IMAGE_COLUMNS, VIDEO_COLUMNS, images_of, refuse_unread_images, videos_of
 from data_prep.formats.listed import read_equivalents, read_several
 from data_prep.formats.marks import place_images, rename_marks
 from data_prep.formats.samples import KEY, sample_columns
@@ -27,12 +27,12 @@ _PROBLEMS = ("prompt", "question", "Problem", "Question", "query")
 _UNITS = ("units", "answer_unit")
 # What a user may say the names of.
 COLUMNS = ("problem", "answer", "images", "choices", "solution", "id", "kind", "precision", "unit", "source", "split",
-           "equivalent_answers")  # fmt: skip
-# What `prepare` writes; earlier versions had neither earlier turns nor equivalent answers.
-_OWN = frozenset({field.name for field in fields(Row)} - {"metadata", "earlier_turns", "equivalent_answers"})
+           "equivalent_answers", "videos")  # fmt: skip
+# What `prepare` writes; earlier versions had neither earlier turns, equivalent answers nor videos.
+_OWN = frozenset({field.name for field in fields(Row)} - {"metadata", "earlier_turns", "equivalent_answers", "videos"})
 _USED = frozenset({
     *_IDS, *_PROBLEMS, *ANSWERS, *IMAGE_COLUMNS, *_UNITS, "problem", "answer", "solution", "Solution", "kind",
-    "choices", "options", "precision", "unit", "source", "split", "metadata", "videos", "video", "earlier_turns",
+    "choices", "options", "precision", "unit", "source", "split", "metadata", *VIDEO_COLUMNS, "earlier_turns",
     "equivalent_answers", "system",
 })  # fmt: skip
 
@@ -149,7 +149,8 @@ def row_from_record(
     values: other people's tables nest whatever they like. A record with every column of ours was written by
     `prepare`; its answer and solution are taken as they stand. A letter that names one of the choices makes the kind
     "choice" where none is given. Images are paths below `image_root`, bytes, or {"bytes", "path"}; without an
-    `image_root` only bytes are taken. A sample of a webdataset is read by its columns (see `formats.samples`).
+    `image_root` only bytes are taken. Videos stand in `videos` or `video`, each a file or a list of
+    its frames. A sample of a webdataset is read by its columns (see `formats.samples`).
 
     Args:
         columns: names of the columns that stand for ours, where a user gives them.
@@ -166,9 +167,6 @@ def row_from_record(
         seen.update(record)
     record = _renamed(record, columns) if columns else as_plain(record, dialect)
     answered, choices, column = _answered(record, answer_lists)
-    for name in ("videos", "video"):
-        if record.get(name):
-            raise RowError("holds videos, and rows are images and text", field=name)
     refuse_unread_images(record, _USED, image_root)
     turns = with_system(read_turns(record.get("earlier_turns"), "earlier_turns"), record.get("system"))
     turns, problem, shown, images = _placed(turns, _problem(record), choices, images_of(record, image_root))
@@ -183,6 +181,7 @@ def row_from_record(
         source=file.source if record.get("source") is None else record["source"],
         split=file.split if record.get("split") is None else record["split"],
         earlier_turns=turns,
+        videos=videos_of(record, image_root),
         metadata=column
         | plain_values({name: value for name, value in record.items() if name not in _USED})
         | plain_values(record.get("metadata")),
@@ -238,6 +237,7 @@ def _renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str,
         "problem": _PROBLEMS,
         "answer": (*ANSWERS, *LISTS),
         "images": IMAGE_COLUMNS,
+        "videos": VIDEO_COLUMNS,
         "id": _IDS,
         "choices": ("options",),
     }

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_prep.formats.image_cells import IMAGE_COLUMNS, is_image_name
-from data_prep.formats.samples import KEY, TEXTS, asks_and_answers, is_unread_image, is_video, sample_columns
+from data_prep.formats.image_cells import IMAGE_COLUMNS, is_image_name, is_video_name
+from data_prep.formats.samples import KEY, TEXTS, asks_and_answers, is_unread_image, sample_columns
 from data_prep.formats.table import TableFile, files_of_split, row_from_record, rows_of, split_of, tables_in
 from data_prep.images.archives import TAR_SUFFIXES, is_archive, unpack
 from data_prep.schema import Row, RowError
@@ -140,7 +140,7 @@ def _record(key: str, folder: Path, files: _Files) -> dict[str, Any] | RowError:
     """The sample as `datasets` gives it, but for its images, which are paths; files of other kinds are None."""
     record: dict[str, Any] = {KEY: key}
     for suffix, path in files:
-        if is_image_name(suffix) or is_unread_image(suffix) or is_video(suffix):
+        if is_image_name(suffix) or is_unread_image(suffix) or is_video_name(suffix):
             record[suffix] = path.relative_to(folder).as_posix()
             continue
         try:

@@ -11,6 +11,7 @@ import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image, ImageOps
 
@@ -98,15 +99,27 @@ def read_image(source: ImageSource, limits: ImageLimits = ImageLimits()) -> byte
     return data
 
 
-def resolve_image_path(root: Path, reference: str) -> Path:
-    """The file below `root` that a row's `reference` names.
+def open_regular_file(path: Path) -> BinaryIO:
+    """A file open for reading; OSError where it is no regular file, or where a link lies on the way to it.
+
+    A path must be resolved, as those of `resolve_image_path` are.
+    """
+    file = os.fdopen(_open_without_links(path), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError("not a regular file")
+    return file
+
+
+def resolve_image_path(root: Path, reference: str, field: str = "images") -> Path:
+    """The file below `root` that a row's `reference` names in a column of images or videos.
 
     Raises:
         RowError: the reference is a URL, absolute, leaves `root` (`..` or a link) or names no regular file.
     """
 
     def refuse(reason: str) -> RowError:
-        return RowError(f"{reference[:200]!r} {reason}; images are relative paths below {root}", field="images")
+        return RowError(f"{reference[:200]!r} {reason}; {field} are relative paths below {root}", field=field)
 
     if not reference.strip() or "\0" in reference:
         raise refuse("is not a file name")
@@ -140,9 +153,7 @@ def _read_stored(source: Path | StoredImage, max_bytes: int) -> bytes:
 
 
 def _read_regular_file(path: Path, max_bytes: int) -> bytes:
-    with os.fdopen(_open_without_links(path), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ImageError(f"image {path}: not a regular file")
+    with open_regular_file(path) as file:
         return file.read(max_bytes + 1)
 
 

@@ -78,6 +78,8 @@ class StoredImage:
 
 ImageSource = bytes | Path | StoredImage
 """What a row holds for an image: its encoded bytes, its file, or its place in a table."""
+VideoSource = ImageSource | tuple[ImageSource, ...]
+"""What a row holds for a video: the same of its file, or those of its frames, in order."""
 
 _CHANGED = "the table has changed since its rows were read; start again"
 

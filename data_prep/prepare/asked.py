@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from data_prep.schema import IMAGE_PLACEHOLDER, Row
+from data_prep.schema import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, Row
 
 # Signs that carry meaning in a question; other punctuation, dollar signs and spaces are how it is written.
 _NOT_MEANING = re.compile(r"[^\w+\-*/^=<>%°√π]+")
@@ -29,5 +29,5 @@ def questions_of(row: Row) -> tuple[str, ...]:
 
 
 def _normalised(*texts: str) -> str:
-    text = " ".join(texts).replace(IMAGE_PLACEHOLDER, " ")
+    text = " ".join(texts).replace(IMAGE_PLACEHOLDER, " ").replace(VIDEO_PLACEHOLDER, " ")
     return " ".join(_NOT_MEANING.sub(" ", unicodedata.normalize("NFKC", text).casefold()).split())

@@ -7,24 +7,25 @@ from PIL import Image
 
 from data_prep.images.opening import open_image, read_image
 from data_prep.schema import Row, RowError
+from data_prep.videos.opening import contact_sheet, read_video
 
 
 def with_bytes(row: Row) -> Row:
-    """The row with its images read, not looked into.
+    """The row with its images and videos read, not looked into.
 
     Raises:
-        ImageError: one is missing, unreadable or too large.
+        DataError: one is missing, unreadable or too large.
     """
-    return replace(row, images=tuple(read_image(image) for image in row.images))
+    return replace(row, images=tuple(map(read_image, row.images)), videos=tuple(map(read_video, row.videos)))
 
 
 def open_pictures(row: Row) -> list[Image.Image]:
-    """The row's images, decoded.
+    """The row's images, decoded, and a contact sheet of each video.
 
     Raises:
-        ImageError: one cannot be used.
+        DataError: one cannot be used.
     """
-    return [open_image(image) for image in row.images]
+    return [*map(open_image, row.images), *map(contact_sheet, row.videos)]
 
 
 def check_gold(row: Row) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,19 @@ def digest(rows: Sequence[Row | Refusal], settings: str) -> str:
     """Of rows with their images as bytes, and of what is done to them: the identity of a part."""
     seen = hashlib.sha256(settings.encode())
     for row in rows:
-        seen.update(repr(row).encode("utf-8", "backslashreplace"))
+        # A text of a whole video would be four times as long as the video.
+        for part in _pieces(row):
+            seen.update(part if isinstance(part, bytes) else repr(part).encode("utf-8", "backslashreplace"))
     return seen.hexdigest()
+
+
+def _pieces(row: Row | Refusal) -> Iterator[Row | Refusal | bytes]:
+    if isinstance(row, Refusal):
+        yield row
+        return
+    yield replace(row, videos=())
+    for video in row.videos:
+        yield from (video,) if isinstance(video, bytes) else video
 
 
 def load_part(path: Path, identity: str) -> Part | None:
@@ -89,10 +100,17 @@ def records_of(part: Part) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
 
 
+def _video_cell(video: bytes | tuple[bytes, ...]) -> dict[str, Any]:
+    if isinstance(video, bytes):
+        return {"bytes": video, "frames": None}
+    return {"bytes": None, "frames": [{"bytes": frame, "path": None} for frame in video]}
+
+
 def record_of(row: Row) -> dict[str, Any]:
     """The columns of a row with its images as bytes."""
     columns = {name: getattr(row, name) for name in _schema().names}
     columns["images"] = [{"bytes": image, "path": None} for image in row.images]
+    columns["videos"] = [_video_cell(video) for video in row.videos]
     columns["earlier_turns"] = [{"role": turn.role, "content": turn.text} for turn in row.earlier_turns]
     columns["metadata"] = json.dumps(dict(row.metadata), ensure_ascii=False)
     return columns
@@ -134,6 +152,8 @@ def _schema() -> Any:
     columns = dict.fromkeys(names, text)
     # The struct that `datasets` uses for images, so that other tools can read the file.
     columns["images"] = pa.list_(pa.struct({"bytes": pa.binary(), "path": text}))
+    image = pa.struct({"bytes": pa.binary(), "path": text})
+    columns["videos"] = pa.list_(pa.struct({"bytes": pa.binary(), "frames": pa.list_(image)}))
     columns["earlier_turns"] = pa.list_(pa.struct({"role": text, "content": text}))
     columns |= {"choices": pa.list_(text), "equivalent_answers": pa.list_(text), "precision": pa.int64()}
     return pa.schema(columns.items(), metadata={SCHEMA_KEY: str(SCHEMA_VERSION).encode()})

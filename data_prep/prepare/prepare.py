@@ -8,7 +8,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from data_prep.schema import DataError, Row, RowError
 
 LETTERS_FILE = "letter_by_letter.jsonl"
 _NUM_EXAMPLES = 5
+_VIDEO_BYTES_A_PART = 2**28
 _COUNTED = ("split", "kind", "source")
 
 
@@ -151,9 +151,21 @@ def _check_rows(
 
 
 def _batches(rows: Iterable[Row | RowError]) -> Iterator[list[Row | RowError]]:
-    rows = iter(rows)
-    while batch := list(islice(rows, ROWS_A_PART)):
+    """Rows that become a part together: as many as fit, since their videos are held in memory."""
+    batch, size = [], 0
+    for row in rows:
+        batch.append(row)
+        size += _video_bytes(row) if isinstance(row, Row) else 0
+        if len(batch) == ROWS_A_PART or size >= _VIDEO_BYTES_A_PART:
+            yield batch
+            batch, size = [], 0
+    if batch:
         yield batch
+
+
+def _video_bytes(row: Row) -> int:
+    """Bytes of the row's video files, as far as that is known without reading them."""
+    return sum(video.stat().st_size for video in row.videos if isinstance(video, Path) and video.exists())
 
 
 def _read(row: Row | RowError) -> Row | Refusal:
@@ -219,7 +231,7 @@ def _assemble(
             for record in records_of(part):
                 record["split"] = next(side) if heldout is not None else record["split"]
                 groups[record["split"]].append(record)
-                num_with_images += bool(record["images"])
+                num_with_images += bool(record["images"] or record["videos"])
                 for name in _COUNTED:
                     counts[name][record[name]] += 1
             for split, records in groups.items():

@@ -136,6 +136,8 @@ ALLOWED = {
     "vlm_mhpo/evaluation/judge/server.py": {"httpx2", "ssl"},  # only with eval.judge, and only its address
     "vlm_mhpo/faults/agreement.py": {"socket"},  # names the host of a rank that sees another folder
     "vlm_mhpo/runtime/ranks.py": {"socket"},  # names the host of a rank
+    "vlm_mhpo/models/families/qwen_vl.py": {"qwen_vl_utils"},  # its rules for sizes; handed opened images alone
+    "vlm_mhpo/prompts/videos.py": {"qwen_vl_utils"},  # its rules for frames; handed opened images alone, no name
     "vlm_mhpo/models/loading.py": {"huggingface_hub"},  # looks into the local cache
     "vlm_mhpo/records/recorder.py": {"wandb"},  # only with logging.wandb
     "rewards/workers/worker.py": {"socket"},  # its end of such a pair

@@ -157,7 +157,6 @@ def test_chats_named_texts_and_columns_of_a_user_are_read(tmp_path):
         ({"a.json": "[1]", "a.jpg": IMAGES[0]}, "json", "no object"),
         ({"a.json": b"\xff\xfe\xff", "a.jpg": IMAGES[0]}, "a.json", "cannot be read"),
         ({"a.json": ASKED | {"x": "y" * 2**22}, "a.jpg": IMAGES[0]}, "a.json", "more than 4,194,304 bytes"),
-        ({"a.json": ASKED, "a.mp4": b"x", "a.jpg": IMAGES[0]}, "video", "holds videos"),
         ({"a.json": {"question": "Which?"}, "a.jpg": IMAGES[0]}, "answer", "missing"),
         ({"a.txt": "A cat.", "a.jpg": IMAGES[0]}, "answer", "missing"),
     ],

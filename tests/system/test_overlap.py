@@ -9,21 +9,26 @@ import pytest
 
 from tests.builders import picture
 from tests.system.test_runs import assert_same_row, rows_of, run_all
+from tests.video_files import noisy_frames, video
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(180)]
 
-FROZEN = ["model.freeze_vision_tower=true", "objective.beta=0.1", "train.max_steps=3", "data.eval=null"]
+FROZEN = ["model.freeze_vision_tower=true", "objective.beta=0.1", "train.max_steps=3", "data.eval=null",
+          "data.video.min_pixels=1568", "data.video.max_pixels=3136"]  # fmt: skip
 DYNAMIC = ["rollout.dynamic_sampling=true", "train.max_steps=3", "data.eval=null"]
 
 
 def write_mixed_rows(folder: Path) -> Path:
-    """Eight rows of which every other has an image, so that ranks differ in what they hold."""
+    """Eight rows of which every other has an image and two a video, so that ranks differ in what they hold."""
     lines = []
     for n in range(8):
         row = {"problem": f"What is {n} + 1 ?", "answer": str(n + 1)}
         if n % 2:
             (folder / f"{n}.png").write_bytes(picture(56, 28 * (1 + n % 3), seed=n))
             row |= {"problem": f"<image>{row['problem']}", "images": [f"{n}.png"]}
+        if n in (2, 5):
+            (folder / f"{n}.mp4").write_bytes(video(noisy_frames(6, seed=n), fps=3))
+            row |= {"problem": f"<video>{row['problem']}", "videos": [f"{n}.mp4"]}
         lines.append(json.dumps(row))
     file = folder / "mixed.jsonl"
     file.write_text("\n".join(lines))

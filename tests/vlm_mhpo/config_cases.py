@@ -100,7 +100,22 @@ BAD_VALUES = [
     ({"model.dtype": "float16"}, "model.dtype: Input should be 'float32' or 'bfloat16' (got 'float16')"),
     ({"model.attn_implementation": "eager", "model.dtype": "bfloat16"}, "eager rounds attention scores to bfloat16"),
     ({"faults.max_sampling_gap": -0.1}, "faults.max_sampling_gap: Input should be greater than or equal to 0"),
-    ({"model.attn_implementation": "flash"}, "model.attn_implementation: Input should be 'sdpa' or 'eager'"),
+    (
+        {"model.attn_implementation": "flash"},
+        "model.attn_implementation: Input should be 'sdpa', 'eager' or 'flash_attention_2'",
+    ),
+    (
+        {"model.attn_implementation": "flash_attention_2", "model.dtype": "float32"},
+        "flash_attention_2 has no kernels for float32: set it to sdpa, or model.dtype=bfloat16",
+    ),
+    (
+        {"data.video.min_frames": 9, "data.video.max_frames": 8},
+        "data.video.min_frames=9 is above max_frames=8: swap them",
+    ),
+    (
+        {"data.video.min_pixels": 9000, "data.video.max_pixels": 8000},
+        "data.video.min_pixels=9000 is above max_pixels=8000: swap them",
+    ),
     ({"model.max_pixels": -1}, "model.max_pixels: Input should be greater than 0"),
     ({"model.freeze_projector": "maybe"}, "model.freeze_projector: Input should be a valid boolean"),
     ({"data.train": 5}, "data.train: Input should be a valid string (got 5)"),

@@ -11,15 +11,19 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_prep.audit.types import Audit, Defect, Record
 from data_prep.images.opening import open_image
 from data_prep.loading import scan_rows
 from data_prep.schema import DataError, Row, RowError
+from data_prep.videos.opening import contact_sheet
 from vlm_mhpo.evaluation.chosen import rows_by_name
 from vlm_mhpo.pages.html import environment, write_text
 from vlm_mhpo.pages.images import data_uri
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 MAX_SHOWN = 24  # offences of a defect on the page
 _MAX_SIDE = 280
@@ -82,16 +86,17 @@ def _thumbnails(
         return found
     for index, row in enumerate(rows_of_set()):
         if index in places and isinstance(row, Row):
-            found[number, index] = [uri for image in row.images[:_MAX_PICTURES] if (uri := _thumbnail(image))]
+            shown = [*((open_image, image) for image in row.images), *((contact_sheet, video) for video in row.videos)]
+            found[number, index] = [uri for how, it in shown[:_MAX_PICTURES] if (uri := _thumbnail(how, it))]
         if index >= max(places):
             break
     return found
 
 
-def _thumbnail(source: bytes | Path) -> str | None:
-    """A small copy of the image as a data URI; None if it does not open."""
+def _thumbnail(how: Callable[[Any], Image], source: Any) -> str | None:
+    """A small copy of an image or a contact sheet as a data URI; None if it does not open."""
     try:
-        picture = open_image(source)
+        picture = how(source)
     except DataError:
         return None
     picture.thumbnail((_MAX_SIDE, _MAX_SIDE))

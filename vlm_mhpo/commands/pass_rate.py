@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 
-from data_prep import DataError, Row, RowError, read_image
+from data_prep import DataError, Row, RowError, read_image, read_video
 from data_prep.prepare.checks import with_bytes
 from data_prep.prepare.filters import Filter
 from vlm_mhpo.config import Config
@@ -129,6 +129,9 @@ def _key_of(row: Row, setting: str) -> str:
     seen.update(repr(parts).encode("utf-8", "backslashreplace"))
     for image in row.images:
         seen.update(hashlib.sha256(read_image(image)).digest())
+    for video in row.videos:
+        data = read_video(video)
+        seen.update(hashlib.sha256(data if isinstance(data, bytes) else b"".join(data)).digest())
     return seen.hexdigest()
 
 

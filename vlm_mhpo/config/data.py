@@ -4,9 +4,42 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from vlm_mhpo.config.base import FREE, PLACE, Section
+
+
+class VideoConfig(Section):
+    """Which frames of a video are shown and how large, by the rules of qwen-vl-utils."""
+
+    fps: PositiveFloat = Field(2.0, description="Frames shown for each second of a video file.")
+    min_frames: int = Field(4, ge=2, description="Frames shown at least; a shorter video shows all that it has.")
+    max_frames: int = Field(768, ge=2, description="Frames shown at most.")
+    frames_fps: PositiveFloat = Field(
+        2.0, description="Frames per second that a list of frames was taken at; all of them are shown."
+    )
+    min_pixels: PositiveInt | None = Field(None, description="Smallest area of a frame; null = 128 tokens.")
+    max_pixels: PositiveInt | None = Field(None, description="Largest area of a frame; null = 768 tokens.")
+    total_pixels: PositiveInt | None = Field(
+        None,
+        description="Pixels that two frames in turn (the patches of one moment) of a video may have, all moments "
+        "together; null = 115,200 tokens.",
+    )
+    timeout: PositiveFloat = Field(
+        60.0, description="Seconds that a process may take to decode one video.", json_schema_extra=PLACE
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> VideoConfig:
+        if self.min_frames > self.max_frames:
+            raise ValueError(
+                f"data.video.min_frames={self.min_frames} is above max_frames={self.max_frames}: swap them"
+            )
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ValueError(
+                f"data.video.min_pixels={self.min_pixels} is above max_pixels={self.max_pixels}: swap them"
+            )
+        return self
 
 
 class DataConfig(Section):
@@ -61,7 +94,9 @@ class DataConfig(Section):
         None, description="Split of `eval`, when the source has several.", json_schema_extra=FREE
     )
     image_root: str | None = Field(
-        None, description="Folder that relative image paths start from (default: the file's).", json_schema_extra=PLACE
+        None,
+        description="Folder that relative paths of images and videos start from (default: the file's).",
+        json_schema_extra=PLACE,
     )
     max_rows: PositiveInt | None = Field(
         None, description="Use only the first rows of `train`.", json_schema_extra=PLACE
@@ -77,6 +112,7 @@ class DataConfig(Section):
         description="System message where a row has none of its own; null = none (the chat template may add one).",
     )
     instruction: str = Field("", description="Text after each problem, for example how to answer.")
+    video: VideoConfig = Field(default_factory=VideoConfig, description="Frames of the rows' videos.")
     max_prompt_length: PositiveInt = Field(
         4096, description="Tokens of a prompt, image tokens included.", json_schema_extra=PLACE
     )

@@ -49,7 +49,11 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         "bfloat16", description="Type of the weights in forward passes.", json_schema_extra=FIXED
     )
-    attn_implementation: Literal["sdpa", "eager"] = Field("sdpa", description="transformers attention implementation.")
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        "sdpa",
+        description="transformers attention implementation of vision tower and whole rows; flash_attention_2 where the "
+        "package flash-attn is installed and the device is a GPU.",
+    )
     freeze_vision_tower: bool = Field(False, description="Do not train the vision encoder.", json_schema_extra=FIXED)
     freeze_projector: bool = Field(
         False, description="Do not train the vision-language merger.", json_schema_extra=FIXED
@@ -77,6 +81,11 @@ class ModelConfig(Section):
             raise ValueError(
                 "model.attn_implementation=eager rounds attention scores to bfloat16, so that the policy that is "
                 "trained is not the one that samples: set it to sdpa, or model.dtype=float32"
+            )
+        if self.attn_implementation == "flash_attention_2" and self.dtype == "float32":
+            raise ValueError(
+                "model.attn_implementation=flash_attention_2 has no kernels for float32: set it to sdpa, or "
+                "model.dtype=bfloat16"
             )
         return self
 

@@ -108,6 +108,7 @@ def benchmark_builder(
         system_prompt=data.system_prompt,
         instruction=data.instruction if prompt == "run" else "",
         max_prompt_length=codec.max_context - max_completion_length,
+        video=data.video,
         limit=f"eval.max_completion_length leaves {{}} of the model's {codec.max_context} positions: lower it",
     )
 

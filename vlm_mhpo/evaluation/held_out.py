@@ -13,7 +13,7 @@ from vlm_mhpo.evaluation.tasks import Judge, Task, judge_in_memory
 from vlm_mhpo.pages.tables import markdown_table
 from vlm_mhpo.records import statistics
 from vlm_mhpo.records.evaluation import Breakdown, EvalCompletion, EvalItem, Evaluation, Item
-from vlm_mhpo.records.images import store_images
+from vlm_mhpo.records.images import store_media
 from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.runtime import ranks
 
@@ -62,7 +62,7 @@ def judge_held_out(
     found = judge_in_memory(task, judge, chunk_size=chunk_size)
     kept = gallery if image_dir is not None and ranks.is_main() else 0
     items = [
-        _to_eval_item(item, len(row.images), store_images(image_dir, row.images) if place < kept else ())
+        _to_eval_item(item, len(row.images) + len(row.videos), store_media(image_dir, row) if place < kept else ())
         for place, (item, row) in enumerate(zip(found, rows, strict=True))
     ]
     return summarise(items, name=name, step=step, params=params)

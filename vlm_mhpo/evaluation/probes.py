@@ -19,7 +19,12 @@ GREY = (128, 128, 128)
 
 
 def blank(rows: Sequence[Row], benchmark: Benchmark, seed: int) -> list[Row]:
-    """The rows with uniform grey images of the sizes of their own."""
+    """The rows with uniform grey images of the sizes of their own.
+
+    Raises:
+        EvaluationError: a row shows a video.
+    """
+    _refuse_videos(rows, benchmark, "blank")
     return [replace(row, images=tuple(grey(open_image(image).size) for image in row.images)) for row in rows]
 
 
@@ -37,8 +42,9 @@ def shuffled(rows: Sequence[Row], benchmark: Benchmark, seed: int) -> list[Row]:
     has one image of its own this is a derangement.
 
     Raises:
-        EvaluationError: no other problem has another image.
+        EvaluationError: no other problem has another image, or a row shows a video.
     """
+    _refuse_videos(rows, benchmark, "shuffled")
     order = permutation(derive_seed(seed, "shuffled", benchmark.name), len(rows)).tolist()
     problems = [benchmark.problem(row) for row in rows]
     # Compared by content; a row that was dealt another's image holds its handle, not its bytes.
@@ -57,6 +63,13 @@ def shuffled(rows: Sequence[Row], benchmark: Benchmark, seed: int) -> list[Row]:
             )
         changed[index] = replace(row, images=found)
     return changed
+
+
+def _refuse_videos(rows: Sequence[Row], benchmark: Benchmark, probe: str) -> None:
+    if shown := next((row for row in rows if row.videos), None):
+        raise EvaluationError(
+            f"{benchmark.name}: the probe `{probe}` has images to hide, and row {shown.id} shows a video: leave it out"
+        )
 
 
 def _content(image: ImageSource) -> bytes:

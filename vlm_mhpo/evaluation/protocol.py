@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep import Row, read_image
+from data_prep import Row, read_image, read_video
 from vlm_mhpo.errors import EvaluationError
 from vlm_mhpo.records.evaluation import BenchmarkProtocol, Protocol, State
 
@@ -47,10 +47,12 @@ def benchmark_protocol(rows: Sequence[Row], asked: Sequence[Row], *, split: str,
 
 
 def identity(row: Row) -> list[Any]:
-    """What makes a row this row; images by the digest of their files."""
+    """What makes a row this row; images and videos by the digest of their files."""
     pictures = [hashlib.sha256(read_image(image)).hexdigest() for image in row.images]
     texts = [row.id, row.problem, row.gold, row.kind, row.choices, row.precision, row.unit]
-    return [*texts, pictures, *row.earlier_turns]
+    videos = [read_video(video) for video in row.videos]
+    clips = [hashlib.sha256(data if isinstance(data, bytes) else b"".join(data)).hexdigest() for data in videos]
+    return [*texts, pictures, *row.earlier_turns, *([clips] if clips else [])]
 
 
 def digest(parts: Iterable[Any]) -> str:

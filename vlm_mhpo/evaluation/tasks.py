@@ -108,10 +108,10 @@ def run_task(task: Task, judge: Judge, folder: Path, *, gallery: int = 0, chunk_
 
 def _merge(task: Task, file: Path, parts: Path, folder: Path, gallery: int) -> None:
     """The ranks' files as one, with copies of the first images."""
-    from vlm_mhpo.records.images import store_images
+    from vlm_mhpo.records.images import store_media
 
     items = [
-        item.model_copy(update={"images": tuple(store_images(folder, row.images))}) if place < gallery else item
+        item.model_copy(update={"images": tuple(store_media(folder, row))}) if place < gallery else item
         for place, (item, row) in enumerate(zip(shards.merge(parts, task.ids), task.asked, strict=True))
     ]
     shards.write_items(file, items)

@@ -115,9 +115,9 @@ def write_dump(
 
 
 def _group_record(scored: ScoredGroup) -> dict[str, Any]:
-    """A scored group without its tensors."""
+    """A scored group without its tensors; of videos those of the prompt are kept, and not the files."""
     row = scored.group.prompt.row
-    fields = {name: getattr(row, name) for name in Row.__slots__ if name not in ("images", "metadata")}
+    fields = {name: getattr(row, name) for name in Row.__slots__ if name not in ("images", "videos", "metadata")}
     return {
         "row": fields | {"metadata": dict(row.metadata)},
         "prompt_text": scored.group.prompt.text,

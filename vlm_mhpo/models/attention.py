@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, fields
 from functools import cache, partial
 from typing import Any
@@ -32,6 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.reordering import Order, orders, reordered
 
 # Below this width one masked product over the whole row costs less than the calls for its pieces.
@@ -41,6 +43,7 @@ SPLIT_WIDTH = 384
 PAIRS_PER_CALL = {"cpu": 2_000}
 PAIRS_PER_CALL_ELSEWHERE = 200_000
 PREFIX = "vlm_mhpo_"
+FLASH = "flash_attention_2"
 
 
 @cache
@@ -60,7 +63,7 @@ def no_mask(like: Tensor) -> Tensor:
 
 
 def install(model: nn.Module, base: str) -> None:
-    """Let the text layers of a transformers model attend through this file; `base` is the usual way, sdpa or eager.
+    """Let the text layers of a transformers model attend through this file; `base` is the usual way, by its name.
 
     Set once and never switched: gradient checkpointing calls attention again when the forward is long over.
     """
@@ -72,6 +75,38 @@ def install(model: nn.Module, base: str) -> None:
     model.config.get_text_config()._attn_implementation = PREFIX + base
 
 
+def takes_masks(model: nn.Module) -> bool:
+    """Whether its usual way can be told by a mask which token of a whole row sees which; flash attention cannot."""
+    return FLASH not in model.config.get_text_config()._attn_implementation
+
+
+def check_available(attn_implementation: str) -> None:
+    """Refuse flash attention where it cannot run.
+
+    Raises:
+        ModelError: no GPU, or no package flash-attn.
+    """
+    from transformers.utils import is_flash_attn_2_available
+
+    if attn_implementation == FLASH and not is_flash_attn_2_available():
+        lacking = "package flash-attn" if torch.cuda.is_available() else "GPU"
+        raise ModelError(
+            f"model.attn_implementation={FLASH} needs an NVIDIA GPU and the package flash-attn (2.3.3 or newer), and "
+            f"there is no {lacking} here: leave it at sdpa, which has flash kernels of its own on a GPU"
+        )
+
+
+class _AsBase:
+    """A layer under the name of its usual way: transformers' flash attention looks up its kernels by it."""
+
+    def __init__(self, module: nn.Module, base: str) -> None:
+        self._module, self.config = module, copy(module.config)
+        self.config._attn_implementation = base
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, Tensor | None]:
@@ -81,14 +116,15 @@ def attention(
         return shared_prefix.attention(module.layer_idx, query, key, value, options["scaling"]), None
     if segments is not None:
         return segment_attention(query, key, value, segments, options["scaling"]), None
-    return _usual_attention(module)(module, query, key, value, attention_mask, **options)
+    base = module.config._attn_implementation.removeprefix(PREFIX)
+    layer = _AsBase(module, base) if base == FLASH else module
+    return _usual_attention(module, base)(layer, query, key, value, attention_mask, **options)
 
 
-def _usual_attention(module: nn.Module) -> Any:
+def _usual_attention(module: nn.Module, base: str) -> Any:
     """The function of transformers that a layer would call by itself."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    base = module.config._attn_implementation.removeprefix(PREFIX)
     return ALL_ATTENTION_FUNCTIONS.get(base, None) or sys.modules[type(module).__module__].eager_attention_forward
 
 

@@ -80,7 +80,8 @@ def load_policy(
 
     Raises:
         ModelError: nothing loadable at `path`, tensors that are not the model's (`weights.examine_weights`), a
-            `revision` that is no commit hash, or an architecture that is not in `families.FAMILIES`.
+            `revision` that is no commit hash, flash attention where there is none, or an architecture that is not in
+            `families.FAMILIES`.
     """
     import transformers
 
@@ -122,6 +123,7 @@ def _read_weights(base: Base, family: Family, zero3_settings: dict[str, Any] | N
     from safetensors import SafetensorError
     from transformers.integrations import HfDeepSpeedConfig
 
+    attention.check_available(options["attn_implementation"])
     # transformers partitions while it loads for as long as this object lives.
     partition = HfDeepSpeedConfig(zero3_settings) if _stage_of(zero3_settings) == 3 else None
     try:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_mhpo.models.adapters import save_adapter
-from vlm_mhpo.models.attention import SPLIT_WIDTH, no_mask, segments_of
+from vlm_mhpo.models.attention import SPLIT_WIDTH, no_mask, segments_of, takes_masks
 from vlm_mhpo.models.families.base import Family, tower_is_frozen, vision_weights
 from vlm_mhpo.models.logprobs import token_log_probs
 from vlm_mhpo.models.packing import PackedRows
@@ -92,7 +92,7 @@ class Policy(nn.Module):
         weight = self.model.lm_head.weight
         eager = self.model.config.get_text_config()._attn_implementation.endswith("eager")
         width = rows.input_ids_RS.shape[1]
-        if not eager and width >= SPLIT_WIDTH:
+        if not takes_masks(self.model) or (not eager and width >= SPLIT_WIDTH):
             return {"attention_mask": no_mask(weight), "segments": segments_of(rows.lengths, like=weight, width=width)}
         mask = rows.allowed_R1SS
         if eager:

@@ -1,6 +1,6 @@
 """Tiny models and processors of every supported family, built from a config: real classes, about a million weights.
 
-They go through the same loading, prompts, sampling and training as a real model. Not covered: videos.
+They go through the same loading, prompts, sampling and training as a real model.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import nn
 
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families import FAMILIES, family_of
+from vlm_mhpo.models.families.base import VIDEO_TEXT
 from vlm_mhpo.runtime import ranks
 
 SCHEME = "tiny:"
@@ -37,7 +38,8 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}IMAGE{% else %}{{ part['text'] }}{% endif %}"
+    f"{{% if part['type'] == 'image' %}}IMAGE{{% elif part['type'] == 'video' %}}{VIDEO_TEXT}{{% else %}}"
+    "{{ part['text'] }}{% endif %}"
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
 
 from vlm_mhpo.config import DataConfig
+from vlm_mhpo.config.data import VideoConfig
 from vlm_mhpo.prompts.messages import build_messages, special_tokens
+from vlm_mhpo.prompts.videos import Clip, open_clip
 
 # Rows that go through the processor together: enough to pay for the call, few enough that copies stay small.
 BATCH = 16
@@ -33,6 +36,7 @@ class PromptBuilder:
         system_prompt, instruction: what the row's own words are put between.
         max_prompt_length: tokens of a prompt.
         limit: what sets that number and how to change it, for a message; {} stands for the number.
+        video: which frames of videos are shown.
     """
 
     def __init__(
@@ -44,12 +48,14 @@ class PromptBuilder:
         instruction: str = "",
         max_prompt_length: int = 4096,
         limit: str = "data.max_prompt_length is {}: raise it",
+        video: VideoConfig | None = None,
     ) -> None:
         self.codec = codec
         self.family = family
         self.system_prompt = system_prompt
         self.instruction = instruction
         self.max_prompt_length, self._limit = max_prompt_length, limit
+        self.video = video or VideoConfig()
         # Not every tokenizer calls what its processor expands special.
         expanded = [getattr(codec.processor, name, None) for name in ("image_token", "video_token")]
         known = [token for token in expanded if token in codec.tokenizer.get_added_vocab()]
@@ -65,14 +71,15 @@ class PromptBuilder:
     def settings(self) -> tuple[Any, ...]:
         """What decides its prompts beside the codec, as plain values."""
         family = self.family.model_type, self.family.has_vision
-        return (*family, self.system_prompt, self.instruction, self.max_prompt_length, self.special_tokens)
+        video = self.video.model_dump_json(exclude={"timeout"})
+        return (*family, self.system_prompt, self.instruction, self.max_prompt_length, self.special_tokens, video)
 
     def __call__(self, row: Row) -> Prompt:
         """The prompt of `row`.
 
         Raises:
-            PromptError: the row is too long, has an image that cannot be read or that the model cannot take, or its
-                image tokens do not match its images; names the row.
+            PromptError: the row is too long, has an image or video that cannot be read or that the model cannot take,
+                or its image tokens do not match its images; names the row.
         """
         return self.build([row])[0]
 
@@ -81,13 +88,18 @@ class PromptBuilder:
         prompts: list[Prompt] = []
         for start in range(0, len(rows), BATCH):
             batch = rows[start : start + BATCH]
-            seen = iter(self._with_images([row for row in batch if row.images]))
-            prompts += [next(seen) if row.images else self._text_only(row) for row in batch]
+            seen = iter(self._with_images([row for row in batch if row.images and not row.videos]))
+            # Each video alone: its frames take more memory than the images of many rows.
+            prompts += [
+                self._with_videos(row) if row.videos else next(seen) if row.images else self._text_only(row)
+                for row in batch
+            ]
         for prompt in prompts:
             if prompt.num_tokens > self.max_prompt_length:
                 raise OverlongPrompt(
                     f"row {prompt.id}: the prompt has {prompt.num_tokens} tokens, "
-                    f"{self._limit.format(self.max_prompt_length)} or lower model.max_pixels"
+                    f"{self._limit.format(self.max_prompt_length)} or lower "
+                    f"{'data.video.max_frames or max_pixels' if prompt.row.videos else 'model.max_pixels'}"
                 )
         return prompts
 
@@ -117,21 +129,74 @@ class PromptBuilder:
             if text.count(self.codec.processor.image_token) != len(row.images):
                 raise PromptError(f"row {row.id}: the chat template does not place one image token per image")
         try:
-            inputs = self.codec.processor(
-                text=texts,
-                images=images,
-                padding=True,
-                padding_side="right",
-                return_tensors="pt",
-                return_mm_token_type_ids=True,
-                add_special_tokens=False,
-            )
+            inputs = self._processed(texts, images=images)
         except ValueError as error:
             if len(rows) > 1:
                 # Which one it was shows when each goes alone.
                 return [prompt for row in rows for prompt in self._with_images([row])]
             raise PromptError(f"row {rows[0].id}: {self._refusal(texts[0], error)}") from error
         return self._cut(rows, texts, inputs)
+
+    def _with_videos(self, row: Row) -> Prompt:
+        processor = self.codec.processor
+        images, clips = self._open(row), self._open_clips(row)
+        text = render(processor, self._messages(row))
+        kinds = ["image" if token == processor.image_token else "video" for token in self._media_tokens(text)]
+        if kinds.count("video") != len(clips) or kinds.count("image") != len(images):
+            raise PromptError(f"row {row.id}: the chat template does not place one token per image and per video")
+        # The frames are chosen and of their size already.
+        options = {"do_sample_frames": False, "do_resize": False, "video_metadata": [clip.metadata for clip in clips]}
+        if hasattr(processor.video_processor, "cap_pixels_per_frame"):
+            options["cap_pixels_per_frame"] = True
+        frames = [clip.frames_TCHW for clip in clips]
+        media = {"images": images or None, "videos": frames, "videos_kwargs": options}
+        try:
+            inputs = self._processed([self._unwrapped(text)], **media)
+        except ValueError as error:
+            raise PromptError(f"row {row.id}: the processor refused it: {error}") from error
+        input_ids_S, types_S = inputs["input_ids"][0], inputs["mm_token_type_ids"][0].to(torch.int64)
+        input_ids_S[types_S == 2] = processor.image_token_id
+        media = self.family.vision.cut_clips(inputs, kinds)
+        prompt = Prompt(row, text, input_ids_S, types_S, media, self.opens)
+        self._check_tokens(prompt)
+        return prompt
+
+    def _unwrapped(self, text: str) -> str:
+        """Text for the processor: Qwen3-VL's puts marks around each moment, in the place of the template's pair.
+
+        So its authors' own did, and so the model was trained; that of transformers 5.24 leaves the pair around them.
+        """
+        processor = self.codec.processor
+        if not hasattr(processor, "vision_start_token"):
+            return text
+        pair = f"{processor.vision_start_token}{processor.video_token}{processor.vision_end_token}"
+        return text.replace(pair, processor.video_token)
+
+    def _media_tokens(self, text: str) -> list[str]:
+        processor = self.codec.processor
+        return re.findall(f"{re.escape(processor.image_token)}|{re.escape(processor.video_token)}", text)
+
+    def _processed(self, texts: Sequence[str], **media: Any) -> Mapping[str, torch.Tensor]:
+        return self.codec.processor(
+            text=texts,
+            padding=True,
+            padding_side="right",
+            return_tensors="pt",
+            return_mm_token_type_ids=True,
+            add_special_tokens=False,
+            **media,
+        )
+
+    def _open_clips(self, row: Row) -> list[Clip]:
+        if not self.family.sees_videos:
+            raise PromptError(
+                f"row {row.id}: it has {len(row.videos)} videos and a {self.family.model_type} model sees none"
+            )
+        patch_size = self.codec.processor.video_processor.patch_size
+        try:
+            return [open_clip(video, self.video, patch_size) for video in row.videos]
+        except (DataError, ValueError) as error:
+            raise PromptError(f"row {row.id}: {error}") from error
 
     def _refusal(self, text: str, error: ValueError) -> str:
         """Why the processor refused a row: its text, or an image."""
@@ -143,12 +208,12 @@ class PromptBuilder:
         return f"the image processor refused an image: {error}"
 
     def _open(self, row: Row) -> list[Image]:
-        if not self.family.has_vision:
+        if row.images and not self.family.has_vision:
             raise PromptError(
                 f"row {row.id}: it has {len(row.images)} images and a {self.family.model_type} model sees none"
             )
         try:
-            return [open_image(image) for image in row.images]
+            return [self.family.fit(self.codec.processor, open_image(image)) for image in row.images]
         except DataError as error:
             raise PromptError(f"row {row.id}: {error}") from error
 
@@ -166,14 +231,17 @@ class PromptBuilder:
                 media=media[index],
                 opens=self.opens,
             )
-            expected = self.family.vision.num_tokens(self.codec.processor, prompt.media)
-            if expected is not None and prompt.num_image_tokens != expected:
-                raise PromptError(
-                    f"row {row.id}: {prompt.num_image_tokens} image tokens for images of {expected} tokens; the chat "
-                    "template does not place one image token per image"
-                )
+            self._check_tokens(prompt)
             prompts.append(prompt)
         return prompts
+
+    def _check_tokens(self, prompt: Prompt) -> None:
+        expected = self.family.vision.num_tokens(self.codec.processor, prompt.media)
+        if expected is not None and prompt.num_image_tokens != expected:
+            raise PromptError(
+                f"row {prompt.id}: {prompt.num_image_tokens} image tokens for images of {expected} tokens; the chat "
+                "template does not place one image token per image"
+            )
 
 
 class OverlongPrompt(PromptError):
@@ -188,4 +256,5 @@ def prompt_builder(config: DataConfig, codec: Codec, family: Family) -> PromptBu
         system_prompt=config.system_prompt,
         instruction=config.instruction,
         max_prompt_length=config.max_prompt_length,
+        video=config.video,
     )

@@ -21,9 +21,9 @@ from data_prep import ImageSource, Row, caching
 from data_prep.images.stored import StoredImage
 from vlm_mhpo.prompts.builder import PromptBuilder
 
-LIBRARIES = ("transformers", "tokenizers", "pillow", "torch", "vlm-mhpo")
+LIBRARIES = ("transformers", "tokenizers", "pillow", "torch", "av", "qwen-vl-utils", "vlm-mhpo")
 # The code that makes a prompt of a row, below the folder of both packages.
-SOURCES = ("vlm_mhpo/prompts", "vlm_mhpo/models/families", "data_prep/images")
+SOURCES = ("vlm_mhpo/prompts", "vlm_mhpo/models/families", "data_prep/images", "data_prep/videos")
 
 Found = tuple[list[int], str]
 """The places of the rows that were left out, and why the first of them was."""
@@ -69,9 +69,9 @@ def remember(name: str, rows: Sequence[Row], found: Found) -> None:
 
 
 def _home_of(rows: Sequence[Row]) -> Path | None:
-    """The folder of the first image that lies in a file; None for drawn images, texts and tables of the hub."""
+    """The folder of the first image or video in a file; None for drawn images, texts and tables of the hub."""
     for row in rows:
-        for image in row.images:
+        for image in _files(row):
             path = getattr(image.table, "path", None) if isinstance(image, StoredImage) else image
             return path.resolve().parent if isinstance(path, Path) else None
     return None
@@ -79,7 +79,12 @@ def _home_of(rows: Sequence[Row]) -> Path | None:
 
 def _identity(row: Row) -> tuple[Any, ...]:
     """What of a row decides its prompt; the answer does not."""
-    return row.id, row.earlier_turns, row.problem, row.kind, row.choices, [*map(_state, row.images)]
+    return row.id, row.earlier_turns, row.problem, row.kind, row.choices, len(row.images), [*map(_state, _files(row))]
+
+
+def _files(row: Row) -> list[ImageSource]:
+    """What is opened of a row: images, videos, frames."""
+    return [*row.images, *(file for video in row.videos for file in (video if isinstance(video, tuple) else (video,)))]
 
 
 def _state(image: ImageSource) -> Any:

@@ -23,6 +23,10 @@ def digest_of_rows(rows: Sequence[Row]) -> str:
         texts = (row.id, row.problem, row.gold, row.kind, row.choices, row.precision, row.unit, row.solution)
         texts += row.earlier_turns
         parts = (*texts, sorted(row.metadata.items()), [_digest_of_image(image) for image in row.images])
+        if row.videos:
+            parts += (
+                [[*map(_digest_of_image, v)] if isinstance(v, tuple) else _digest_of_image(v) for v in row.videos],
+            )
         seen.update(repr(parts).encode("utf-8", "backslashreplace") + b"\n")
     return f"{len(rows)} rows, {seen.hexdigest()[:16]}"
 

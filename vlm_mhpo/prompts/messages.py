@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
-from data_prep import Row, Turn
+from data_prep import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, Row, Turn
 from vlm_mhpo.errors import PromptError
 from vlm_mhpo.models.loading import Codec
 from vlm_mhpo.types import READ
-
-IMAGE_PLACEHOLDER = "<image>"
 
 
 def neutralise(text: str, special_tokens: Iterable[str]) -> str:
@@ -37,21 +36,27 @@ def without_tags(special_tokens: Iterable[str]) -> list[str]:
 def build_messages(
     row: Row, *, system_prompt: str | None, instruction: str, special_tokens: Sequence[str]
 ) -> list[dict]:
-    """Chat messages of a row in transformers' multimodal form; images stand where `<image>` stood.
+    """Chat messages of a row in transformers' multimodal form; images and videos stand where their placeholders stood.
 
     A row's own system message stands in the place of `system_prompt`.
     """
     asked = [turn.text for turn in row.earlier_turns if turn.role == "user"] + [row.problem]
-    num_placeholders = sum(text.count(IMAGE_PLACEHOLDER) for text in asked)
-    if num_placeholders != len(row.images):
-        raise PromptError(
-            f"row {row.id}: the problem has {num_placeholders} {IMAGE_PLACEHOLDER} placeholders for "
-            f"{len(row.images)} images"
-        )
+    for placeholder, shown, what in (
+        (IMAGE_PLACEHOLDER, row.images, "images"),
+        (VIDEO_PLACEHOLDER, row.videos, "videos"),
+    ):
+        num_placeholders = sum(text.count(placeholder) for text in asked)
+        if num_placeholders != len(shown) and (shown or placeholder == IMAGE_PLACEHOLDER):
+            raise PromptError(
+                f"row {row.id}: the problem has {num_placeholders} {placeholder} placeholders for {len(shown)} {what}"
+            )
+    # Without videos their placeholder is text.
+    marks = re.compile(f"({IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER})" if row.videos else f"({IMAGE_PLACEHOLDER})")
     messages = [_message("system", [system_prompt])] if system_prompt and not has_system(row) else []
-    messages += [_earlier_message(turn, special_tokens) for turn in row.earlier_turns]
-    pieces = row.problem.split(IMAGE_PLACEHOLDER)
-    pieces = [neutralise(piece, special_tokens) for piece in [*pieces[:-1], f"{pieces[-1]}{_choices_text(row)}"]]
+    messages += [_earlier_message(turn, special_tokens, marks) for turn in row.earlier_turns]
+    pieces = marks.split(row.problem)
+    pieces[-1] += _choices_text(row)
+    pieces = [piece if place % 2 else neutralise(piece, special_tokens) for place, piece in enumerate(pieces)]
     # The instruction is the user's own and may show the tags that a response shall have.
     pieces[-1] = neutralise(f"{pieces[-1]}{instruction}", without_tags(special_tokens))
     return [*messages, _message("user", pieces)]
@@ -62,20 +67,21 @@ def has_system(row: Row) -> bool:
     return any(turn.role == "system" for turn in row.earlier_turns)
 
 
-def _earlier_message(turn: Turn, special_tokens: Sequence[str]) -> dict:
+def _earlier_message(turn: Turn, special_tokens: Sequence[str], marks: re.Pattern[str]) -> dict:
     """A turn before the last question: only a user's shows images, only the others may show the tags of a response."""
     if turn.role == "user":
-        return _message("user", [neutralise(text, special_tokens) for text in turn.text.split(IMAGE_PLACEHOLDER)])
+        pieces = enumerate(marks.split(turn.text))
+        return _message("user", [piece if place % 2 else neutralise(piece, special_tokens) for place, piece in pieces])
     return _message(turn.role, [neutralise(turn.text, without_tags(special_tokens))])
 
 
 def _message(role: str, pieces: Sequence[str]) -> dict:
-    """A message with an image between each two texts."""
+    """A message of texts, each two with a placeholder between them."""
     content: list[dict] = []
-    for index, piece in enumerate(pieces):
-        if index:
-            content.append({"type": "image"})
-        if piece:
+    for place, piece in enumerate(pieces):
+        if place % 2:
+            content.append({"type": "image" if piece == IMAGE_PLACEHOLDER else "video"})
+        elif piece:
             content.append({"type": "text", "text": piece})
     return {"role": role, "content": content}
 

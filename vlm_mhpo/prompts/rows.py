@@ -99,7 +99,11 @@ def usable_rows(
 
 def _say_without_images(rows: Sequence[Row], builder: PromptBuilder, what: str) -> None:
     """A vision model on texts alone is rarely meant: a column of images may have another name."""
-    if getattr(builder, "shows_images", False) and not any(row.images for row in rows) and ranks.is_main():
+    if (
+        getattr(builder, "shows_images", False)
+        and not any(row.images or row.videos for row in rows)
+        and ranks.is_main()
+    ):
         tqdm.write(f"WARNING: none of the {len(rows)} {what} rows has an image (data.columns names their column)")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from vlm_mhpo.config import LoggingConfig
 from vlm_mhpo.errors import ConfigError
-from vlm_mhpo.records.images import store_images
+from vlm_mhpo.records.images import store_media
 from vlm_mhpo.records.norms import NormHistory
 from vlm_mhpo.types import ScoredGroup, StepUpdate
 
@@ -107,7 +107,7 @@ class Recorder:
 def sample_rows(run_dir: Path, step: int, scored: ScoredGroup) -> list[dict[str, Any]]:
     """The rows of one group in the sample table."""
     row = scored.group.prompt.row
-    images = store_images(run_dir, row.images)
+    images = store_media(run_dir, row)
     return [
         {
             "step": step,

@@ -6,25 +6,28 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from data_prep import ImageSource, Row, open_image
+from data_prep import Row, contact_sheet, open_image
 from rewards import Sample
 from vlm_mhpo.types import Completion, Group, Prompt
 
 
 class OpenedImages(Sequence):
-    """The images of a row, each decoded when it is first looked at: most reward functions look at none."""
+    """The images of a row and contact sheets of its videos behind them.
 
-    def __init__(self, sources: Sequence[ImageSource]) -> None:
-        self._sources = sources
+    Each is decoded when it is first looked at: most reward functions look at none.
+    """
+
+    def __init__(self, row: Row) -> None:
+        self._sources = [*((open_image, image) for image in row.images), *((contact_sheet, it) for it in row.videos)]
         self._opened: dict[int, Image.Image] = {}
 
     def __len__(self) -> int:
         return len(self._sources)
 
     def __getitem__(self, place: int) -> Image.Image:
-        source = self._sources[place]
+        opened, source = self._sources[place]
         if place not in self._opened:
-            self._opened[place] = open_image(source)
+            self._opened[place] = opened(source)
         return self._opened[place]
 
 
@@ -33,7 +36,7 @@ def to_samples(groups: Sequence[Group], template: str) -> list[Sample]:
     return [
         to_sample(group.prompt, completion, template, images)
         for group in groups
-        for images in [OpenedImages(group.prompt.row.images)]
+        for images in [OpenedImages(group.prompt.row)]
         for completion in group.completions
     ]
 
@@ -44,7 +47,7 @@ def to_sample(
     """What a reward function may know of one completion."""
     row = prompt.row
     own = {"id": row.id, "source": row.source, "split": row.split}
-    own |= {"images": OpenedImages(row.images) if images is None else images}
+    own |= {"images": OpenedImages(row) if images is None else images}
     own |= {"solution": row.solution} if row.solution else {}
     # Always there, so that no function that names it depends on the rows of its batch.
     own |= {"equivalent_answers": list(row.equivalent_answers)}

@@ -130,7 +130,7 @@ def _fitting_pixels(too_long: Sequence[Prompt], limit: int, builder: PromptBuild
     for prompt in too_long:
         for_images = limit - (prompt.num_tokens - prompt.num_image_tokens)
         each = for_images // max(1, len(prompt.row.images))
-        if not prompt.row.images or each < 1:
+        if prompt.row.videos or not prompt.row.images or each < 1:
             return None
         pixels = each * builder.family.vision.pixels_per_token(builder.codec.processor)
         least = pixels if least is None else min(least, pixels)

@@ -24,6 +24,7 @@ from vlm_mhpo.types import TAGS, Media, Prompt
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 # What stands for an image in a chat template; the processor repeats the token in the middle.
 IMAGE_TEXT = "<|vision_start|><|image_pad|><|vision_end|>"
+VIDEO_TEXT = "<|vision_start|><|video_pad|><|vision_end|>"
 # Of tiny image processors: white paper becomes 0, so that a patch embedding starts from the ink.
 WHITE_IS_ZERO = {"image_mean": [1.0, 1.0, 1.0], "image_std": [0.3, 0.3, 0.3]}
 # Names of attributes that hold a placeholder, of configurations and processors, and its text in a tokenizer.
@@ -38,6 +39,10 @@ class Vision(Protocol):
     """How a family sees: all that makes or reads `Media`, and what there is to know of its vision modules.
 
     `learning` are the projectors that features of a frozen tower still have to go through; () when none learns.
+
+    A class may also have `fit(processor, image)`, an image in the size that the model sees; and, where it takes videos,
+    `cut_clips(inputs, kinds)`, the media of one row of images and videos (`kinds`: "image" or "video" for each, as they
+    stand in the prompt). The tokens of a video then stand as those of an image, with token type 2.
     """
 
     # Media: from the processor's output to the model's arguments.
@@ -161,6 +166,15 @@ class Family:
     def has_vision(self) -> bool:
         """Images are accepted."""
         return self.vision is not None
+
+    @property
+    def sees_videos(self) -> bool:
+        """Videos are accepted."""
+        return hasattr(self.vision, "cut_clips")
+
+    def fit(self, processor: Any, image: Any) -> Any:
+        """An image in the size that the model sees, where that is not left to the processor."""
+        return self.vision.fit(processor, image) if hasattr(self.vision, "fit") else image
 
     @property
     def auto_classes(self) -> tuple[Any, Any]:

@@ -1,7 +1,11 @@
 """Qwen2-VL, Qwen2.5-VL and Qwen3-VL: images as one list of patches with a grid, positions on three axes.
 
 Media hold the patches of all images, one behind the other, and how they lie: [images, 3] patches in time, height and
-width. Tokens merge squares of patches. Not covered: videos.
+width. Tokens merge squares of patches.
+
+To the model a video is an image with several grid rows in time: its tokens stand as image tokens, its patches among
+those of the images, and one forward of the tower sees both. Only positions tell them apart, by the seconds that a grid
+row stands for. So whatever holds for images (blank ones, cached features, costs) holds for videos.
 """
 
 from __future__ import annotations
@@ -24,16 +28,23 @@ from vlm_mhpo.types import Media, Prompt
 
 # [patches, patch_dim] float32; [images, 3] int64; [I, K, D] of a frozen tower in the place of pixels.
 PIXELS, GRID, FEATURES = "pixel_values", "image_grid_thw", "image_features_IKD"
+# [images] float32, seconds of a grid row; 0 for an image. Not there where there is no video.
+SECONDS = "seconds_per_grid"
 
 
 def rope_index_positions(model: nn.Module, prompt: Prompt) -> Tensor:
     """[3, S]: time, height and width positions, as the model's own `get_rope_index` defines them."""
     if prompt.media is None or GRID not in prompt.media.tensors:
         return torch.arange(prompt.num_tokens).expand(3, -1)
+    grid = prompt.media.tensors[GRID]
+    seconds = prompt.media.tensors.get(SECONDS, torch.zeros(len(grid)))
+    in_time = seconds > 0
+    videos = {"video_grid_thw": grid[in_time], "second_per_grid_ts": seconds[in_time]} if in_time.any() else {}
     positions, _ = model.model.get_rope_index(
         prompt.input_ids_S[None],
         mm_token_type_ids=prompt.token_types_S[None],
-        image_grid_thw=prompt.media.tensors[GRID],
+        image_grid_thw=grid[~in_time],
+        **videos,
     )
     return positions[:, 0].to("cpu", torch.int64)
 
@@ -58,6 +69,32 @@ class QwenVision:
         pixels = inputs[PIXELS].split([_num_patches(grid) for grid in grids])
         return [Media({PIXELS: some.clone(), GRID: grid.clone()}) for some, grid in zip(pixels, grids, strict=True)]
 
+    def cut_clips(self, inputs: Mapping[str, Tensor], kinds: Sequence[str]) -> Media:
+        parts: dict[str, Any] = {}
+        for kind, pixels, grids in (
+            ("image", inputs.get(PIXELS), inputs.get(GRID)),
+            ("video", inputs.get("pixel_values_videos"), inputs.get("video_grid_thw")),
+        ):
+            grids = [] if grids is None else grids.split(1)
+            pieces = pixels.split([_num_patches(grid) for grid in grids]) if grids else []
+            seconds = torch.as_tensor(inputs.get("second_per_grid_ts", [1.0] * len(grids)), dtype=torch.float32)
+            seconds = seconds if kind == "video" else torch.zeros(len(grids))
+            parts[kind] = zip(pieces, grids, seconds.split(1), strict=True)
+        pixels, grids, seconds = zip(*(next(parts[kind]) for kind in kinds), strict=True)
+        return Media({PIXELS: torch.cat(pixels), GRID: torch.cat(grids), SECONDS: torch.cat(seconds)})
+
+    def fit(self, processor: Any, image: Any) -> Any:
+        from qwen_vl_utils import vision_process as rules
+
+        images = processor.image_processor
+        limits = {"min_pixels": images.size["shortest_edge"], "max_pixels": images.size["longest_edge"]}
+        if images.merge_size != rules.SPATIAL_MERGE_SIZE:
+            return image
+        try:
+            return rules.fetch_image({"image": image, **limits}, image_patch_size=images.patch_size)
+        except ValueError:
+            return image  # too thin for that rule: the processor's own takes it, or says why not
+
     def num_tokens(self, processor: Any, media: Media) -> int:
         return _num_patches(media.tensors[GRID]) // processor.image_processor.merge_size**2
 
@@ -76,11 +113,10 @@ class QwenVision:
         has_pixels = [part is not None and PIXELS in part.tensors for part in parts]
         shown = [part for part, seen in zip(parts, has_pixels, strict=True) if seen] or [self.blank(model, None)[1]]
         features = iter(self._features_of_images(model, self.join(shown).tensors, learning))
-        made = [
-            Media({GRID: grid, FEATURES: torch.cat([next(features) for _ in grid])})
-            for grid in (part.tensors[GRID] for part in shown)
-        ]
-        nothing, made = Media({FEATURES: made[0].tensors[FEATURES][:0]}), iter(made)
+        seen_by = [torch.cat([next(features) for _ in part.tensors[GRID]]) for part in shown]
+        kept = [{name: tensor for name, tensor in part.tensors.items() if name != PIXELS} for part in shown]
+        made = iter([Media({**rest, FEATURES: each}) for rest, each in zip(kept, seen_by, strict=True)])
+        nothing = Media({FEATURES: seen_by[0][:0]})
         return [next(made) if seen else part or nothing for part, seen in zip(parts, has_pixels, strict=True)]
 
     def _features_of_images(
