@@ -86,7 +86,7 @@ def counts(width: int, depth: int) -> dict[str, Counter[str]]:
     draw_weights(model)
     plain = family.auto_classes[0].from_config(config, dtype=torch.float32)
     adapt(model, family, "sdpa")
-    policy = Policy(model, family, banned_tokens(tokenizer, text.vocab_size, family.placeholders))
+    policy = Policy(model, family, banned_tokens(tokenizer, text.vocab_size, config))
     return decode_counts(policy) | {"generate": generate_counts(plain)} | update_counts(policy)
 
 

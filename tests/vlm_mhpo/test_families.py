@@ -1,5 +1,6 @@
 """What differs between families: positions, banned tokens, frozen parts, and the refusals of loading."""
 
+import copy
 import json
 import shutil
 
@@ -73,6 +74,22 @@ def test_padding_of_the_embedding_matrix_is_banned(tiny):
     assert banned.shape == (len(tokenizer) + 7,)
     assert banned[len(tokenizer) :].all()
     assert int(banned.sum()) == 7 + len(PLACEHOLDER_TOKENS)
+
+
+def test_what_configuration_and_processor_name_is_banned_though_its_text_tells_nothing(tiny):
+    """Gemma's configuration names <start_of_image> by boi_token_index, and counts 256 tokens per image beside it."""
+    from types import SimpleNamespace
+
+    from transformers import Gemma3Config
+
+    tokenizer = copy.deepcopy(tiny("qwen2").codec.tokenizer)
+    tokenizer.add_tokens(["<|audio_pad|>", "[IMG_BREAK]", "<imagine", "a", "b", "<|object_ref|>"])
+    ids = dict(boi_token_index=11, eoi_token_index=12, image_token_index=len(tokenizer) + 4, mm_tokens_per_image=13)
+    names = dict(video_token="a", audio_token_id=14, image_token=None, image_seq_length=15, eos_token="b")
+    banned = banned_tokens(tokenizer, len(tokenizer) + 7, Gemma3Config(**ids), SimpleNamespace(**names))
+    found = set(banned[: len(tokenizer)].nonzero().flatten().tolist())
+    named = tokenizer.convert_tokens_to_ids([*PLACEHOLDER_TOKENS, "<|audio_pad|>", "[IMG_BREAK]", "a"])
+    assert found == {11, 12, 14, *named}
 
 
 def test_the_ban_is_no_weight(tiny):

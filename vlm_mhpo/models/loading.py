@@ -110,7 +110,7 @@ def load_policy(
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     vocabulary_size = model.config.get_text_config().vocab_size
-    banned_V = banned_tokens(codec.tokenizer, vocabulary_size, family.placeholders)
+    banned_V = banned_tokens(codec.tokenizer, vocabulary_size, model.config, codec.processor)
     policy = Policy(model, family, banned_V, weights, (base.path, base.revision))
     if quantization:
         settle_base(policy)

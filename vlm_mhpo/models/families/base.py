@@ -8,7 +8,8 @@ Shape suffixes: A position axes, S prompt tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,10 +20,14 @@ from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families.costs import Part, Stack, Work
 from vlm_mhpo.types import Media, Prompt
 
-# A sampled placeholder makes the next forward look for an image that is not there. Qwen's text models know them, too.
+# What Qwen's tokenizers hold for images and videos, the text models', too.
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 # What stands for an image in a chat template; the processor repeats the token in the middle.
 IMAGE_TEXT = "<|vision_start|><|image_pad|><|vision_end|>"
+# Names of attributes that hold a placeholder, of configurations and processors, and its text in a tokenizer.
+_MEDIUM = r"image|img|video|vision|audio|media"
+_PLACEHOLDER_NAME = re.compile(rf"({_MEDIUM}|\b[be]o[iva]_).*token(_id|_index)?$")
+_PLACEHOLDER_TEXT = re.compile(rf"[<\[].*({_MEDIUM}).*[>\]]", re.IGNORECASE)
 # Buffers that older releases wrote with the weights and that every model computes by itself.
 SPARE_TENSORS = (r"rotary(_pos)?_emb\.inv_freq$", r"rotary_emb\.(cos|sin)_cached$")
 
@@ -109,7 +114,6 @@ class Family:
         positions: (model, prompt) -> [A, S] int64 positions of the prompt's tokens.
         vision: how images are seen; None = text alone.
         shares_prompt: completions may share a row and a cache with their prompt; else each has a copy of it.
-        placeholders: tokens that may never be sampled, as far as the tokenizer knows them.
         leaf_modules: names of module classes that ZeRO-3 must gather whole (routed experts).
         tied: tensors that a folder may lack where its configuration ties them to others: module and name.
         spare: patterns of tensors that a folder may hold although the model does not read them.
@@ -121,7 +125,6 @@ class Family:
     positions: Callable[[nn.Module, Prompt], Tensor]
     vision: Vision | None = None
     shares_prompt: bool = True
-    placeholders: tuple[str, ...] = VISION_TOKENS
     leaf_modules: tuple[str, ...] = ()
     tied: tuple[str, ...] = ("lm_head.weight", "embed_tokens.weight")
     spare: tuple[str, ...] = SPARE_TENSORS
@@ -148,13 +151,30 @@ class Family:
         return self.vision.join(present) if self.vision and present else None
 
 
-def banned_tokens(tokenizer: Any, vocabulary_size: int, placeholders: Sequence[str] = VISION_TOKENS) -> Tensor:
-    """[V] bool, True for placeholders and for ids that the tokenizer does not know (padding of the matrix)."""
+def banned_tokens(tokenizer: Any, vocabulary_size: int, *sources: Any) -> Tensor:
+    """[V] bool, True for placeholders and for ids that the tokenizer does not know (padding of the matrix).
+
+    A sampled placeholder makes the next forward look for an image, a video or a sound that is not there. They are those
+    that `sources` name (the model's configuration and its processor: tokens of media and of their edges), and all added
+    tokens of the tokenizer that speak of a medium.
+    """
     banned_V = torch.zeros(vocabulary_size, dtype=torch.bool)
     banned_V[len(tokenizer) :] = True
     known = tokenizer.get_added_vocab()
-    banned_V[[known[token] for token in placeholders if token in known]] = True
+    banned_V[[index for token, index in known.items() if _PLACEHOLDER_TEXT.fullmatch(token)]] = True
+    named = [value for source in (tokenizer.special_tokens_map, *sources) for value in _named_placeholders(source)]
+    ids = [tokenizer.get_vocab().get(value, -1) if isinstance(value, str) else value for value in named]
+    banned_V[[index for index in ids if 0 <= index < vocabulary_size]] = True
     return banned_V
+
+
+def _named_placeholders(source: Any) -> Iterator[int | str]:
+    """Ids and texts of placeholders among the attributes of a configuration, and of those in it, or of a processor."""
+    for name, value in (source if isinstance(source, Mapping) else vars(source)).items():
+        if hasattr(value, "to_dict") and hasattr(value, "model_type"):
+            yield from _named_placeholders(value)
+        elif _PLACEHOLDER_NAME.search(name) and isinstance(value, int | str) and not isinstance(value, bool):
+            yield value
 
 
 def vision_weights(model: nn.Module, family: Family) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
