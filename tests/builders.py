@@ -25,7 +25,7 @@ from vlm_mhpo.models.tiny import build_tiny
 from vlm_mhpo.prompts.builder import PromptBuilder
 from vlm_mhpo.types import Completion, Group, Media, Prompt, ScoredGroup
 
-VISION_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+VISION_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 FAMILIES = (*VISION_FAMILIES, "qwen2")
 # Written out here, so that a name that the program forgets is not forgotten by its tests too.
 PLACEHOLDER_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
@@ -47,7 +47,7 @@ class Tiny:
     @property
     def token_side(self) -> int:
         """Pixels on a side of one image token."""
-        return 32 if self.family == "qwen3_vl" else 28
+        return 28 if self.family in ("qwen2_vl", "qwen2_5_vl") else 32
 
     def builder(self, **options) -> PromptBuilder:
         """A prompt builder for this model."""

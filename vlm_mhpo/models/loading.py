@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vlm_mhpo.errors import ModelError
-from vlm_mhpo.models import attention
+from vlm_mhpo.models import attention, recurrent
 from vlm_mhpo.models.adapters import adapters_of, fit_adapters
 from vlm_mhpo.models.families import FAMILIES, family_for
 from vlm_mhpo.models.families.base import Family, banned_tokens, freeze
@@ -165,6 +165,7 @@ def adapt(model: nn.Module, family: Family, attn_implementation: str) -> None:
     """Put our attention and the family's own changes into a loaded model."""
     if family.shares_prompt:
         attention.install(model, attn_implementation)
+    recurrent.install(model, family.recurrent)
     if family.model_type not in FAMILIES:
         check_plain_head(model, family.model_type)
     if family.vision:

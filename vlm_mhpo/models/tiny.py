@@ -148,7 +148,7 @@ def draw_weights(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.5)
-        elif isinstance(module, nn.Linear | nn.Conv3d):
+        elif isinstance(module, nn.Linear | nn.Conv1d | nn.Conv3d):
             nn.init.normal_(module.weight, std=1.0 / math.sqrt(module.weight[0].numel()))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -7,10 +7,11 @@ from typing import Any
 
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families.base import Family
+from vlm_mhpo.models.families.qwen3_5 import QWEN3_5_FAMILIES
 from vlm_mhpo.models.families.qwen_vl import QWEN_VL_FAMILIES
 from vlm_mhpo.models.families.text import TEXT_FAMILIES, text_positions
 
-FAMILIES = {family.model_type: family for family in (*QWEN_VL_FAMILIES, *TEXT_FAMILIES)}
+FAMILIES = {family.model_type: family for family in (*QWEN_VL_FAMILIES, *QWEN3_5_FAMILIES, *TEXT_FAMILIES)}
 
 
 def family_for(config: Any) -> Family:
@@ -28,7 +29,8 @@ def family_for(config: Any) -> Family:
     if config.model_type not in FAMILIES and text is config and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return Family(config.model_type, text_positions, shares_prompt=False)
     family = family_of(config.model_type)
-    slides = any(kind != "full_attention" for kind in getattr(text, "layer_types", None) or ())
+    exact = {"full_attention", *(["linear_attention"] if family.recurrent else [])}
+    slides = any(kind not in exact for kind in getattr(text, "layer_types", None) or ())
     return replace(family, shares_prompt=False) if slides else family
 
 

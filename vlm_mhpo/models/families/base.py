@@ -114,7 +114,9 @@ class Family:
         positions: (model, prompt) -> [A, S] int64 positions of the prompt's tokens.
         vision: how images are seen; None = text alone.
         shares_prompt: completions may share a row and a cache with their prompt; else each has a copy of it.
-        leaf_modules: names of module classes that ZeRO-3 must gather whole (routed experts).
+        recurrent: names of module classes that carry a state from token to token (gated delta nets); completions go on
+            from the state of their prompt (`models.recurrent`).
+        leaf_modules: names of module classes that ZeRO-3 must gather whole (routed experts, recurrent layers).
         tied: tensors that a folder may lack where its configuration ties them to others: module and name.
         spare: patterns of tensors that a folder may hold although the model does not read them.
         answer_tokens: a budget below which many answers of its published models are cut; 0 = not known.
@@ -125,6 +127,7 @@ class Family:
     positions: Callable[[nn.Module, Prompt], Tensor]
     vision: Vision | None = None
     shares_prompt: bool = True
+    recurrent: tuple[str, ...] = ()
     leaf_modules: tuple[str, ...] = ()
     tied: tuple[str, ...] = ("lm_head.weight", "embed_tokens.weight")
     spare: tuple[str, ...] = SPARE_TENSORS

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,12 +33,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from vlm_mhpo.models.attention import cache_name, no_mask
+from vlm_mhpo.rollout.hf.row_states import RecurrentCache, RowStates
 
 # Room for a completion's keys grows by doubling: one move of what is there for every doubling.
 FIRST_ROOM = 32
 
 
-class SharedPrefixCache:
+class SharedPrefixCache(RecurrentCache):
     """Stands where transformers expects its cache while completions are decoded.
 
     Args:
@@ -46,8 +48,11 @@ class SharedPrefixCache:
 
     def __init__(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
+        # Of each layer keys and values of the prompts, or what a recurrent layer remembers of them.
         self._prefix: list[tuple[Tensor, Tensor]] = []
-        self._own: list[OwnTokens] = []
+        self._own: list[OwnTokens | RowStates] = []
+        self._states: dict[int, RowStates] = {}
+        self._prompt_B = np.empty(0, dtype=np.int64)
         self._mask_PS = torch.zeros((0, 0), dtype=torch.int64)
         self._bias_P11S: Tensor | None = None
         self._num_slots = 0
@@ -69,16 +74,23 @@ class SharedPrefixCache:
             mask_PS: [P, S] int64, 0 on padding.
         """
         if not self._own:
-            self._own = [OwnTokens(self._max_tokens) for _ in cache.layers]
-        fresh = [(in_float32(layer.keys), layer.values) for layer in cache.layers]
+            self._states = {i: RowStates() for i, layer in enumerate(cache.layers) if hasattr(layer, "conv_states")}
+            self._own = [self._states.get(i) or OwnTokens(self._max_tokens) for i in range(len(cache.layers))]
+        fresh = [
+            (layer.conv_states[0], layer.recurrent_states[0])
+            if hasattr(layer, "conv_states")
+            else (in_float32(layer.keys), layer.values)
+            for layer in cache.layers
+        ]
         if not self._num_prompts:
             self._prefix = fresh
         else:
             width = max(self.width, mask_PS.shape[1])
             for layer, pair in enumerate(zip(self._prefix, fresh, strict=True)):
                 # One layer after the other: both prefixes twice would be the peak of the rollout.
-                self._prefix[layer] = tuple(_joined(*tensors, width=width) for tensors in zip(*pair, strict=True))
-            mask_PS = _joined(self._mask_PS[..., None], mask_PS[..., None], width=width)[..., 0]
+                join = torch.cat if layer in self._states else partial(_joined, width=width)
+                self._prefix[layer] = tuple(join(tensors) for tensors in zip(*pair, strict=True))
+            mask_PS = _joined((self._mask_PS[..., None], mask_PS[..., None]), width=width)[..., 0]
         self._hide(mask_PS)
 
     def leave(self, kept: Sequence[int]) -> None:
@@ -115,10 +127,15 @@ class SharedPrefixCache:
         place_B = prompt_B * self._num_slots + slot_B
         in_order = np.array_equal(place_B, np.arange(self._num_prompts * self._num_slots))
         self._place_B = None if in_order else torch.from_numpy(place_B).to(self._mask_PS.device)
+        self._prompt_B = prompt_B
 
     def inputs(self, time_B: np.ndarray) -> dict[str, Any]:
         """Keyword arguments of the transformers model that feed one token to each row, its `time_B`-th (from 0)."""
         self._columns = Columns.at(time_B, self._mask_PS.device)
+        if self._states and not time_B.all():
+            rows_B, prompt_B = (torch.from_numpy(each).to(self._mask_PS.device) for each in (time_B == 0, self._prompt_B))
+            for layer, states in self._states.items():
+                states.begin(self._prefix[layer], rows_B, prompt_B)
         return {
             cache_name(): self,
             "shared_prefix": self,
@@ -255,7 +272,7 @@ def _with_room(tokens_BHTD: Tensor, num_rows: int, room: int) -> Tensor:
     return buffer
 
 
-def _joined(*prompts_PXSD: Tensor, width: int) -> Tensor:
+def _joined(prompts_PXSD: Sequence[Tensor], width: int) -> Tensor:
     """Prompts of several prefills one behind the other, each with padding in front up to S = `width`."""
     return torch.cat([pad(each, (0, 0, width - each.shape[-2], 0)) for each in prompts_PXSD])
 
