@@ -25,7 +25,7 @@ from vlm_mhpo.models.tiny import build_tiny
 from vlm_mhpo.prompts.builder import PromptBuilder
 from vlm_mhpo.types import Completion, Group, Media, Prompt, ScoredGroup
 
-VISION_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+VISION_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 FAMILIES = (*VISION_FAMILIES, "qwen2")
 # Written out here, so that a name that the program forgets is not forgotten by its tests too.
 PLACEHOLDER_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
@@ -42,7 +42,7 @@ class Tiny:
 
     @property
     def has_vision(self) -> bool:
-        return self.family in VISION_FAMILIES
+        return self.policy.family.has_vision
 
     @property
     def token_side(self) -> int:

@@ -143,7 +143,9 @@ def build_model(family: str, tokenizer: Any, *, seed: int = 0, hidden_size: int 
 def draw_weights(model: nn.Module) -> None:
     """Normal weights of std 1/sqrt(fan_in), embeddings of std 0.5, zero biases.
 
-    transformers' default of 0.02 is meant for wide models; a network of width 128 drawn so never learns to see.
+    transformers' default of 0.02 is meant for wide models; a network of width 128 drawn so never learns to see. Its gated
+    delta nets forget at once, where those that are trained begin with time steps of 0.001 to 0.1 (arXiv:2405.21060) and
+    remember; so they do here.
     """
     for module in model.modules():
         if isinstance(module, nn.Embedding):
@@ -152,6 +154,14 @@ def draw_weights(model: nn.Module) -> None:
             nn.init.normal_(module.weight, std=1.0 / math.sqrt(module.weight[0].numel()))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+        elif type(module).__name__.endswith(("Experts", "Router")):
+            # A layer's experts are one tensor [experts, out, in].
+            for weight in module.parameters():
+                nn.init.normal_(weight, std=1.0 / math.sqrt(weight.shape[-1]))
+        elif hasattr(module, "dt_bias"):
+            steps = torch.exp(torch.empty_like(module.dt_bias).uniform_(math.log(0.001), math.log(0.1)))
+            # Softplus makes them of it again.
+            module.dt_bias.data.copy_(steps.expm1().log())
 
 
 def model_config(family: str, tokenizer: Any, hidden_size: int) -> Any:

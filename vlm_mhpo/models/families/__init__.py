@@ -8,10 +8,13 @@ from typing import Any
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families.base import Family
 from vlm_mhpo.models.families.qwen3_5 import QWEN3_5_FAMILIES
+from vlm_mhpo.models.families.qwen_moe import QWEN_MOE_FAMILIES
 from vlm_mhpo.models.families.qwen_vl import QWEN_VL_FAMILIES
 from vlm_mhpo.models.families.text import TEXT_FAMILIES, text_positions
 
-FAMILIES = {family.model_type: family for family in (*QWEN_VL_FAMILIES, *QWEN3_5_FAMILIES, *TEXT_FAMILIES)}
+FAMILIES = {
+    family.model_type: family for family in (*QWEN_VL_FAMILIES, *QWEN3_5_FAMILIES, *QWEN_MOE_FAMILIES, *TEXT_FAMILIES)
+}
 
 
 def family_for(config: Any) -> Family:

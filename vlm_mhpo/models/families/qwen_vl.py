@@ -235,7 +235,9 @@ def half_width(width: int, **more: Any) -> dict[str, Any]:
 
 
 _TINY_QWEN2 = partial(tiny_config, "Qwen2VLConfig", lambda w: dict(embed_dim=w // 2, hidden_size=w, mlp_ratio=2))
-_TINY_QWEN2_5 = partial(tiny_config, "Qwen2_5_VLConfig", partial(half_width, window_size=112, fullatt_block_indexes=[1]))
+_TINY_QWEN2_5 = partial(
+    tiny_config, "Qwen2_5_VLConfig", partial(half_width, window_size=112, fullatt_block_indexes=[1])
+)
 _TINY_QWEN3 = partial(
     tiny_config,
     "Qwen3VLConfig",
@@ -244,13 +246,14 @@ _TINY_QWEN3 = partial(
     rope_parameters=ROPE | {"mrope_interleaved": True},
 )
 _MERGER = ("merger",)
+QWEN3_VISION = QwenVision((*_MERGER, "deepstack_merger_list"), "Qwen3VLProcessor", "Qwen3VLVideoProcessor", 16)
 QWEN_VL_FAMILIES = (
     Family("qwen2_vl", rope_index_positions, QwenVision(_MERGER, "Qwen2VLProcessor"), tiny_config=_TINY_QWEN2),
     Family("qwen2_5_vl", rope_index_positions, QwenVision(_MERGER, "Qwen2_5_VLProcessor"), tiny_config=_TINY_QWEN2_5),
     Family(
         "qwen3_vl",
         rope_index_positions,
-        QwenVision((*_MERGER, "deepstack_merger_list"), "Qwen3VLProcessor", "Qwen3VLVideoProcessor", 16),
+        QWEN3_VISION,
         # On average 1.4 to 4.3 thousand on visual mathematics, with a long tail.
         answer_tokens=8192,
         tiny_config=_TINY_QWEN3,
