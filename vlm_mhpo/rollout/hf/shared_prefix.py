@@ -133,7 +133,9 @@ class SharedPrefixCache(RecurrentCache):
         """Keyword arguments of the transformers model that feed one token to each row, its `time_B`-th (from 0)."""
         self._columns = Columns.at(time_B, self._mask_PS.device)
         if self._states and not time_B.all():
-            rows_B, prompt_B = (torch.from_numpy(each).to(self._mask_PS.device) for each in (time_B == 0, self._prompt_B))
+            rows_B, prompt_B = (
+                torch.from_numpy(each).to(self._mask_PS.device) for each in (time_B == 0, self._prompt_B)
+            )
             for layer, states in self._states.items():
                 states.begin(self._prefix[layer], rows_B, prompt_B)
         return {
