@@ -10,14 +10,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import load_file
 from transformers.models.qwen3_5 import modeling_qwen3_5
-from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe
 
 from tests.builders import (
     Tiny,
     allowed_ids,
-    build_and_load,
     gradients,
     grid_of,
     pixels_of,
@@ -27,6 +25,7 @@ from tests.builders import (
     random_completions,
     relative_gap,
 )
+from tests.model_folders import change_json, change_tensors, copy_of
 from vlm_mhpo.models import recurrent
 from vlm_mhpo.models.loading import load_policy
 from vlm_mhpo.rollout.base import SamplingParams
@@ -251,3 +250,86 @@ def ending(model: Tiny, share: int) -> Tiny:
 
 def sample(model: Tiny, prompts, params: SamplingParams, most: int):
     return HfSampler(model.policy, model.codec, max_batch_tokens=most).sample(prompts, params, (5, "rollout", 0))
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------
+
+
+def experts_as_columns(held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Experts [in, out], as Qwen3-VL-30B-A3B is published."""
+    return {name: value.transpose(1, 2) if ".experts." in name else value for name, value in held.items()}
+
+
+def experts_in_one(held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A layer's experts in one tensor, as Qwen3.5's are published, and a part that predicts several tokens beside."""
+    found = {name: value for name, value in held.items() if ".experts." not in name}
+    for place in sorted({name.split(".experts.")[0] for name in held if ".experts." in name}):
+        parts = {
+            part: torch.stack([held[f"{place}.experts.{index}.{part}.weight"] for index in range(8)])
+            for part in ("gate_proj", "up_proj", "down_proj")
+        }
+        found[f"{place}.experts.gate_up_proj"] = torch.cat([parts["gate_proj"], parts["up_proj"]], dim=1)
+        found[f"{place}.experts.down_proj"] = parts["down_proj"]
+    return found | {"mtp.fc.weight": torch.zeros(3, 3)}
+
+
+FOLDERS = {
+    "qwen3_5": lambda held: held | {"mtp.layers.0.self_attn.q_proj.weight": torch.zeros(3, 3)},
+    "qwen3_5_text": lambda held: held,
+    "qwen3_vl_moe": experts_as_columns,
+    "qwen3_5_moe": experts_in_one,
+}
+
+
+@pytest.mark.parametrize("family", FOLDERS)
+def test_a_folder_as_published_is_read_right_and_written_with_its_own_names_and_shapes(tiny, tmp_path, family):
+    model = tiny(family)
+    folder = change_tensors(copy_of(model.folder, tmp_path / "model"), FOLDERS[family])
+    policy, _ = load_policy(str(folder))
+    expected = model.policy.model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in policy.model.state_dict().items())
+    policy.weights.save(policy.model, tmp_path / "saved")
+    before, after = (load_file(place / "model.safetensors") for place in (folder, tmp_path / "saved"))
+    assert set(after) == {name for name in before if not name.startswith("mtp.")}
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+    assert load_policy(str(tmp_path / "saved"))[0].weights.digest == policy.weights.digest
+
+
+# ---- routed experts --------------------------------------------------------------------------------------------
+
+
+def test_experts_that_a_router_scores_alike_are_chosen_alike_in_packed_and_separate_rows(tiny):
+    """All eight are pairs with one row of the router, so each choice of one is a tie; what experts compute differs."""
+    model = tiny("qwen3_vl_moe").copy()
+    with torch.no_grad():
+        for name, weight in model.policy.named_parameters():
+            if name.endswith("mlp.gate.weight"):
+                weight[1::2] = weight[::2]
+                # And of two pairs the scores differ in the last digits.
+                weight[2:4] = weight[:2] * (1 + 2**-20)
+    prompts, groups = prompts_of(model), groups_of(model)
+    with torch.no_grad():
+        expected = {
+            (index, time): value
+            for index, (prompt, ids) in enumerate((p, ids) for p, g in zip(prompts, groups, strict=True) for ids in g)
+            for time, value in enumerate(plain_log_probs(model, prompt, ids).tolist())
+        }
+    found, _ = packed(model, prompts, groups, 100_000)
+    gaps = sorted(abs(found[key] - expected[key]) for key in expected)
+    # Every token chooses among ties in two layers. One that chooses otherwise is another model's, and is no rounding.
+    assert gaps[len(gaps) * 9 // 10] <= 1e-5
+
+
+def test_the_balance_of_routers_has_no_part_in_the_loss_whatever_config_json_says(tiny, tmp_path):
+    """transformers adds a loss of its own to one that it computes from labels; log-probs never ask for it."""
+
+    def ask(values: dict) -> None:
+        values["text_config"] |= {"output_router_logits": True, "router_aux_loss_coef": 1e6}
+
+    model = tiny("qwen3_vl_moe")
+    folder = change_json(copy_of(model.folder, tmp_path / "model"), "config.json", ask)
+    other = replace(model, policy=load_policy(str(folder))[0])
+    prompts, groups = prompts_of(model)[1:], groups_of(model)[1:]
+    (expected, its), (found, mine) = (packed(each, prompts, groups, 10_000) for each in (model, other))
+    assert found == expected
+    assert all(torch.equal(mine[name], gradient) for name, gradient in its.items())

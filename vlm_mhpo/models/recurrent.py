@@ -1,8 +1,8 @@
 """Recurrent layers in rows that share a prompt: every completion goes on from the state that the prompt ended in.
 
-A gated delta net remembers what it has read in a matrix of constant size, and its short convolution the last few inputs.
-Run over a packed row it would take one completion for the past of the next. So the row is cut: the prompts run first,
-as a batch, and each completion begins with the states of its prompt and of no other token. A row of P prompt tokens and
+A gated delta net remembers what it has read in a matrix of constant size, and its convolution the last few inputs. Run
+over a packed row it would take one completion for the past of the next. So the row is cut: the prompts run first, as a
+batch, and each completion begins with the states of its prompt and of no other token. A row of P prompt tokens and
 completions a, b beside one of a prompt Q and a completion c:
 
     row 0   P P P a a b b b      prompts  . . P P P  ->  state 0       left-padded, so that all end together;

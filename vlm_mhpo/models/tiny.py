@@ -143,9 +143,9 @@ def build_model(family: str, tokenizer: Any, *, seed: int = 0, hidden_size: int 
 def draw_weights(model: nn.Module) -> None:
     """Normal weights of std 1/sqrt(fan_in), embeddings of std 0.5, zero biases.
 
-    transformers' default of 0.02 is meant for wide models; a network of width 128 drawn so never learns to see. Its gated
-    delta nets forget at once, where those that are trained begin with time steps of 0.001 to 0.1 (arXiv:2405.21060) and
-    remember; so they do here.
+    transformers' default of 0.02 is meant for wide models; a network of width 128 drawn so never learns to see. Gated
+    delta nets drawn by transformers forget at once, where those that are trained begin with time steps of 0.001 to 0.1
+    (arXiv:2405.21060) and remember; so they do here.
     """
     for module in model.modules():
         if isinstance(module, nn.Embedding):

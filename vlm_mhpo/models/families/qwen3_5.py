@@ -35,7 +35,7 @@ def _tiny_text(tokenizer: Any, text: dict[str, Any]) -> Any:
 
 _COMMON: dict[str, Any] = dict(
     recurrent=(_LAYER,),
-    # The layer reads weights of its convolution without calling it, and runs once for prompts and again for completions.
+    # It reads weights of its convolution without calling it, and runs for prompts and again for completions.
     leaf_modules=(_LAYER,),
     spare=(*SPARE_TENSORS, r"^mtp\."),
     answer_tokens=8192,

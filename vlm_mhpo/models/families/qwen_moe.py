@@ -1,8 +1,8 @@
 """Qwen3-VL-MoE and Qwen3.5-MoE: the layers of Qwen3-VL and of Qwen3.5 with routed experts.
 
-A router sends every token to the few experts that it scores highest, so a token's output depends on no other token, and
-packed rows are exact. Only where two scores agree to within rounding may a row of another shape choose the other expert;
-that token then has another log-prob, in the trainer and in the sampler alike a rightful one. No routes are replayed.
+A router sends every token to the few experts that it scores highest, so a token's output hangs on no other token, and
+packed rows are exact. Only where two scores agree to within rounding may a row of another shape choose the other
+expert; that token then has another log-prob, in the sampler or in the trainer, either rightful. No routes are replayed.
 
 transformers adds its loss for balanced routers to a loss that it computes itself, with labels; nothing here does, so
 there is none, as with `output_router_logits=false`. The experts of a layer are one tensor, and so have no adapters.

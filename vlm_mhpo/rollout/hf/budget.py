@@ -37,7 +37,7 @@ def bytes_per_token(text: Any, width: int, *, shares_prompt: bool = True) -> int
 
 
 def state_tokens(text: Any, width: int) -> int:
-    """Tokens whose keys and values are as large as what recurrent layers keep of one prompt or completion; 0 without."""
+    """Tokens whose keys and values take as much as what recurrent layers keep of a prompt or completion; 0 without."""
     return -(-TextLayers.of(text).state_bytes(width) // bytes_per_token(text, width))
 
 

@@ -1,4 +1,4 @@
-"""States of recurrent layers while completions are decoded: a prompt's is of constant size, and each row begins with it.
+"""States of recurrent layers in decoding: that of a prompt is of constant size, and each row begins with a copy.
 
     prompts            rows, by the prompt of each          after a token
     s0  s1             s0  s0  s1  s0                       s0' s0" s1' s0'"
