@@ -121,6 +121,16 @@ def install(model: nn.Module, names: Collection[str]) -> None:
         if type(module).__name__ in names:
             # On the instance, because hooks (ZeRO-3 gathers weights in one) go on around `forward`.
             module.forward = MethodType(_forward, module)
+            module.register_forward_pre_hook(_by_position, with_kwargs=True)
+
+
+def _by_position(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """The layer's input as a positional argument, since backward hooks see no others.
+
+    transformers gives it by name, and ZeRO-3, whose hook then runs as soon as the output has its gradient, would take
+    the weights away before backward has used them.
+    """
+    return ((kwargs.pop("hidden_states"), *args), kwargs) if "hidden_states" in kwargs else (args, kwargs)
 
 
 def _forward(self: nn.Module, hidden_states: Tensor, *args: Any, forks: Forks | None = None, **options: Any) -> Tensor:

@@ -300,7 +300,8 @@ class CopiedPrefixCache:
     def seat(self, kept: Sequence[int], prompt_B: np.ndarray) -> None:
         """See `SharedPrefixCache.seat`; rows of prompts that have just entered are all new."""
         rows_B = torch.as_tensor(prompt_B if self._is_fresh else kept, device=self._mask_BS.device)
-        self._cache.batch_select_indices(rows_B)
+        # As beams are chosen: recurrent layers know no other way.
+        self._cache.reorder_cache(rows_B)
         self._mask_BS, self._is_fresh = self._mask_BS[rows_B], False
 
     def inputs(self, time_B: np.ndarray) -> dict[str, Any]:
