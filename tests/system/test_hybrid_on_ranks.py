@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from safetensors.torch import load_file
 
+from tests.model_folders import change_tensors
 from tests.reference import advantages as reference
 from tests.system.batches import REWARDS, load_tiny, plain_step, scored_groups
 from tests.system.launches import NO_CLIPPING, assert_same_weights, launch
+from tests.vlm_mhpo.test_hybrid import experts_as_columns
 from vlm_mhpo.models.tiny import build_tiny
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(240)]
@@ -19,7 +21,9 @@ CASES = [("qwen3_5", 0), ("qwen3_5", 2), ("qwen3_5", 3), ("qwen3_5_moe", 1), ("q
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
-    return {family: build_tiny(root / family, family, hidden_size=64) for family, _ in CASES}
+    built = {family: build_tiny(root / family, family, hidden_size=64) for family in dict(CASES)}
+    change_tensors(built["qwen3_vl_moe"], experts_as_columns)
+    return built
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from vlm_mhpo.models.folder import ADAPTER_FILE, Base, base_of, read_config, rea
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.models.quantization import check_quantization, quantization_settings, settle_base
 from vlm_mhpo.models.template import give_template, turn_end
-from vlm_mhpo.models.weights import NUM_NAMED, Weights, examine_weights, first_line
+from vlm_mhpo.models.weights import NUM_NAMED, Weights, examine_weights, first_line, whole_shapes
 from vlm_mhpo.types import TAGS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -125,9 +125,10 @@ def _read_weights(base: Base, family: Family, zero3_settings: dict[str, Any] | N
     # transformers partitions while it loads for as long as this object lives.
     partition = HfDeepSpeedConfig(zero3_settings) if _stage_of(zero3_settings) == 3 else None
     try:
-        return family.auto_classes[0].from_pretrained(
-            base.path, revision=base.revision, use_safetensors=True, trust_remote_code=False, **options
-        )
+        with whole_shapes():
+            return family.auto_classes[0].from_pretrained(
+                base.path, revision=base.revision, use_safetensors=True, trust_remote_code=False, **options
+            )
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"the weights at {base.path!r} cannot be loaded: {first_line(error)}") from error
     finally:

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -101,6 +102,30 @@ def _is_turned(shape: tuple[int, ...], held: tuple[int, ...]) -> bool:
 def _turns_by_shape(conversion: Any) -> bool:
     """One of transformers' conversions exchanges rows and columns where the shape is not the model's."""
     return any(getattr(operation, "check_dims", False) for operation in getattr(conversion, "operations", ()))
+
+
+@contextmanager
+def whole_shapes() -> Iterator[None]:
+    """Inside, transformers compares what it reads with the shapes of whole weights, also under ZeRO-3.
+
+    There a weight by itself has the shape [0], so that every matrix would be turned.
+    """
+    from transformers.core_model_loading import Transpose
+
+    usual = Transpose.convert
+
+    def convert(self: Any, *args: Any, **options: Any) -> Any:
+        if getattr(self, "check_dims", False):
+            weight = options["model"].get_parameter(options["full_layer_name"])
+            seen = SimpleNamespace(shape=torch.Size(getattr(weight, "ds_shape", weight.shape)))
+            options["model"] = SimpleNamespace(get_parameter=lambda _: seen)
+        return usual(self, *args, **options)
+
+    Transpose.convert = convert
+    try:
+        yield
+    finally:
+        Transpose.convert = usual
 
 
 def examine_weights(
