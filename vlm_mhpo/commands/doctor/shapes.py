@@ -92,6 +92,8 @@ def shapes_of(model: ModelConfig) -> Shapes:
     if unknown := [name for name in TEXT_SIZES if getattr(text, name, None) is None]:
         raise ModelError(f"the sizes of a {config.model_type} model are not known ({', '.join(unknown)})")
     layers, width = TextLayers.of(text), DTYPES[model.dtype].itemsize
+    if not layers.inner:
+        raise ModelError(f"the sizes of a {config.model_type} model are not known (intermediate_size)")
     return Shapes(
         model_type=config.model_type,
         num_parameters=sum(weight.numel() for weight in weights),

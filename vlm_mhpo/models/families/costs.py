@@ -82,7 +82,7 @@ class TextLayers:
         query_width: the same of queries.
         state: entries of the matrix that a recurrent layer remembers, all heads together.
         channels, kernel: of its convolution.
-        inner: width of the multilayer perceptron that a token passes, routed and shared experts together.
+        inner: width of the perceptron that a token passes, routed and shared experts together; 0 = not known.
     """
 
     num_attention: int
@@ -100,20 +100,26 @@ class TextLayers:
         head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         kinds = getattr(text, "layer_types", None) or ()
         num_recurrent = sum(kind == "linear_attention" for kind in kinds)
-        size = (lambda name: getattr(text, name)) if num_recurrent else (lambda name: 0)
-        values = size("linear_num_value_heads") * size("linear_value_head_dim")
-        keys = size("linear_num_key_heads") * size("linear_key_head_dim")
+
+        def size(name: str) -> int:
+            # Recurrent layers of other kinds name theirs otherwise, and are counted as if they kept nothing.
+            return getattr(text, f"linear_{name}", 0) if num_recurrent else 0
+
+        values, keys = size("num_value_heads") * size("value_head_dim"), size("num_key_heads") * size("key_head_dim")
         routed = getattr(text, "num_experts_per_tok", None) if getattr(text, "moe_intermediate_size", None) else None
         shared = getattr(text, "shared_expert_intermediate_size", None) or 0
+        inner = getattr(text, "intermediate_size", None) or 0
+        if routed:
+            inner = routed * text.moe_intermediate_size + shared
         return cls(
             num_attention=text.num_hidden_layers - num_recurrent,
             num_recurrent=num_recurrent,
-            key_width=text.num_key_value_heads * head_width,
+            key_width=(getattr(text, "num_key_value_heads", None) or text.num_attention_heads) * head_width,
             query_width=text.num_attention_heads * head_width,
-            state=values * size("linear_key_head_dim"),
+            state=values * size("key_head_dim"),
             channels=2 * keys + values,
-            kernel=size("linear_conv_kernel_dim"),
-            inner=routed * text.moe_intermediate_size + shared if routed else text.intermediate_size,
+            kernel=size("conv_kernel_dim"),
+            inner=inner,
         )
 
     def state_bytes(self, width: int) -> int:

@@ -38,6 +38,8 @@ def bytes_per_token(text: Any, width: int, *, shares_prompt: bool = True) -> int
 
 def state_tokens(text: Any, width: int) -> int:
     """Tokens whose keys and values take as much as what recurrent layers keep of a prompt or completion; 0 without."""
+    if "linear_attention" not in (getattr(text, "layer_types", None) or ()):
+        return 0
     return -(-TextLayers.of(text).state_bytes(width) // bytes_per_token(text, width))
 
 
