@@ -65,7 +65,7 @@ class Tiny:
 
     @property
     def has_vision(self) -> bool:
-        return self.family in (*VISION_FAMILIES, *SMOL_FAMILIES, "glm46v")
+        return self.policy.family.has_vision
 
     @property
     def placeholders(self) -> tuple[str, ...]:
@@ -93,7 +93,7 @@ class Tiny:
     @property
     def token_side(self) -> int:
         """Pixels on a side of one image token."""
-        return 32 if self.family == "qwen3_vl" else 28
+        return 28 if self.family in ("qwen2_vl", "qwen2_5_vl") else 32
 
     def builder(self, **options) -> PromptBuilder:
         """A prompt builder for this model."""

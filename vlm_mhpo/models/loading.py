@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vlm_mhpo.errors import ModelError
-from vlm_mhpo.models import attention
+from vlm_mhpo.models import attention, recurrent
 from vlm_mhpo.models.adapters import adapters_of, fit_adapters
 from vlm_mhpo.models.families import FAMILIES, family_for
 from vlm_mhpo.models.families.base import Family, banned_tokens, freeze
@@ -21,7 +21,7 @@ from vlm_mhpo.models.folder import ADAPTER_FILE, Base, base_of, read_config, rea
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.models.quantization import check_quantization, quantization_settings, settle_base
 from vlm_mhpo.models.template import give_template, turn_end
-from vlm_mhpo.models.weights import NUM_NAMED, Weights, examine_weights, first_line
+from vlm_mhpo.models.weights import NUM_NAMED, Weights, examine_weights, first_line, whole_shapes
 from vlm_mhpo.types import READ
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -127,9 +127,10 @@ def _read_weights(base: Base, family: Family, zero3_settings: dict[str, Any] | N
     # transformers partitions while it loads for as long as this object lives.
     partition = HfDeepSpeedConfig(zero3_settings) if _stage_of(zero3_settings) == 3 else None
     try:
-        return family.auto_classes[0].from_pretrained(
-            base.path, revision=base.revision, use_safetensors=True, trust_remote_code=False, **options
-        )
+        with whole_shapes():
+            return family.auto_classes[0].from_pretrained(
+                base.path, revision=base.revision, use_safetensors=True, trust_remote_code=False, **options
+            )
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"the weights at {base.path!r} cannot be loaded: {first_line(error)}") from error
     finally:
@@ -167,6 +168,7 @@ def adapt(model: nn.Module, family: Family, attn_implementation: str) -> None:
     """Put our attention and the family's own changes into a loaded model."""
     if family.shares_prompt:
         attention.install(model, attn_implementation)
+    recurrent.install(model, family.recurrent)
     if family.model_type not in FAMILIES:
         check_plain_head(model, family.model_type)
     if family.vision:

@@ -15,6 +15,7 @@ from vlm_mhpo.models.attention import SPLIT_WIDTH, no_mask, segments_of, takes_m
 from vlm_mhpo.models.families.base import Family, tower_is_frozen, vision_weights
 from vlm_mhpo.models.logprobs import token_log_probs
 from vlm_mhpo.models.packing import PackedRows
+from vlm_mhpo.models.recurrent import forks_of
 from vlm_mhpo.models.weights import Weights
 from vlm_mhpo.types import Media, Prompt
 
@@ -89,17 +90,18 @@ class Policy(nn.Module):
         if not self.family.shares_prompt:
             # Rows of one completion, of which the model itself knows what sees what.
             return {"attention_mask": (rows.segments_RS >= 0).long()}
-        weight = self.model.lm_head.weight
+        weight, width = self.model.lm_head.weight, rows.input_ids_RS.shape[1]
+        forks = {"forks": forks_of(rows.lengths, width, rows.input_ids_RS.device)} if self.family.recurrent else {}
         eager = self.model.config.get_text_config()._attn_implementation.endswith("eager")
-        width = rows.input_ids_RS.shape[1]
         if not takes_masks(self.model) or (not eager and width >= SPLIT_WIDTH):
-            return {"attention_mask": no_mask(weight), "segments": segments_of(rows.lengths, like=weight, width=width)}
+            segments = segments_of(rows.lengths, like=weight, width=width)
+            return {"attention_mask": no_mask(weight), "segments": segments} | forks
         mask = rows.allowed_R1SS
         if eager:
             # Eager attention adds its mask; sdpa takes the booleans.
             dtype = weight.dtype
             mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
-        return {"attention_mask": mask}
+        return {"attention_mask": mask} | forks
 
     def media_inputs(self, media: Media | None) -> dict[str, Any]:
         """Keyword arguments of the transformers model for images; none without any."""

@@ -146,15 +146,25 @@ def build_model(family: str, tokenizer: Any, *, seed: int = 0, hidden_size: int 
 def draw_weights(model: nn.Module) -> None:
     """Normal weights of std 1/sqrt(fan_in), embeddings and positions of std 0.5, zero biases.
 
-    transformers' default of 0.02 is meant for wide models; a network of width 128 drawn so never learns to see.
+    transformers' default of 0.02 is meant for wide models; a network of width 128 drawn so never learns to see. Gated
+    delta nets drawn by transformers forget at once, where those that are trained begin with time steps of 0.001 to 0.1
+    (arXiv:2405.21060) and remember; so they do here.
     """
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.5)
-        elif isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+        elif isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
             nn.init.normal_(module.weight, std=1.0 / math.sqrt(module.weight[0].numel()))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+        elif type(module).__name__.endswith(("Experts", "Router")):
+            # A layer's experts are one tensor [experts, out, in].
+            for weight in module.parameters():
+                nn.init.normal_(weight, std=1.0 / math.sqrt(weight.shape[-1]))
+        elif hasattr(module, "dt_bias"):
+            steps = torch.exp(torch.empty_like(module.dt_bias).uniform_(math.log(0.001), math.log(0.1)))
+            # Softplus makes them of it again.
+            module.dt_bias.data.copy_(steps.expm1().log())
         elif isinstance(getattr(module, "position_embeddings", None), nn.Parameter):
             for vectors in module.parameters(recurse=False):
                 nn.init.normal_(vectors, std=0.5)

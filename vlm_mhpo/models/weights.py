@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -51,9 +52,27 @@ class Weights:
             held = [name for name in pair if _holders(name, self.shapes)]
             state = {name: value for name, value in state.items() if name not in pair or name in held}
             state |= {name: state[name].clone() for name in held[1:]}
-        model.save_pretrained(folder, state_dict=state)
+        with self._as_held(model, state):
+            model.save_pretrained(folder, state_dict=state)
         # Of the run's own dtype, but for what a model keeps in another.
         self.check(folder, {value.dtype for value in state.values()})
+
+    @contextmanager
+    def _as_held(self, model: nn.Module, state: dict[str, torch.Tensor]) -> Iterator[None]:
+        """Inside, `state` has matrices as the folder holds them.
+
+        Qwen3-VL-MoE's experts are published as [in, out]. transformers turns what has another shape than its own as it
+        reads, and turns nothing as it writes, since then nothing has.
+        """
+        turned = [name for name, value in state.items() if _is_turned(tuple(value.shape), self.shapes.get(name, ()))]
+        state |= {name: state[name].transpose(-1, -2).contiguous() for name in turned}
+        conversions = model._weight_conversions
+        if turned:
+            model._weight_conversions = [each for each in conversions if not _turns_by_shape(each)]
+        try:
+            yield
+        finally:
+            model._weight_conversions = conversions
 
     @property
     def digest(self) -> str:
@@ -73,6 +92,40 @@ class Weights:
         others = [name for name, (_, its) in found.items() if its in _DTYPES and _DTYPES[its] not in dtypes]
         if others:
             raise ModelError(f"{folder} holds tensors of another dtype than the model: {_some(others)}")
+
+
+def _is_turned(shape: tuple[int, ...], held: tuple[int, ...]) -> bool:
+    """Matrices of this shape lie in the files with rows and columns exchanged."""
+    return len(shape) > 2 and shape != held == (*shape[:-2], shape[-1], shape[-2])
+
+
+def _turns_by_shape(conversion: Any) -> bool:
+    """One of transformers' conversions exchanges rows and columns where the shape is not the model's."""
+    return any(getattr(operation, "check_dims", False) for operation in getattr(conversion, "operations", ()))
+
+
+@contextmanager
+def whole_shapes() -> Iterator[None]:
+    """Inside, transformers compares what it reads with the shapes of whole weights, also under ZeRO-3.
+
+    There a weight by itself has the shape [0], so that every matrix would be turned.
+    """
+    from transformers.core_model_loading import Transpose
+
+    usual = Transpose.convert
+
+    def convert(self: Any, *args: Any, **options: Any) -> Any:
+        if getattr(self, "check_dims", False):
+            weight = options["model"].get_parameter(options["full_layer_name"])
+            seen = SimpleNamespace(shape=torch.Size(getattr(weight, "ds_shape", weight.shape)))
+            options["model"] = SimpleNamespace(get_parameter=lambda _: seen)
+        return usual(self, *args, **options)
+
+    Transpose.convert = convert
+    try:
+        yield
+    finally:
+        Transpose.convert = usual
 
 
 def examine_weights(

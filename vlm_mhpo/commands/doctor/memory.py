@@ -248,6 +248,8 @@ def num_rows_of(config: Config, tokens: int) -> int:
 def _cache_bytes(config: Config, shapes: Shapes, num_ranks: int) -> float:
     """Keys (float32) and values of what is decoded together, and its logits (float32 thrice, float64 twice).
 
+    A recurrent layer keeps a state of each row, and of its prompt, which has one row at least.
+
     "auto" takes what is free; here it counts as the prompt and the completions of one group.
     """
     rollout = config.rollout
@@ -255,7 +257,7 @@ def _cache_bytes(config: Config, shapes: Shapes, num_ranks: int) -> float:
     tokens = min(most, tokens_of_a_step(config, num_ranks))
     tokens = max(tokens, config.data.max_prompt_length + rollout.max_completion_length)
     logits = shapes.vocabulary * (3 * FLOAT32 + 2 * 8)
-    return float(tokens * shapes.cache_bytes + num_rows_of(config, tokens) * logits)
+    return float(tokens * shapes.cache_bytes + num_rows_of(config, tokens) * (logits + 2 * shapes.state_bytes))
 
 
 def examine_memory(

@@ -13,7 +13,7 @@ from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.adapters import add_adapters
 from vlm_mhpo.models.families import family_for
 from vlm_mhpo.models.families.base import Family, freeze, tower_is_frozen
-from vlm_mhpo.models.families.costs import Stack
+from vlm_mhpo.models.families.costs import Stack, TextLayers
 from vlm_mhpo.models.folder import read_config
 from vlm_mhpo.models.loading import DTYPES
 from vlm_mhpo.models.quantization import quantised_weights
@@ -22,7 +22,7 @@ from vlm_mhpo.rollout.hf.budget import bytes_per_token
 
 # Of the tiny models that `resolve_model` builds.
 TINY_HIDDEN_SIZE = 128
-TEXT_SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+TEXT_SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class Shapes:
         text, vision: layers; vision None without a vision tower.
         vision_trained: gradients pass through the tower.
         cache_bytes: that a token leaves in the sampler's cache of all layers.
+        state_bytes: that a prompt or a completion leaves there in recurrent layers, at any length.
         vocabulary: rows of the head.
         max_positions: tokens the model was built for.
     """
@@ -53,6 +54,7 @@ class Shapes:
     vocabulary: int
     max_positions: int
     num_quantised: int = 0
+    state_bytes: int = 0
 
 
 def transformers_config(model: ModelConfig) -> Any:
@@ -89,7 +91,9 @@ def shapes_of(model: ModelConfig) -> Shapes:
     text = config.get_text_config()
     if unknown := [name for name in TEXT_SIZES if getattr(text, name, None) is None]:
         raise ModelError(f"the sizes of a {config.model_type} model are not known ({', '.join(unknown)})")
-    head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    layers, width = TextLayers.of(text), DTYPES[model.dtype].itemsize
+    if not layers.inner:
+        raise ModelError(f"the sizes of a {config.model_type} model are not known (intermediate_size)")
     return Shapes(
         model_type=config.model_type,
         num_parameters=sum(weight.numel() for weight in weights),
@@ -99,13 +103,14 @@ def shapes_of(model: ModelConfig) -> Shapes:
         text=Stack(
             text.num_hidden_layers,
             text.hidden_size,
-            text.intermediate_size,
-            text.num_attention_heads * head_width,
+            layers.inner,
+            max(layers.query_width, layers.channels if layers.num_recurrent else 0),
             text.num_attention_heads,
         ),
         vision=family.vision.stack(config) if family.vision else None,
         vision_trained=family.has_vision and not tower_is_frozen(module, family),
-        cache_bytes=bytes_per_token(text, DTYPES[model.dtype].itemsize, shares_prompt=family.shares_prompt),
+        cache_bytes=bytes_per_token(text, width, shares_prompt=family.shares_prompt),
+        state_bytes=layers.state_bytes(width),
         vocabulary=text.vocab_size,
         max_positions=text.max_position_embeddings,
     )

@@ -10,7 +10,8 @@ query and a key that it sees. The whole is
     backward = 0 where no gradient passes, 1 + (trained weights / weights) where one does
 
 with these parts and things: the text layers and their attention (tokens; causal pairs inside the prompt, inside each
-completion, and from completion to prompt), the head (predicted tokens: only sampled ones have logits), and in the
+completion, and from completion to prompt; where layers are recurrent, products with the state; of routed experts those
+that a token passes), the head (predicted tokens: only sampled ones have logits), and in the
 vision tower the patch embedding, the blocks, their attention (patches; pairs inside an image or a window) and the
 projectors (merged patches).
 
@@ -25,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from vlm_mhpo.models.families.costs import Part, Work, matrices
+from vlm_mhpo.models.families.costs import Part, Work, matrices, text_parts
 from vlm_mhpo.models.policy import Policy
 
 
@@ -62,13 +63,6 @@ def parts_of(policy: Policy) -> tuple[Part, ...]:
     """The parts of a policy, with the gradients that its `requires_grad` asks for."""
     model, family = policy.model, policy.family
     body = getattr(model.model, "language_model", None) or getattr(model.model, "text_model", model.model)
-    config = model.config.get_text_config()
-    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    attention = 2 * config.num_hidden_layers * config.num_attention_heads * head_width
     # Whatever is trained in the vision tower lies below the language model, so gradients pass all of it.
-    text = [
-        matrices("text layers", [body], "tokens"),
-        Part("text attention", attention, "pairs", 2.0),
-        matrices("head", [model.lm_head], "predictions"),
-    ]
+    text = [*text_parts(body, model.config.get_text_config()), matrices("head", [model.lm_head], "predictions")]
     return (*text, *(family.vision.parts(model) if family.vision else ()))

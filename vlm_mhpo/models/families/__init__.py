@@ -9,12 +9,15 @@ from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families.base import Family
 from vlm_mhpo.models.families.glm_vl import GLM_VL_FAMILIES
 from vlm_mhpo.models.families.internvl import INTERNVL_FAMILIES
+from vlm_mhpo.models.families.qwen3_5 import QWEN3_5_FAMILIES
+from vlm_mhpo.models.families.qwen_moe import QWEN_MOE_FAMILIES
 from vlm_mhpo.models.families.qwen_vl import QWEN_VL_FAMILIES
 from vlm_mhpo.models.families.smolvlm import SMOLVLM_FAMILIES
 from vlm_mhpo.models.families.text import TEXT_FAMILIES, text_positions
 
-_VISION = (*QWEN_VL_FAMILIES, *GLM_VL_FAMILIES, *INTERNVL_FAMILIES, *SMOLVLM_FAMILIES)
-FAMILIES = {family.model_type: family for family in (*_VISION, *TEXT_FAMILIES)}
+_QWEN = (*QWEN_VL_FAMILIES, *QWEN3_5_FAMILIES, *QWEN_MOE_FAMILIES)
+_OTHERS = (*GLM_VL_FAMILIES, *INTERNVL_FAMILIES, *SMOLVLM_FAMILIES)
+FAMILIES = {family.model_type: family for family in (*_QWEN, *_OTHERS, *TEXT_FAMILIES)}
 
 
 def family_for(config: Any) -> Family:
@@ -32,7 +35,8 @@ def family_for(config: Any) -> Family:
     if config.model_type not in FAMILIES and text is config and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return Family(config.model_type, text_positions, shares_prompt=False)
     family = family_of(config.model_type)
-    slides = any(kind != "full_attention" for kind in getattr(text, "layer_types", None) or ())
+    exact = {"full_attention", *(["linear_attention"] if family.recurrent else [])}
+    slides = any(kind not in exact for kind in getattr(text, "layer_types", None) or ())
     return replace(family, shares_prompt=False) if slides else family
 
 

@@ -140,7 +140,9 @@ class Family:
         shares_prompt: completions may share a row and a cache with their prompt; else each has a copy of it.
         plain_layers: its text layers are norm, attention that turns whole heads in halves, norm and MLP, added up and
             nothing more: tokens are decoded by `rollout.hf.token_layer` in place of their own forwards.
-        leaf_modules: names of module classes that ZeRO-3 must gather whole (routed experts).
+        recurrent: names of module classes that carry a state from token to token (gated delta nets); completions go on
+            from the state of their prompt (`models.recurrent`).
+        leaf_modules: names of module classes that ZeRO-3 must gather whole (routed experts, recurrent layers).
         tied: tensors that a folder may lack where its configuration ties them to others: module and name.
         spare: patterns of tensors that a folder may hold although the model does not read them.
         hub_name: a pattern in the hub names of its published models, in small letters with "_" for all else.
@@ -154,6 +156,7 @@ class Family:
     vision: Vision | None = None
     shares_prompt: bool = True
     plain_layers: bool = False
+    recurrent: tuple[str, ...] = ()
     leaf_modules: tuple[str, ...] = ()
     tied: tuple[str, ...] = ("lm_head.weight", "embed_tokens.weight")
     spare: tuple[str, ...] = SPARE_TENSORS

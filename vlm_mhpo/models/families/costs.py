@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import nn
 
 Unit = Literal["tokens", "pairs", "predictions", "patches", "image_pairs", "window_pairs", "merged"]
@@ -68,6 +69,95 @@ class Part:
     weights: int
     unit: Unit
     backward: float
+
+
+@dataclass(frozen=True, slots=True)
+class TextLayers:
+    """Sizes of the text layers of a transformers configuration, where they are not all alike.
+
+    Attributes:
+        num_attention: layers that keep keys and values of every token.
+        num_recurrent: layers (gated delta nets) whose memory is of constant size.
+        key_width: of the keys of a token in one layer, all heads together; values are as wide.
+        query_width: the same of queries.
+        state: entries of the matrix that a recurrent layer remembers, all heads together.
+        channels, kernel: of its convolution.
+        inner: width of the perceptron that a token passes, routed and shared experts together; 0 = not known.
+    """
+
+    num_attention: int
+    num_recurrent: int
+    key_width: int
+    query_width: int
+    state: int
+    channels: int
+    kernel: int
+    inner: int
+
+    @classmethod
+    def of(cls, text: Any) -> TextLayers:
+        """Those of a text configuration."""
+        head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        kinds = getattr(text, "layer_types", None) or ()
+        num_recurrent = sum(kind == "linear_attention" for kind in kinds)
+
+        def size(name: str) -> int:
+            # Recurrent layers of other kinds name theirs otherwise, and are counted as if they kept nothing.
+            return getattr(text, f"linear_{name}", 0) if num_recurrent else 0
+
+        values, keys = size("num_value_heads") * size("value_head_dim"), size("num_key_heads") * size("key_head_dim")
+        routed = getattr(text, "num_experts_per_tok", None) if getattr(text, "moe_intermediate_size", None) else None
+        shared = getattr(text, "shared_expert_intermediate_size", None) or 0
+        inner = getattr(text, "intermediate_size", None) or 0
+        if routed:
+            inner = routed * text.moe_intermediate_size + shared
+        return cls(
+            num_attention=text.num_hidden_layers - num_recurrent,
+            num_recurrent=num_recurrent,
+            key_width=(getattr(text, "num_key_value_heads", None) or text.num_attention_heads) * head_width,
+            query_width=text.num_attention_heads * head_width,
+            state=values * size("key_head_dim"),
+            channels=2 * keys + values,
+            kernel=size("conv_kernel_dim"),
+            inner=inner,
+        )
+
+    def state_bytes(self, width: int) -> int:
+        """Bytes that a prompt or a completion leaves in the caches of all recurrent layers, at any length.
+
+        Args:
+            width: bytes of a weight; the matrix is float32, the inputs of the convolution are as they come.
+        """
+        return self.num_recurrent * (4 * self.state + width * self.channels * self.kernel)
+
+
+def text_parts(body: nn.Module, text: Any) -> list[Part]:
+    """The matrices of the text layers with configuration `text`, and what stands for those that no module holds.
+
+    A token passes `num_experts_per_tok` of a layer's routed experts. In a gated delta net it reads the state twice, for
+    what is there under its key and under its query, and writes once; each is a product with state entries.
+    """
+    layers = TextLayers.of(text)
+    found = [
+        matrices("text layers", [body], "tokens"),
+        Part("text attention", 2 * layers.num_attention * layers.query_width, "pairs", 2.0),
+    ]
+    if layers.num_recurrent:
+        per_layer = 3 * layers.state + layers.channels * layers.kernel
+        found.append(Part("recurrent states", layers.num_recurrent * per_layer, "tokens", 2.0))
+    # transformers holds the experts of a layer in one tensor [experts, out, in], and the router as a plain matrix.
+    routed = [weight for weight in body.parameters() if len(shape_of(weight)) == 3 and shape_of(weight)[1] > 1]
+    if experts := getattr(text, "num_experts", None) if routed else None:
+        trained = any(weight.requires_grad for weight in routed)
+        routers = len(routed) // 2 * experts * text.hidden_size
+        weights = sum(shape_of(weight).numel() for weight in routed) * text.num_experts_per_tok // experts
+        found.append(Part("routed experts", weights + routers, "tokens", 2.0 if trained else 1.0))
+    return found
+
+
+def shape_of(weight: nn.Parameter) -> torch.Size:
+    """The whole shape, which under ZeRO-3 the tensor itself does not have."""
+    return torch.Size(getattr(weight, "ds_shape", weight.shape))
 
 
 def matrices(name: str, modules: Sequence[nn.Module], unit: Unit, *, passes: bool = True) -> Part:

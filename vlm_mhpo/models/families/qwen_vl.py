@@ -265,35 +265,38 @@ def qwen_config(config_class: str, tokenizer: Any, text: dict[str, Any], vision:
     )
 
 
-_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
+ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
 
 
-def _tiny(
+def tiny_config(
     config_class: str, vision_of: Callable[[int], dict[str, Any]], tokenizer: Any, text: dict[str, Any], **more: Any
 ) -> Any:
     """A tiny configuration: `vision_of` the text's width, and `more` of the text."""
     width = text["hidden_size"]
     vision = dict(depth=2, num_heads=width // 32) | vision_of(width)
     return qwen_config(
-        config_class, tokenizer, text | dict(rope_parameters=_ROPE) | more, vision, tie_word_embeddings=False
+        config_class, tokenizer, text | dict(rope_parameters=ROPE) | more, vision, tie_word_embeddings=False
     )
 
 
-def _half(width: int, **more: Any) -> dict[str, Any]:
+def half_width(width: int, **more: Any) -> dict[str, Any]:
     """A vision tower of half the text's width."""
     return dict(hidden_size=width // 2, intermediate_size=width, out_hidden_size=width, **more)
 
 
-_TINY_QWEN2 = partial(_tiny, "Qwen2VLConfig", lambda w: dict(embed_dim=w // 2, hidden_size=w, mlp_ratio=2))
-_TINY_QWEN2_5 = partial(_tiny, "Qwen2_5_VLConfig", partial(_half, window_size=112, fullatt_block_indexes=[1]))
+_TINY_QWEN2 = partial(tiny_config, "Qwen2VLConfig", lambda w: dict(embed_dim=w // 2, hidden_size=w, mlp_ratio=2))
+_TINY_QWEN2_5 = partial(
+    tiny_config, "Qwen2_5_VLConfig", partial(half_width, window_size=112, fullatt_block_indexes=[1])
+)
 _TINY_QWEN3 = partial(
-    _tiny,
+    tiny_config,
     "Qwen3VLConfig",
-    partial(_half, patch_size=16, num_position_embeddings=256, deepstack_visual_indexes=[0]),
+    partial(half_width, patch_size=16, num_position_embeddings=256, deepstack_visual_indexes=[0]),
     head_dim=32,
-    rope_parameters=_ROPE | {"mrope_interleaved": True},
+    rope_parameters=ROPE | {"mrope_interleaved": True},
 )
 _MERGER = ("merger",)
+QWEN3_VISION = QwenVision((*_MERGER, "deepstack_merger_list"), "Qwen3VLProcessor", "Qwen3VLVideoProcessor", 16)
 QWEN_VL_FAMILIES = (
     Family(
         "qwen2_vl",
@@ -312,7 +315,7 @@ QWEN_VL_FAMILIES = (
     Family(
         "qwen3_vl",
         rope_index_positions,
-        QwenVision((*_MERGER, "deepstack_merger_list"), "Qwen3VLProcessor", "Qwen3VLVideoProcessor", 16),
+        QWEN3_VISION,
         plain_layers=True,
         # On average 1.4 to 4.3 thousand on visual mathematics, with a long tail.
         answer_tokens=8192,

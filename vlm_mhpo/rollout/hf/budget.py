@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from vlm_mhpo.models.families.costs import TextLayers
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.runtime import ranks
 
@@ -24,16 +25,22 @@ MOST_ON_HOST = 65536
 
 
 def bytes_per_token(text: Any, width: int, *, shares_prompt: bool = True) -> int:
-    """Bytes that a token leaves in the cache of all layers.
+    """Bytes that a token leaves in the cache of all layers that keep its keys and values.
 
     Args:
         text: transformers' configuration of the text layers.
         width: bytes of a weight.
         shares_prompt: keys are held in float32 (`shared_prefix`); transformers' own cache has them as they are.
     """
-    head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    entries = text.num_hidden_layers * text.num_key_value_heads * head_width
-    return entries * ((max(FLOAT32, width) if shares_prompt else width) + width)
+    layers = TextLayers.of(text)
+    return layers.num_attention * layers.key_width * ((max(FLOAT32, width) if shares_prompt else width) + width)
+
+
+def state_tokens(text: Any, width: int) -> int:
+    """Tokens whose keys and values take as much as what recurrent layers keep of a prompt or completion; 0 without."""
+    if "linear_attention" not in (getattr(text, "layer_types", None) or ()):
+        return 0
+    return -(-TextLayers.of(text).state_bytes(width) // bytes_per_token(text, width))
 
 
 def tokens_that_fit(num_bytes: float, per_token: int) -> int:

@@ -27,6 +27,7 @@ from vlm_mhpo.models.logprobs import head_logits, scaled_logits
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.rollout.choosing import choose_tokens
+from vlm_mhpo.rollout.hf.budget import state_tokens
 from vlm_mhpo.rollout.hf.prefill import Prefilled
 from vlm_mhpo.rollout.hf.shared_prefix import CopiedPrefixCache, SharedPrefixCache
 from vlm_mhpo.rollout.hf.token_layer import TokenModel
@@ -152,6 +153,10 @@ class Decoding:
         self._ends_V = torch.zeros_like(self._banned_V).index_fill_(0, torch.tensor(ends, device=self._device), True)
         self._shares = policy.family.shares_prompt
         self._token_model = TokenModel.of(policy) if self._shares else None
+        # What recurrent layers keep of each prompt and each row, in tokens of the budget.
+        self._state_tokens = state_tokens(
+            policy.model.config.get_text_config(), policy.model.lm_head.weight.element_size()
+        )
         self._cache = SharedPrefixCache(params.max_tokens) if self._shares else CopiedPrefixCache()
         size = params.num_samples
         self._waiting = deque(prompt * size + sample for prompt in work.order for sample in range(size))
@@ -191,6 +196,7 @@ class Decoding:
             num_rows = len(running) + len(taken) + 1
             width = max(self._work.lengths[prompt] for prompt in prompts)
             held = (len(prompts) if self._shares else num_rows) * width + num_rows * self._params.max_tokens
+            held += (len(prompts) + num_rows) * self._state_tokens
             if num_rows > 1 and held > self._max_batch_tokens:
                 break
             taken.append(self._waiting.popleft())

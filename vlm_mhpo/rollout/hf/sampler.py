@@ -102,8 +102,9 @@ class HfSampler:
             seen = self.policy.with_image_features([prompts[place] for place in places])
             for place, prompt in zip(places, seen, strict=True):
                 prompts[place] = prompt
-            # A sliding window counts padding behind a prompt as tokens.
-            side = self.padding_side if self.policy.family.shares_prompt else "left"
+            # A sliding window counts padding behind a prompt as tokens, and a recurrent layer ends behind it.
+            family = self.policy.family
+            side = self.padding_side if family.shares_prompt and not family.recurrent else "left"
             return prefill(self.policy, seen, self.codec.pad_id, side)
 
         work = Work(

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,12 +37,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from vlm_mhpo.models.attention import cache_name, no_mask
+from vlm_mhpo.rollout.hf.row_states import RecurrentCache, RowStates
 
 # Room for a completion's keys grows by doubling: one move of what is there for every doubling.
 FIRST_ROOM = 32
 
 
-class SharedPrefixCache:
+class SharedPrefixCache(RecurrentCache):
     """Stands where transformers expects its cache while completions are decoded.
 
     Args:
@@ -50,10 +52,16 @@ class SharedPrefixCache:
 
     def __init__(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
+        # Of each layer keys and values of the prompts, or what a recurrent layer remembers of them.
         self._prefix: list[tuple[Tensor, Tensor]] = []
-        self._own: list[OwnTokens] = []
+        self._own: list[OwnTokens | RowStates] = []
+        self._states: dict[int, RowStates] = {}
+        # Of each row the place of its prompt, and how many tokens it has.
+        self._prompt_B, self._time_B = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        # Of a step, by window: what is out of sight.
+        self._far: dict[int, tuple[ByHeads, ByHeads]] = {}
         self._mask_PS = torch.zeros((0, 0), dtype=torch.int64)
-        self._bias_X1S: Tensor | None = None
+        self._bias_PS = ByHeads(None)
         self._num_slots = 0
         # [B] place of each row among prompts x slots, and [places] a row of each; None = all are taken, in order.
         self._place_B: Tensor | None = None
@@ -74,17 +82,21 @@ class SharedPrefixCache:
             mask_PS: [P, S] int64, 0 on padding.
         """
         if not self._own:
-            self._own = [OwnTokens(self._max_tokens) for _ in cache.layers]
+            self._states = {i: RowStates() for i, layer in enumerate(cache.layers) if hasattr(layer, "conv_states")}
+            self._own = [self._states.get(i) or OwnTokens(self._max_tokens) for i in range(len(cache.layers))]
         width = max(self.width if self._num_prompts else 0, mask_PS.shape[1])
         for index, layer in enumerate(cache.layers):
             # One layer after the other, and then gone: both caches whole would be the peak of the rollout.
-            fresh = (in_float32(layer.keys).transpose(0, 1), layer.values.transpose(0, 1))
+            if index in self._states:
+                fresh, join = (layer.conv_states[0], layer.recurrent_states[0]), _followed
+            else:
+                fresh = (in_float32(layer.keys).transpose(0, 1), layer.values.transpose(0, 1))
+                join = partial(_joined, width=width)
+                layer.keys = layer.values = None
             if not self._num_prompts:
                 self._prefix[index:] = [tuple(each.contiguous() for each in fresh)]
             else:
-                pairs = zip(self._prefix[index], fresh, strict=True)
-                self._prefix[index] = tuple(_joined(*pair, width=width) for pair in pairs)
-            layer.keys = layer.values = None
+                self._prefix[index] = tuple(join(*pair) for pair in zip(self._prefix[index], fresh, strict=True))
         if self._num_prompts:
             mask_PS = _joined(self._mask_PS[None, ..., None], mask_PS[None, ..., None], width=width)[0, ..., 0]
         self._hide(mask_PS)
@@ -92,17 +104,15 @@ class SharedPrefixCache:
     def leave(self, kept: Sequence[int]) -> None:
         """Hold only the prompts at these places."""
         if len(kept) < self._num_prompts:
-            for layer, (keys, values) in enumerate(self._prefix):
-                self._prefix[layer] = (_chosen(keys, kept), _chosen(values, kept))
+            for layer, pair in enumerate(self._prefix):
+                axis = 0 if layer in self._states else 1
+                self._prefix[layer] = tuple(_chosen(each, kept, axis) for each in pair)
             self._hide(self._mask_PS[kept])
 
     def _hide(self, mask_PS: Tensor) -> None:
         """Hide what the mask says from now on."""
         self._mask_PS, hidden_PS = mask_PS, mask_PS == 0
-        self._bias_X1S = None
-        if bool(hidden_PS.any()):
-            bias_PS = self._prefix[0][0].new_zeros(mask_PS.shape).masked_fill_(hidden_PS, -torch.inf)
-            self._bias_X1S = bias_PS.repeat(self._num_heads, 1)[:, None]
+        self._bias_PS = ByHeads(_bias(hidden_PS, self._some_keys) if bool(hidden_PS.any()) else None)
 
     def seat(self, kept: Sequence[int], prompt_B: np.ndarray) -> None:
         """Go on with these rows, in order, and behind them empty ones.
@@ -121,6 +131,7 @@ class SharedPrefixCache:
         self._num_slots = int(counts_P.max())
         place_B = prompt_B * self._num_slots + slot_B
         in_order = np.array_equal(place_B, np.arange(self._num_prompts * self._num_slots))
+        self._prompt_B = prompt_B
         self._place_B = self._row_of = None
         if not in_order:
             # A place that nobody has computes what some row does, and nobody reads it.
@@ -132,11 +143,18 @@ class SharedPrefixCache:
 
     def inputs(self, time_B: np.ndarray) -> dict[str, Any]:
         """Keyword arguments of the transformers model that feed one token to each row, its `time_B`-th (from 0)."""
-        self._columns = Columns.at(time_B, self._num_heads, self._prefix[0][0])
+        self._columns = Columns.at(time_B, self._some_keys)
+        self._time_B, self._far = time_B, {}
+        if self._states and not time_B.all():
+            rows_B, prompt_B = (
+                torch.from_numpy(each).to(self._mask_PS.device) for each in (time_B == 0, self._prompt_B)
+            )
+            for layer, states in self._states.items():
+                states.begin(self._prefix[layer], rows_B, prompt_B)
         return {
             cache_name(): self,
             "shared_prefix": self,
-            "attention_mask": no_mask(self._prefix[0][1]),
+            "attention_mask": no_mask(self._prefix[self._first_attention][1]),
         }
 
     def update(self, keys_BH1D: Tensor, values_BH1D: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -145,11 +163,17 @@ class SharedPrefixCache:
         keys_HBTD, values_HBTD = self._own[layer].tokens(self._columns)
         return keys_HBTD.transpose(0, 1), values_HBTD.transpose(0, 1)
 
-    def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """[B, 1, heads, D]: attention as `models.attention` asks for it, one new token a row, after `update`."""
+    def attention(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None = None
+    ) -> Tensor:
+        """[B, 1, heads, D]: attention as `models.attention` asks for it, one new token a row, after `update`.
+
+        With a `window` a token sees those less than so many positions before it.
+        """
         num_rows, num_heads, _one, width = query.shape
-        query_BHQD = query.reshape(num_rows, self._num_heads, num_heads // self._num_heads, width)
-        return self.attend(layer, query_BHQD, scaling).reshape(num_rows, 1, num_heads, width)
+        num_key_heads = len(self._prefix[layer][0])
+        query_BHQD = query.reshape(num_rows, num_key_heads, num_heads // num_key_heads, width)
+        return self.attend(layer, query_BHQD, scaling, window).reshape(num_rows, 1, num_heads, width)
 
     def add_and_attend(
         self, layer: int, query_BHQD: Tensor, keys_BH1D: Tensor, values_BH1D: Tensor, scaling: float
@@ -163,11 +187,28 @@ class SharedPrefixCache:
         return len(self._mask_PS)
 
     @property
-    def _num_heads(self) -> int:
-        return len(self._prefix[0][0])
+    def _first_attention(self) -> int:
+        """A layer that holds keys and values; others may be recurrent."""
+        return next(index for index in range(len(self._prefix)) if index not in self._states)
 
-    def attend(self, layer: int, query_BHQD: Tensor, scaling: float) -> Tensor:
-        """[B, H, Q, D] outputs of queries over prompt and own tokens."""
+    @property
+    def _some_keys(self) -> Tensor:
+        return self._prefix[self._first_attention][0]
+
+    def _out_of_sight(self, window: int) -> tuple[ByHeads, ByHeads]:
+        """Biases [B, S] and [B, T] of the step: -inf on tokens of prompt and row before the window."""
+        if window not in self._far:
+            device = self._mask_PS.device
+            prompt_B, time_B1 = (torch.from_numpy(each).to(device) for each in (self._prompt_B, self._time_B[:, None]))
+            # Positions of prompts count up, without padding.
+            count_PS = self._mask_PS.cumsum(dim=1)
+            away_BS = (count_PS[:, -1:] - count_PS + 1)[prompt_B] + time_B1
+            away_BT = time_B1 - torch.arange(self._columns.width, device=device)
+            self._far[window] = tuple(ByHeads(_bias(away >= window, self._some_keys)) for away in (away_BS, away_BT))
+        return self._far[window]
+
+    def attend(self, layer: int, query_BHQD: Tensor, scaling: float, window: int | None = None) -> Tensor:
+        """[B, H, Q, D] outputs of queries over prompt and own tokens, those of the window if there is one."""
         num_rows, num_heads, num_queries, width = query_BHQD.shape
         by_row = (num_heads, num_rows, num_queries, -1)
         by_place = (num_heads, self._num_prompts * self._num_slots, num_queries, -1)
@@ -177,9 +218,13 @@ class SharedPrefixCache:
         num_prompt_keys = keys_XSD.shape[1]
         query_HBQD = keys_XSD.new_empty((num_heads, num_rows, num_queries, width)).copy_(query_BHQD.transpose(0, 1))
         query_XGD = self._moved(query_HBQD, self._row_of).view(len(keys_XSD), -1, width)
-        scores_XGS = _product(query_XGD, keys_XSD.mT, self._bias_X1S, scaling)
+        scores_XGS = _product(query_XGD, keys_XSD.mT, self._bias_PS.of(num_heads), scaling)
         scores_YQS = self._moved(scores_XGS.view(by_place), self._place_B).flatten(0, 1)
-        scores_YQT = _product(query_HBQD.flatten(0, 1), own_keys_YTD.mT, self._columns.bias_Y1T, scaling)
+        bias_Y1T = self._columns.bias_BT.of(num_heads)
+        scores_YQT = _product(query_HBQD.flatten(0, 1), own_keys_YTD.mT, bias_Y1T, scaling)
+        if window is not None:
+            far_BS, far_BT = self._out_of_sight(window)
+            scores_YQS, scores_YQT = scores_YQS + far_BS.of(num_heads), scores_YQT + far_BT.of(num_heads)
         weights = torch.cat([scores_YQS, scores_YQT], dim=-1).softmax(dim=-1, dtype=torch.float32)
         weights = weights.to(values_XSD.dtype)
         weights_HBQS = weights[..., :num_prompt_keys].view(by_row)
@@ -210,6 +255,30 @@ def in_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def _bias(hidden_RK: Tensor, like: Tensor) -> Tensor:
+    """[R, K] what to add to scores: -inf where hidden, else 0, of the type of `like`."""
+    return like.new_zeros(hidden_RK.shape).masked_fill_(hidden_RK, -torch.inf)
+
+
+class ByHeads:
+    """A bias [R, K] of rows or prompts, and the same for all heads, [heads x R, 1, K]; None = there is none.
+
+    Layers may differ in their number of heads; it is repeated once for each number.
+    """
+
+    def __init__(self, bias_RK: Tensor | None) -> None:
+        self._bias_RK = bias_RK
+        self._repeated: dict[int, Tensor] = {}
+
+    def of(self, num_heads: int) -> Tensor | None:
+        """The bias for so many heads."""
+        if self._bias_RK is None:
+            return None
+        if num_heads not in self._repeated:
+            self._repeated[num_heads] = self._bias_RK.repeat(num_heads, 1)[:, None]
+        return self._repeated[num_heads]
+
+
 @dataclass(frozen=True, slots=True)
 class Columns:
     """Where a step's tokens go in the buffers of own tokens.
@@ -217,25 +286,23 @@ class Columns:
     Attributes:
         width: T, of the row that is furthest, the new token included.
         place: their column, if it is that of all rows; else the rows [B] and the column [B] of each.
-        bias_Y1T: of all heads' rows, 0 where a row has a token, else -inf; None where all rows are equally far.
+        bias_BT: 0 where a row has a token, else -inf; none where all rows are equally far.
     """
 
     width: int
     place: int | tuple[Tensor, Tensor]
-    bias_Y1T: Tensor | None
+    bias_BT: ByHeads
 
     @classmethod
-    def at(cls, time_B: np.ndarray, num_heads: int, like: Tensor) -> Columns:
+    def at(cls, time_B: np.ndarray, like: Tensor) -> Columns:
         """For rows that have `time_B` tokens so far, and keys of the type and device of `like`."""
         width = int(time_B.max()) + 1
         if width == time_B.min() + 1:
-            return cls(width, width - 1, None)
+            return cls(width, width - 1, ByHeads(None))
         column_B = torch.from_numpy(time_B).to(like.device)
         hidden_BT = torch.arange(width, device=like.device) > column_B[:, None]
-        bias_BT = like.new_zeros(hidden_BT.shape).masked_fill_(hidden_BT, -torch.inf)
-        return cls(
-            width, (torch.arange(len(time_B), device=like.device), column_B), bias_BT.repeat(num_heads, 1)[:, None]
-        )
+        place = (torch.arange(len(time_B), device=like.device), column_B)
+        return cls(width, place, ByHeads(_bias(hidden_BT, like)))
 
 
 class OwnTokens:
@@ -280,9 +347,9 @@ class OwnTokens:
             self._buffers[index] = buffer
 
 
-def _chosen(rows_HXTD: Tensor, kept: Sequence[int]) -> Tensor:
+def _chosen(rows_HXTD: Tensor, kept: Sequence[int], axis: int = 1) -> Tensor:
     """Some rows or prompts; an index in brackets would leave them in another order in memory."""
-    return rows_HXTD.index_select(1, torch.tensor(kept, dtype=torch.int64, device=rows_HXTD.device))
+    return rows_HXTD.index_select(axis, torch.tensor(kept, dtype=torch.int64, device=rows_HXTD.device))
 
 
 def _with_room(tokens_HBTD: Tensor, num_rows: int, room: int) -> Tensor:
@@ -291,6 +358,11 @@ def _with_room(tokens_HBTD: Tensor, num_rows: int, room: int) -> Tensor:
     buffer = tokens_HBTD.new_zeros((num_heads, num_rows, room, width))
     buffer[:, :old_rows, :length] = tokens_HBTD
     return buffer
+
+
+def _followed(*states_P: Tensor) -> Tensor:
+    """States of prompts one behind the other."""
+    return torch.cat(states_P)
 
 
 def _joined(*prompts_HPSD: Tensor, width: int) -> Tensor:
@@ -319,7 +391,8 @@ class CopiedPrefixCache:
     def seat(self, kept: Sequence[int], prompt_B: np.ndarray) -> None:
         """See `SharedPrefixCache.seat`; rows of prompts that have just entered are all new."""
         rows_B = torch.as_tensor(prompt_B if self._is_fresh else kept, device=self._mask_BS.device)
-        self._cache.batch_select_indices(rows_B)
+        # As beams are chosen: recurrent layers know no other way.
+        self._cache.reorder_cache(rows_B)
         self._mask_BS, self._is_fresh = self._mask_BS[rows_B], False
 
     def inputs(self, time_B: np.ndarray) -> dict[str, Any]:
