@@ -30,6 +30,8 @@ CASES = {
     "mistral": {},
     "mistral with windows": {"sliding_window": WINDOW},
     "olmo2": {},
+    "cohere": {"logit_scale": 0.3},
+    "granite": {"logits_scaling": 4.0},
     "qwen2 with windows": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
 }
 
@@ -145,9 +147,17 @@ def test_a_model_made_with_dropout_drops_nothing_in_training(tmp_path, model_typ
         assert [found[key] for key in sorted(found)] == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_model_that_scales_its_logits_is_refused(tmp_path):
-    folder = build(tmp_path, "cohere", logit_scale=0.3)
-    with pytest.raises(ModelError, match="a cohere model scales or caps its logits"):
+def test_a_model_that_changes_its_logits_in_its_own_way_is_refused(tmp_path, monkeypatch):
+    """A release of OLMo 2 whose forward halves the logits, which no key of its configuration says."""
+    folder, published = build(tmp_path, "olmo2"), transformers.Olmo2ForCausalLM.forward
+
+    def forward(self, *args, **options):
+        output = published(self, *args, **options)
+        output.logits = output.logits / 2
+        return output
+
+    monkeypatch.setattr(transformers.Olmo2ForCausalLM, "forward", forward)
+    with pytest.raises(ModelError, match="a olmo2 model changes its logits in a way that is not known here"):
         load_policy(folder)
 
 

@@ -16,8 +16,9 @@ from vlm_mhpo.models import attention
 from vlm_mhpo.models.adapters import adapters_of, fit_adapters
 from vlm_mhpo.models.families import FAMILIES, family_for
 from vlm_mhpo.models.families.base import Family, banned_tokens, freeze
-from vlm_mhpo.models.families.text import check_plain_head
+from vlm_mhpo.models.families.text import check_head, check_own_head
 from vlm_mhpo.models.folder import ADAPTER_FILE, Base, base_of, read_config, read_processor
+from vlm_mhpo.models.logit_rule import set_rule
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.models.quantization import check_quantization, quantization_settings, settle_base
 from vlm_mhpo.models.template import give_template, turn_end
@@ -158,15 +159,19 @@ def examine_model(
     freeze(empty, family, vision_tower_frozen=freeze_vision_tower, projector_frozen=freeze_projector)
     codec = load_codec(base.path, empty, family, min_pixels=min_pixels, max_pixels=max_pixels, **place)
     fit_adapters(empty, family, base, lora)
-    return family, weights, codec
+    return family.with_processor(codec.processor), weights, codec
 
 
 def adapt(model: nn.Module, family: Family, attn_implementation: str) -> None:
     """Put our attention and the family's own changes into a loaded model."""
     if family.shares_prompt:
         attention.install(model, attn_implementation)
-    if family.model_type not in FAMILIES:
-        check_plain_head(model, family.model_type)
+    if family.own_inputs:
+        check_own_head(model, family.model_type)
+    elif family.model_type not in FAMILIES:
+        check_head(model, family.model_type)
+    else:
+        set_rule(model)
     if family.vision:
         family.vision.adapt(model)
     if family.leaf_modules:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vlm_mhpo.models.adapters import save_adapter
 from vlm_mhpo.models.attention import SPLIT_WIDTH, no_mask, segments_of
 from vlm_mhpo.models.families.base import Family, tower_is_frozen, vision_weights
+from vlm_mhpo.models.families.own_path import row_states
 from vlm_mhpo.models.logprobs import token_log_probs
 from vlm_mhpo.models.packing import PackedRows
 from vlm_mhpo.models.weights import Weights
@@ -61,7 +62,7 @@ class Policy(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probs and entropies, [N] float32 each, in the order of `rows.target_N`; see `token_log_probs`."""
         width = rows.input_ids_RS.shape[1]
-        hidden_RSH = self.model.model(**self.inputs(rows)).last_hidden_state
+        hidden_RSH = self.states(rows)
         hidden_NH = hidden_RSH[:, :width].flatten(0, 1)[rows.predictor_N]
         # A column that was added for a blank image must be part of the graph although nothing looks at it.
         hidden_NH = hidden_NH + 0.0 * hidden_RSH[:, width:].sum()
@@ -76,10 +77,16 @@ class Policy(nn.Module):
             entropy_learns=entropy_learns,
         )
 
-    def inputs(self, rows: PackedRows) -> dict[str, Any]:
-        """Keyword arguments of the transformers model without its head."""
+    def states(self, rows: PackedRows) -> Tensor:
+        """[R, S, H] states that the head reads; behind those of the rows the columns of a blank image, if any."""
         if self.family.has_vision and self.lacks_image(rows.media):
             rows = self.with_blank_image(rows)
+        if self.family.own_inputs:
+            return row_states(self.model, rows)
+        return self.model.model(**self.inputs(rows)).last_hidden_state
+
+    def inputs(self, rows: PackedRows) -> dict[str, Any]:
+        """Keyword arguments of the transformers model without its head."""
         positions = rows.positions_ARS if rows.positions_ARS.shape[0] > 1 else rows.positions_ARS[0]
         inputs = {"input_ids": rows.input_ids_RS, "position_ids": positions, "use_cache": False}
         return inputs | self.visibility(rows) | self.media_inputs(rows.media)

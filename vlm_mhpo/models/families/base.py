@@ -45,8 +45,8 @@ class Vision(Protocol):
     def cut(self, processor: Any, inputs: Mapping[str, Tensor], num_images: Sequence[int]) -> list[Media]:
         """The media of each row of a processor's output; copies, since a view would keep (and send) the whole batch."""
 
-    def num_tokens(self, processor: Any, media: Media) -> int:
-        """Tokens of a prompt that the processor marks as those of these images."""
+    def num_tokens(self, processor: Any, media: Media) -> int | None:
+        """Tokens of a prompt that the processor marks as those of these images; None where the model counts them."""
 
     def join(self, parts: Sequence[Media]) -> Media:
         """Media of several prompts as those of one forward, in order; at least one."""
@@ -126,12 +126,13 @@ class TinyWords:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One row of the table of supported architectures, whose logits are lm_head(last hidden state) and nothing more.
+    """One row of the table of supported architectures; logits are those of lm_head, by its `LogitRule`.
 
     Attributes:
         model_type: transformers' name of the configuration.
         positions: (model, prompt) -> [A, S] int64 positions of the prompt's tokens.
         vision: how images are seen; None = text alone.
+        own_inputs: the model prepares its inputs itself (`families.own_path`): a forward has one row of one completion.
         shares_prompt: completions may share a row and a cache with their prompt; else each has a copy of it.
         leaf_modules: names of module classes that ZeRO-3 must gather whole (routed experts).
         tied: tensors that a folder may lack where its configuration ties them to others: module and name.
@@ -145,12 +146,17 @@ class Family:
     positions: Callable[[nn.Module, Prompt], Tensor]
     vision: Vision | None = None
     shares_prompt: bool = True
+    own_inputs: bool = False
     leaf_modules: tuple[str, ...] = ()
     tied: tuple[str, ...] = ("lm_head.weight", "embed_tokens.weight")
     spare: tuple[str, ...] = SPARE_TENSORS
     answer_tokens: int = 0
     tiny_words: TinyWords = TinyWords()
     tiny_config: Callable[[Any, dict[str, Any]], Any] | None = None
+
+    def with_processor(self, processor: Any) -> Family:
+        """The same where the table says all; else a family that holds the processor and knows its placeholders."""
+        return self.vision.known_by(self, processor) if self.own_inputs else self
 
     @property
     def has_vision(self) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families.base import Family
+from vlm_mhpo.models.logit_rule import find_rule
 from vlm_mhpo.types import Prompt
 
 
@@ -30,15 +31,24 @@ TEXT_FAMILIES = (
 )
 
 
-@torch.no_grad()
-def check_plain_head(model: nn.Module, model_type: str) -> None:
-    """ModelError unless the logits are lm_head(last hidden state) and nothing more, as the policy takes them to be."""
+def check_parts(model: nn.Module, model_type: str) -> None:
+    """ModelError unless a model has a body `model` and a head `lm_head`, as policies are taken to have."""
     if not all(isinstance(getattr(model, name, None), nn.Module) for name in ("model", "lm_head")):
         raise ModelError(f"a {model_type} model is built in another way than those that can be trained here")
+
+
+def check_own_head(model: nn.Module, model_type: str) -> None:
+    """The same for a model that prepares its inputs itself; under ZeRO-3 it is looked at before the first step."""
+    check_parts(model, model_type)
+    is_whole = not any(hasattr(weight, "ds_id") for weight in model.parameters())
+    if is_whole and not find_rule(model, of_body=False):
+        raise ModelError(f"a {model_type} model changes its logits in a way that is not known here")
+
+
+def check_head(model: nn.Module, model_type: str) -> None:
+    """ModelError unless the logits are those that head and a `LogitRule` make of the last hidden state."""
+    check_parts(model, model_type)
     if any(hasattr(weight, "ds_id") for weight in model.parameters()):
         raise ModelError(f"a {model_type} model has no adapter and cannot be checked under ZeRO-3: use a lower stage")
-    ids_BS = torch.arange(1, 5)[None] % model.config.vocab_size
-    logits = model.eval()(input_ids=ids_BS, use_cache=False).logits
-    plain = model.lm_head(model.model(input_ids=ids_BS, use_cache=False).last_hidden_state)
-    if not torch.allclose(logits.float(), plain.float(), rtol=1e-3, atol=1e-3):
-        raise ModelError(f"a {model_type} model scales or caps its logits, which is not supported")
+    if not find_rule(model, of_body=True):
+        raise ModelError(f"a {model_type} model changes its logits in a way that is not known here")
