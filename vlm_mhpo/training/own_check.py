@@ -70,8 +70,8 @@ def _checked(
         (group,) = sampler.sample([prompt], SamplingParams(NUM_SAMPLES, NUM_TOKENS), ("own check",))
         with torch.no_grad(), whole_weights():
             read = [(*_both(policy, prompt, c.token_ids), c.log_probs) for c in group.completions]
+    # Of a model that is not known here, whatever it raises means that it cannot be used as others are.
     except Exception as error:
-        # Of a model that is not known here, whatever it raises means that it cannot be used as others are.
         raise ModelError(f"{kind} an image it fails ({type(error).__name__}: {_first_line(error)})") from error
     for name, index in (("trainer", 0), ("sampler", 2)):
         gaps_N = torch.cat([(some[index].cpu().double() - some[1].cpu().double()).abs() for some in read])

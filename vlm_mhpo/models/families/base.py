@@ -155,7 +155,7 @@ class Family:
     tiny_config: Callable[[Any, dict[str, Any]], Any] | None = None
 
     def with_processor(self, processor: Any) -> Family:
-        """The same where the table says all; else a family that holds the processor and knows its placeholders."""
+        """The same where the table says all; else a family that holds the processor."""
         return self.vision.known_by(self, processor) if self.own_inputs else self
 
     @property

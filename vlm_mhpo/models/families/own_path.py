@@ -22,7 +22,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from tokenizers import AddedToken
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -177,8 +176,7 @@ class OwnVision:
 
     def known_by(self, family: Family, processor: Any) -> Family:
         """The family with the processor that a model's folder holds."""
-        placeholders = tuple(dict.fromkeys((*family.placeholders, *placeholders_of(processor))))
-        return replace(family, vision=replace(self, processor=processor), placeholders=placeholders)
+        return replace(family, vision=replace(self, processor=processor))
 
     def cut(self, processor: Any, inputs: Mapping[str, Tensor], num_images: Sequence[int]) -> list[Media]:
         tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
@@ -271,17 +269,6 @@ class OwnVision:
 def own_call(processor: Any, text: str, images: Sequence[Any]) -> Mapping[str, Any]:
     """What a processor makes of one prompt with images, by its own defaults."""
     return processor(text=[text], images=[list(images)], return_tensors="pt", add_special_tokens=False)
-
-
-def placeholders_of(processor: Any) -> tuple[str, ...]:
-    """Texts of all tokens by which a processor means an image, a video, a sound, or where one begins and ends."""
-    tokenizer, words = processor.tokenizer, ("image", "img", "video", "audio", "boi", "eoi", "vision", "tile")
-    named = {**getattr(tokenizer, "special_tokens_map", {}), **vars(processor)}
-    texts = [str(value) for name, value in named.items() if "token" in name and isinstance(value, str | AddedToken)]
-    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    spoken = [text for text in special if any(word in text.lower() for word in words)]
-    ends = {tokenizer.eos_token, tokenizer.bos_token, tokenizer.pad_token, tokenizer.unk_token}
-    return tuple(dict.fromkeys(text for text in (*texts, *spoken) if text not in ends))
 
 
 def image_tokens(processor: Any, input_ids: Tensor) -> Tensor:
