@@ -17,7 +17,7 @@ from torch import nn
 
 from tests.builders import Tiny
 from vlm_mhpo.models.loading import load_policy
-from vlm_mhpo.models.tiny import CHAT_TEMPLATE, IMAGE_TEXT, build_tokenizer, draw_weights
+from vlm_mhpo.models.tiny import CHAT_TEMPLATE, build_tokenizer, draw_weights
 
 TEXT = dict(
     hidden_size=64,
@@ -43,7 +43,7 @@ def tokenizer_with(image: str, *others: str, **named: str) -> Any:
         with tempfile.TemporaryDirectory() as folder:
             tokenizer.save_pretrained(folder)
             tokenizer = hf.AutoTokenizer.from_pretrained(folder, extra_special_tokens=named)
-    tokenizer.chat_template = CHAT_TEMPLATE.replace(IMAGE_TEXT, image)
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("IMAGE", image)
     return tokenizer
 
 
@@ -71,9 +71,6 @@ def build_own(folder: Path, name: str, *, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     model = hf.AutoModelForImageTextToText.from_config(config).float()
     draw_weights(model)
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
     for label, weight in model.named_parameters():
         if label.endswith(("mm_input_projection_weight", "_gate")):
             nn.init.normal_(weight, std=weight.shape[0] ** -0.5 if weight.dim() > 1 else 0.5)
