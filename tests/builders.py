@@ -29,6 +29,8 @@ from vlm_mhpo.types import Completion, Group, Media, Prompt, ScoredGroup
 QWEN_VL_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 GRID_FAMILIES = (*QWEN_VL_FAMILIES, "glm4v")
 VISION_FAMILIES = (*GRID_FAMILIES, "internvl")
+# Images of one size, whatever they are; layers that slide.
+VIEW_FAMILIES = ("gemma3",)
 FAMILIES = (*VISION_FAMILIES, "qwen2")
 # Written out here, so that a name that the program forgets is not forgotten by its tests too.
 PLACEHOLDER_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
@@ -40,12 +42,14 @@ PLACEHOLDERS = {
     "glm4v": GLM_PLACEHOLDERS,
     "glm46v": GLM_PLACEHOLDERS,
     "internvl": ("<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
+    "gemma3": ("<start_of_image>", "<end_of_image>", "<image_soft_token>"),
 }
 # What stands for an image in a template.
 IMAGE_TEXTS = {
     "glm4v": "".join(GLM_PLACEHOLDERS[:3]),
     "glm46v": "".join(GLM_PLACEHOLDERS[:3]),
     "internvl": "<IMG_CONTEXT>",
+    "gemma3": "<start_of_image>",
 }
 
 
@@ -60,7 +64,7 @@ class Tiny:
 
     @property
     def has_vision(self) -> bool:
-        return self.family in VISION_FAMILIES
+        return self.family in (*VISION_FAMILIES, *VIEW_FAMILIES)
 
     @property
     def placeholders(self) -> tuple[str, ...]:
@@ -192,6 +196,9 @@ def stock_media(prompt: Prompt) -> dict[str, Tensor]:
     """The images of a prompt as the stock model takes them, the prompt alone in its batch."""
     if not prompt.row.images:
         return {}
+    if "<start_of_image>" in prompt.text:
+        # Gemma: without them its image tokens would not see ahead.
+        return {"pixel_values": pixels_of(prompt), "token_type_ids": prompt.token_types_S[None]}
     if "image_grid_thw" not in prompt.media.tensors:
         return {"pixel_values": pixels_of(prompt)}
     grid = {"image_grid_thw": grid_of(prompt), "mm_token_type_ids": prompt.token_types_S[None]}
@@ -207,8 +214,8 @@ def plain_logits(model: Tiny, prompt: Prompt, ids: Sequence[int]) -> Tensor:
     inputs: dict[str, Tensor] = {"input_ids": torch.cat([prompt.input_ids_S, torch.tensor(ids)])[None]}
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     inputs |= stock_media(prompt)
-    if "mm_token_type_ids" in inputs:
-        inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, len(ids)))
+    for name in {"mm_token_type_ids", "token_type_ids"} & inputs.keys():
+        inputs[name] = torch.nn.functional.pad(inputs[name], (0, len(ids)))
     logits = stock(**inputs, use_cache=False).logits[0]
     logits = logits if logits.dtype == torch.float64 else logits.float()
     return logits[prompt.num_tokens - 1 : prompt.num_tokens - 1 + len(ids)]

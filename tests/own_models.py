@@ -72,7 +72,7 @@ def build_own(folder: Path, name: str, *, seed: int = 0) -> Path:
     model = hf.AutoModelForImageTextToText.from_config(config).float()
     draw_weights(model)
     for label, weight in model.named_parameters():
-        if label.endswith(("mm_input_projection_weight", "_gate")):
+        if label.endswith("_gate"):
             nn.init.normal_(weight, std=weight.shape[0] ** -0.5 if weight.dim() > 1 else 0.5)
     tokenizer = processor.tokenizer
     model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids("<|im_end|>")

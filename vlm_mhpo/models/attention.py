@@ -68,7 +68,8 @@ def attention(
     """An attention function as transformers calls it: [R, heads, S, D] in, [R, S, heads, D] out."""
     shared_prefix, segments = options.pop("shared_prefix", None), options.pop("segments", None)
     if shared_prefix is not None:
-        return shared_prefix.attention(module.layer_idx, query, key, value, options["scaling"]), None
+        window = options.get("sliding_window")
+        return shared_prefix.attention(module.layer_idx, query, key, value, options["scaling"], window), None
     if segments is not None:
         return segment_attention(query, key, value, segments, options["scaling"]), None
     return _usual_attention(module)(module, query, key, value, attention_mask, **options)

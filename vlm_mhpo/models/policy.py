@@ -91,21 +91,36 @@ class Policy(nn.Module):
         inputs = {"input_ids": rows.input_ids_RS, "position_ids": positions, "use_cache": False}
         return inputs | self.visibility(rows) | self.media_inputs(rows.media)
 
+    def sight_masks(self, input_ids_RS: Tensor, segments_RS: Tensor, positions_RS: Tensor) -> dict[str, Any]:
+        """Keyword arguments of the transformers model of a family whose layers differ in what they see."""
+        masks = self.family.sight.masks(self.model.config, input_ids_RS, segments_RS, positions_RS)
+        by_kind = isinstance(masks, dict)
+        return {
+            "attention_mask": {k: self._finished(m) for k, m in masks.items()} if by_kind else self._finished(masks)
+        }
+
+    @property
+    def _is_eager(self) -> bool:
+        return self.model.config.get_text_config()._attn_implementation.endswith("eager")
+
+    def _finished(self, mask: Tensor) -> Tensor:
+        """A mask as attention takes it: eager attention adds it, sdpa takes the booleans."""
+        dtype = self.model.lm_head.weight.dtype
+        if not self._is_eager:
+            return mask
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
     def visibility(self, rows: PackedRows) -> dict[str, Any]:
         """Keyword arguments of the transformers model that say which token sees which: segments, or a mask."""
         if not self.family.shares_prompt:
             # Rows of one completion, of which the model itself knows what sees what.
             return {"attention_mask": (rows.segments_RS >= 0).long()}
-        weight = self.model.lm_head.weight
-        eager = self.model.config.get_text_config()._attn_implementation.endswith("eager")
-        if not eager and rows.input_ids_RS.shape[1] >= SPLIT_WIDTH:
+        if self.family.sight:
+            return self.sight_masks(rows.input_ids_RS, rows.segments_RS, rows.positions_ARS[0])
+        if not self._is_eager and rows.input_ids_RS.shape[1] >= SPLIT_WIDTH:
+            weight = self.model.lm_head.weight
             return {"attention_mask": no_mask(weight), "segments": segments_of(rows.lengths, like=weight)}
-        mask = rows.allowed_R1SS
-        if eager:
-            # Eager attention adds its mask; sdpa takes the booleans.
-            dtype = weight.dtype
-            mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
-        return {"attention_mask": mask}
+        return {"attention_mask": self._finished(rows.allowed_R1SS)}
 
     def media_inputs(self, media: Media | None) -> dict[str, Any]:
         """Keyword arguments of the transformers model for images; none without any."""

@@ -153,6 +153,9 @@ def draw_weights(model: nn.Module) -> None:
             nn.init.normal_(module.weight, std=1.0 / math.sqrt(module.weight[0].numel()))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+        elif (projection := getattr(module, "mm_input_projection_weight", None)) is not None:
+            # Gemma 3's, which transformers leaves at zero.
+            nn.init.normal_(projection, std=1.0 / math.sqrt(projection.shape[0]))
         elif isinstance(getattr(module, "position_embeddings", None), nn.Parameter):
             for vectors in module.parameters(recurse=False):
                 nn.init.normal_(vectors, std=0.5)

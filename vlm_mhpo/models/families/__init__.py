@@ -7,14 +7,17 @@ from typing import Any
 
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families.base import Family
+from vlm_mhpo.models.families.gemma import GEMMA_FAMILIES
 from vlm_mhpo.models.families.glm_vl import GLM_VL_FAMILIES
 from vlm_mhpo.models.families.internvl import INTERNVL_FAMILIES
 from vlm_mhpo.models.families.own_path import OwnVision
 from vlm_mhpo.models.families.qwen_vl import QWEN_VL_FAMILIES
+from vlm_mhpo.models.families.sight import is_known, slides
 from vlm_mhpo.models.families.text import TEXT_FAMILIES, text_positions
 
 FAMILIES = {
-    family.model_type: family for family in (*QWEN_VL_FAMILIES, *GLM_VL_FAMILIES, *INTERNVL_FAMILIES, *TEXT_FAMILIES)
+    family.model_type: family
+    for family in (*QWEN_VL_FAMILIES, *GLM_VL_FAMILIES, *INTERNVL_FAMILIES, *GEMMA_FAMILIES, *TEXT_FAMILIES)
 }
 
 
@@ -41,8 +44,9 @@ def family_for(config: Any) -> Family:
     if config.model_type not in FAMILIES and text is config and config.model_type in causal:
         return Family(config.model_type, text_positions, shares_prompt=False)
     family = family_of(config.model_type)
-    slides = any(kind != "full_attention" for kind in getattr(text, "layer_types", None) or ())
-    return replace(family, shares_prompt=False) if slides else family
+    if family.sight:
+        return family if is_known(text) else replace(family, shares_prompt=False, sight=None)
+    return replace(family, shares_prompt=False) if slides(text) else family
 
 
 def family_of(model_type: str) -> Family:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families.costs import Part, Stack, Work
+from vlm_mhpo.models.families.sight import Sight
 from vlm_mhpo.types import TAGS, Media, Prompt
 
 # What Qwen's tokenizers hold for images and videos, the text models', too.
@@ -132,6 +133,7 @@ class Family:
         model_type: transformers' name of the configuration.
         positions: (model, prompt) -> [A, S] int64 positions of the prompt's tokens.
         vision: how images are seen; None = text alone.
+        sight: what its layers see beside what causal ones see of a packed row; None = no more.
         own_inputs: the model prepares its inputs itself (`families.own_path`): a forward has one row of one completion.
         shares_prompt: completions may share a row and a cache with their prompt; else each has a copy of it.
         leaf_modules: names of module classes that ZeRO-3 must gather whole (routed experts).
@@ -146,6 +148,7 @@ class Family:
     positions: Callable[[nn.Module, Prompt], Tensor]
     vision: Vision | None = None
     shares_prompt: bool = True
+    sight: Sight | None = None
     own_inputs: bool = False
     leaf_modules: tuple[str, ...] = ()
     tied: tuple[str, ...] = ("lm_head.weight", "embed_tokens.weight")

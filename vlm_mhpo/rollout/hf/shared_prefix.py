@@ -53,6 +53,10 @@ class SharedPrefixCache:
         self._num_slots = 0
         # [B] place of each row among prompts x slots; None = every place is taken, in order.
         self._place_B: Tensor | None = None
+        # Of the prompt of each row its place, and how many tokens the row has.
+        self._prompt_B, self._time_B = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        # Of a step, by window: what is out of sight.
+        self._far: dict[int, tuple[Tensor, Tensor]] = {}
         # Where the next token goes, and what hides the places that a row has not reached; see `inputs`.
         self._columns: Columns | None = None
 
@@ -106,6 +110,7 @@ class SharedPrefixCache:
         """
         for own in self._own:
             own.seat(kept, len(prompt_B))
+        self._prompt_B = prompt_B
         #   prompt_B  0 0 1 0 1  ->  counts_P  3 2  ->  slot_B  0 1 0 2 1  ->  place  0 1 3 2 4   (3 slots per prompt)
         counts_P = np.bincount(prompt_B, minlength=len(self._mask_PS))
         order_B = np.argsort(prompt_B, kind="stable")
@@ -119,6 +124,7 @@ class SharedPrefixCache:
     def inputs(self, time_B: np.ndarray) -> dict[str, Any]:
         """Keyword arguments of the transformers model that feed one token to each row, its `time_B`-th (from 0)."""
         self._columns = Columns.at(time_B, self._mask_PS.device)
+        self._time_B, self._far = time_B, {}
         return {
             cache_name(): self,
             "shared_prefix": self,
@@ -129,17 +135,44 @@ class SharedPrefixCache:
         """Add a token to each row; all own keys and values of the layer, [B, H, T, D] each."""
         return self._own[layer].write(self._columns, in_float32(keys_BH1D), values_BH1D)
 
-    def attention(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """[B, 1, heads, D]: attention as `models.attention` asks for it, one new token a row."""
+    def attention(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None = None
+    ) -> Tensor:
+        """[B, 1, heads, D]: attention as `models.attention` asks for it, one new token a row.
+
+        With a `window` a token sees those less than so many positions before it.
+        """
         num_rows, num_heads, _one, width = query.shape
         query_BHQD = (in_float32(query) * scaling).reshape(num_rows, key.shape[1], num_heads // key.shape[1], width)
-        return self.attend(layer, query_BHQD, key, value).reshape(num_rows, 1, num_heads, width)
+        return self.attend(layer, query_BHQD, key, value, window).reshape(num_rows, 1, num_heads, width)
 
     @property
     def _num_prompts(self) -> int:
         return len(self._mask_PS)
 
-    def attend(self, layer: int, query_BHQD: Tensor, own_keys_BHTD: Tensor, own_values_BHTD: Tensor) -> Tensor:
+    def _out_of_sight(self, window: int) -> tuple[Tensor, Tensor]:
+        """Biases [B, 1, 1, S] and [B, 1, 1, T] of the step: -inf on tokens of prompt and row before the window."""
+        if window not in self._far:
+            device = self._mask_PS.device
+            prompt_B, time_B1 = (torch.from_numpy(each).to(device) for each in (self._prompt_B, self._time_B[:, None]))
+            # Positions of prompts count up, without padding.
+            count_PS = self._mask_PS.cumsum(dim=1)
+            away_BS = (count_PS[:, -1:] - count_PS + 1)[prompt_B] + time_B1
+            away_BT = time_B1 - torch.arange(self._columns.width, device=device)
+            self._far[window] = tuple(
+                torch.zeros(away.shape, device=device).masked_fill_(away >= window, -torch.inf)[:, None, None]
+                for away in (away_BS, away_BT)
+            )
+        return self._far[window]
+
+    def attend(
+        self,
+        layer: int,
+        query_BHQD: Tensor,
+        own_keys_BHTD: Tensor,
+        own_values_BHTD: Tensor,
+        window: int | None = None,
+    ) -> Tensor:
         """[B, H, Q, D] outputs of scaled queries over prompt and own tokens; queries and keys of `in_float32`."""
         keys_PHSD, values_PHSD = self._prefix[layer]
         scores_PHXS = self._by_prompt(query_BHQD) @ keys_PHSD.transpose(-1, -2)
@@ -149,6 +182,9 @@ class SharedPrefixCache:
         scores_BHQT = query_BHQD @ own_keys_BHTD.transpose(-1, -2)
         if self._columns.bias_B11T is not None:
             scores_BHQT = scores_BHQT + self._columns.bias_B11T
+        if window is not None:
+            far_B11S, far_B11T = self._out_of_sight(window)
+            scores_BHQS, scores_BHQT = scores_BHQS + far_B11S, scores_BHQT + far_B11T
         weights = torch.cat([scores_BHQS, scores_BHQT], dim=-1).softmax(dim=-1, dtype=torch.float32)
         weights = weights.to(own_values_BHTD.dtype)
         weights_BHQS, weights_BHQT = weights.split([scores_BHQS.shape[-1], scores_BHQT.shape[-1]], dim=-1)

@@ -1,0 +1,73 @@
+"""Which token of a row sees which, where layers differ: sliding windows, and images whose tokens see ahead.
+
+Transformers counts a window in places of the row. A completion that shares its prompt stands behind others, so here it
+is counted in positions: the masks are those of the separate row, picked out of the packed one.
+
+    position      0  1  2  3 | 4  5 | 4  5       window 3: a query at position 5 sees 3, 4 and 5
+    row           p0 p1 p2 p3| a0 a1| b0 b1      so b1 sees p3, b0, b1, though p3 stands four places before it
+
+Shape suffixes: R rows, S row tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from vlm_mhpo.models.packing import segment_mask
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What a family's layers see beside what a causal layer sees of a packed row.
+
+    Attributes:
+        sees_image_ahead: the tokens of one image see each other both ways, in every layer.
+        by_kind: the model takes a mask for each kind of layer by name; else one for all layers.
+    """
+
+    sees_image_ahead: bool = False
+    by_kind: bool = True
+
+    def masks(self, config: Any, input_ids_RS: Tensor, segments_RS: Tensor, positions_RS: Tensor) -> Any:
+        """[R, 1, S, S] bool, by kind of layer: True where a query (third axis) may see a key (fourth).
+
+        Args:
+            config: of the transformers model.
+            input_ids_RS, segments_RS, positions_RS: as in `PackedRows`; of prompts alone all segments are 0 or -1.
+        """
+        allowed_R1SS = segment_mask(segments_RS)
+        if self.sees_image_ahead:
+            allowed_R1SS = allowed_R1SS | _same_image(input_ids_RS == config.image_token_id)
+        window = getattr(config.get_text_config(), "sliding_window", None)
+        if window is None:
+            near_R1SS = allowed_R1SS
+        else:
+            distance_RSS = positions_RS[:, :, None] - positions_RS[:, None, :]
+            near_R1SS = allowed_R1SS & (distance_RSS < window)[:, None]
+        return {FULL: allowed_R1SS, SLIDING: near_R1SS} if self.by_kind else near_R1SS
+
+
+def _same_image(is_image_RS: Tensor) -> Tensor:
+    """[R, 1, S, S] bool, True for two tokens of one run of image tokens."""
+    begins_RS = is_image_RS & ~pad(is_image_RS, (1, 0))[:, :-1]
+    image_RS = torch.where(is_image_RS, begins_RS.cumsum(dim=1), 0)
+    return ((image_RS[:, :, None] == image_RS[:, None, :]) & is_image_RS[:, :, None])[:, None]
+
+
+def slides(text: Any) -> bool:
+    """Whether some layer of a text configuration looks back only so far."""
+    if kinds := getattr(text, "layer_types", None):
+        return any(kind != FULL for kind in kinds)
+    return bool(getattr(text, "sliding_window", None)) and getattr(text, "use_sliding_window", True)
+
+
+def is_known(text: Any) -> bool:
+    """Whether all layers of a text configuration are of the kinds that `Sight` has masks for."""
+    return set(getattr(text, "layer_types", None) or (FULL,)) <= {FULL, SLIDING}
