@@ -92,6 +92,7 @@ def load_policy(
     base = base_of(path, revision)
     config = read_config(path, revision=revision)
     without_dropout(config)
+    _check_attention(config, attn_implementation)
     options = {"config": config, "dtype": DTYPES[dtype], "attn_implementation": attn_implementation}
     if quantization:
         check_quantization(quantization, _stage_of(zero3_settings))
@@ -191,6 +192,15 @@ def without_dropout(config: Any) -> None:
             without_dropout(value)
         elif "drop" in name and isinstance(value, float):
             setattr(config, name, 0.0)
+
+
+def _check_attention(config: Any, attn_implementation: str) -> None:
+    """ModelError when the attention would leave out what a model does to its scores."""
+    if attn_implementation != "eager" and getattr(config.get_text_config(), "attn_logit_softcapping", None):
+        raise ModelError(
+            f"a {config.model_type} model caps its attention scores, which {attn_implementation} leaves out: set "
+            "model.attn_implementation to eager and model.dtype to float32"
+        )
 
 
 def _check_revision(revision: str | None) -> None:

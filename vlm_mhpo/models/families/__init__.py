@@ -12,7 +12,7 @@ from vlm_mhpo.models.families.glm_vl import GLM_VL_FAMILIES
 from vlm_mhpo.models.families.internvl import INTERNVL_FAMILIES
 from vlm_mhpo.models.families.own_path import OwnVision
 from vlm_mhpo.models.families.qwen_vl import QWEN_VL_FAMILIES
-from vlm_mhpo.models.families.sight import is_known, slides
+from vlm_mhpo.models.families.sight import shares, slides
 from vlm_mhpo.models.families.text import TEXT_FAMILIES, text_positions
 
 FAMILIES = {
@@ -25,8 +25,8 @@ def family_for(config: Any) -> Family:
     """The family of a transformers configuration.
 
     A text model of another type is taken as it is, every completion with its own copy of the prompt; so is one of the
-    table whose layers look back only so far (sliding windows), since restarted positions would not. A model of another
-    type that sees images prepares its inputs itself (`own_path`), which a run proves before its first step.
+    table whose layers, or positions, are not those that rows can share (`sight.shares`). A model of another type that
+    sees images prepares its inputs itself (`own_path`), which a run proves before its first step.
 
     Raises:
         ModelError: neither a causal language model nor one that makes text of images and text.
@@ -44,9 +44,12 @@ def family_for(config: Any) -> Family:
     if config.model_type not in FAMILIES and text is config and config.model_type in causal:
         return Family(config.model_type, text_positions, shares_prompt=False)
     family = family_of(config.model_type)
-    if family.sight:
-        return family if is_known(text) else replace(family, shares_prompt=False, sight=None)
-    return replace(family, shares_prompt=False) if slides(text) else family
+    if not shares(text, family.sight):
+        return replace(family, shares_prompt=False, sight=None)
+    # What sees no more than a causal layer needs no masks of its own.
+    return (
+        replace(family, sight=None) if family.sight and not (family.sight.sees_image_ahead or slides(text)) else family
+    )
 
 
 def family_of(model_type: str) -> Family:

@@ -68,6 +68,11 @@ def slides(text: Any) -> bool:
     return bool(getattr(text, "sliding_window", None)) and getattr(text, "use_sliding_window", True)
 
 
-def is_known(text: Any) -> bool:
-    """Whether all layers of a text configuration are of the kinds that `Sight` has masks for."""
-    return set(getattr(text, "layer_types", None) or (FULL,)) <= {FULL, SLIDING}
+def shares(text: Any, sight: Sight | None) -> bool:
+    """Whether completions can share a row with their prompt: layers of known kinds, and no rotary positions whose
+    frequencies depend on how long a row is."""
+    if not set(getattr(text, "layer_types", None) or (FULL,)) <= {FULL, SLIDING} or (slides(text) and not sight):
+        return False
+    rope = getattr(text, "rope_parameters", None) or {}
+    kinds = {each.get("rope_type") for each in (rope, *rope.values()) if isinstance(each, dict)}
+    return not kinds & {"dynamic", "longrope"}

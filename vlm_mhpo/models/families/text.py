@@ -1,4 +1,8 @@
-"""Text families: positions that count up, and a head that must be a plain matrix."""
+"""Text families: positions that count up, logits by a `LogitRule`.
+
+Those of the table share prompts: their attention goes through transformers' interface, and rows and sampler were
+compared with the stock model's (`tests/vlm_mhpo/test_other_families.py`). Any other text model has separate rows.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from torch import Tensor, nn
 
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families.base import Family
+from vlm_mhpo.models.families.sight import Sight
 from vlm_mhpo.models.logit_rule import find_rule
 from vlm_mhpo.types import Prompt
 
@@ -24,10 +29,19 @@ def _tiny_qwen2(tokenizer: Any, text: dict[str, Any]) -> Any:
     return Qwen2Config(**text, tie_word_embeddings=False)
 
 
+# Every layer sees everything.
+_FULL = (
+    *("llama", "gemma", "phi", "granite", "cohere", "olmo", "olmo2", "glm", "glm4", "smollm3", "helium", "seed_oss"),
+    *("arcee", "hunyuan_v1_dense", "ernie4_5", "nanochat"),
+)
+# Layers may slide: some of them, by kind; or all of them.
+_SOME_SLIDE = ("qwen3", "gemma3_text", "cohere2", "olmo3", "exaone4")
+_ALL_SLIDE = ("mistral", "phi3", "starcoder2")
 TEXT_FAMILIES = (
-    Family("qwen2", text_positions, tiny_config=_tiny_qwen2),
-    Family("qwen3", text_positions),
-    Family("llama", text_positions),
+    Family("qwen2", text_positions, sight=Sight(), tiny_config=_tiny_qwen2),
+    *(Family(name, text_positions) for name in _FULL),
+    *(Family(name, text_positions, sight=Sight()) for name in _SOME_SLIDE),
+    *(Family(name, text_positions, sight=Sight(by_kind=False)) for name in _ALL_SLIDE),
 )
 
 
