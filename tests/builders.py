@@ -30,7 +30,7 @@ QWEN_VL_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 GRID_FAMILIES = (*QWEN_VL_FAMILIES, "glm4v")
 VISION_FAMILIES = (*GRID_FAMILIES, "internvl")
 # Images of one size, whatever they are; layers that slide.
-VIEW_FAMILIES = ("gemma3",)
+VIEW_FAMILIES = ("gemma3", "gemma4")
 FAMILIES = (*VISION_FAMILIES, "qwen2")
 # Written out here, so that a name that the program forgets is not forgotten by its tests too.
 PLACEHOLDER_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
@@ -43,6 +43,7 @@ PLACEHOLDERS = {
     "glm46v": GLM_PLACEHOLDERS,
     "internvl": ("<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
     "gemma3": ("<start_of_image>", "<end_of_image>", "<image_soft_token>"),
+    "gemma4": ("<|image>", "<image|>", "<|image|>", "<|audio|>", "<|audio>", "<audio|>", "<|video|>"),
 }
 # What stands for an image in a template.
 IMAGE_TEXTS = {
@@ -50,6 +51,7 @@ IMAGE_TEXTS = {
     "glm46v": "".join(GLM_PLACEHOLDERS[:3]),
     "internvl": "<IMG_CONTEXT>",
     "gemma3": "<start_of_image>",
+    "gemma4": "<|image|>",
 }
 
 
@@ -199,6 +201,8 @@ def stock_media(prompt: Prompt) -> dict[str, Tensor]:
     if "<start_of_image>" in prompt.text:
         # Gemma: without them its image tokens would not see ahead.
         return {"pixel_values": pixels_of(prompt), "token_type_ids": prompt.token_types_S[None]}
+    if "image_position_ids" in prompt.media.tensors:
+        return {**prompt.media.tensors, "mm_token_type_ids": prompt.token_types_S[None]}
     if "image_grid_thw" not in prompt.media.tensors:
         return {"pixel_values": pixels_of(prompt)}
     grid = {"image_grid_thw": grid_of(prompt), "mm_token_type_ids": prompt.token_types_S[None]}

@@ -8,6 +8,7 @@ from typing import Any
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families.base import Family
 from vlm_mhpo.models.families.gemma import GEMMA_FAMILIES
+from vlm_mhpo.models.families.gemma4 import GEMMA4_FAMILIES
 from vlm_mhpo.models.families.glm_vl import GLM_VL_FAMILIES
 from vlm_mhpo.models.families.internvl import INTERNVL_FAMILIES
 from vlm_mhpo.models.families.own_path import OwnVision
@@ -17,7 +18,14 @@ from vlm_mhpo.models.families.text import TEXT_FAMILIES, text_positions
 
 FAMILIES = {
     family.model_type: family
-    for family in (*QWEN_VL_FAMILIES, *GLM_VL_FAMILIES, *INTERNVL_FAMILIES, *GEMMA_FAMILIES, *TEXT_FAMILIES)
+    for family in (
+        *QWEN_VL_FAMILIES,
+        *GLM_VL_FAMILIES,
+        *INTERNVL_FAMILIES,
+        *GEMMA_FAMILIES,
+        *GEMMA4_FAMILIES,
+        *TEXT_FAMILIES,
+    )
 }
 
 
@@ -47,9 +55,7 @@ def family_for(config: Any) -> Family:
     if not shares(text, family.sight):
         return replace(family, shares_prompt=False, sight=None)
     # What sees no more than a causal layer needs no masks of its own.
-    return (
-        replace(family, sight=None) if family.sight and not (family.sight.sees_image_ahead or slides(text)) else family
-    )
+    return replace(family, sight=None) if family.sight and not (family.sight.image_ahead or slides(text)) else family
 
 
 def family_of(model_type: str) -> Family:

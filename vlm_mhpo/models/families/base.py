@@ -203,7 +203,8 @@ def _named_placeholders(source: Any) -> Iterator[int | str]:
     for name, value in (source if isinstance(source, Mapping) else vars(source)).items():
         if hasattr(value, "to_dict") and hasattr(value, "model_type"):
             yield from _named_placeholders(value)
-        elif _PLACEHOLDER_NAME.search(name) and isinstance(value, int | str) and not isinstance(value, bool):
+        # A number under a name without _id or _index is a size (Gemma 4's audio_ms_per_token).
+        elif (match := _PLACEHOLDER_NAME.search(name)) and type(value) is (int if match[2] else str):
             yield value
 
 

@@ -2,8 +2,7 @@
 
 Most layers slide: a token sees those less than a window of positions before it. In rows that share a prompt, and in the
 sampler, that distance is one of positions and not of places in the row. The tokens of one image see each other both
-ways in every layer (`families.sight`). Positions count up. Not covered: pan and scan gives an image more pixels, and
-works, but no limit of pixels is known.
+ways in every layer (`families.sight`). Positions count up. Not covered: limits of pixels.
 """
 
 from __future__ import annotations
@@ -173,7 +172,7 @@ GEMMA_FAMILIES = (
         "gemma3",
         text_positions,
         ViewVision(),
-        sight=Sight(sees_image_ahead=True),
+        sight=Sight(image_ahead="all"),
         tiny_words=TinyWords(tuple(TOKENS.values()), TOKENS["boi_token"], TOKENS),
         tiny_config=_tiny_gemma3,
     ),

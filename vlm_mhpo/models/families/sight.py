@@ -12,7 +12,7 @@ Shape suffixes: R rows, S row tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,11 +28,12 @@ class Sight:
     """What a family's layers see beside what a causal layer sees of a packed row.
 
     Attributes:
-        sees_image_ahead: the tokens of one image see each other both ways, in every layer.
+        image_ahead: layers in which the tokens of one image see each other both ways: none, all, or those that slide
+            where the text configuration says so (use_bidirectional_attention "vision", Gemma 4).
         by_kind: the model takes a mask for each kind of layer by name; else one for all layers.
     """
 
-    sees_image_ahead: bool = False
+    image_ahead: Literal["", "all", "sliding"] = ""
     by_kind: bool = True
 
     def masks(self, config: Any, input_ids_RS: Tensor, segments_RS: Tensor, positions_RS: Tensor) -> Any:
@@ -42,16 +43,15 @@ class Sight:
             config: of the transformers model.
             input_ids_RS, segments_RS, positions_RS: as in `PackedRows`; of prompts alone all segments are 0 or -1.
         """
-        allowed_R1SS = segment_mask(segments_RS)
-        if self.sees_image_ahead:
-            allowed_R1SS = allowed_R1SS | _same_image(input_ids_RS == config.image_token_id)
-        window = getattr(config.get_text_config(), "sliding_window", None)
-        if window is None:
-            near_R1SS = allowed_R1SS
-        else:
+        text, full_R1SS = config.get_text_config(), segment_mask(segments_RS)
+        near_R1SS = full_R1SS
+        if self.image_ahead == "all" or (self.image_ahead and text.use_bidirectional_attention == "vision"):
+            near_R1SS = full_R1SS | _same_image(input_ids_RS == config.image_token_id)
+            full_R1SS = near_R1SS if self.image_ahead == "all" else full_R1SS
+        if (window := getattr(text, "sliding_window", None)) is not None:
             distance_RSS = positions_RS[:, :, None] - positions_RS[:, None, :]
-            near_R1SS = allowed_R1SS & (distance_RSS < window)[:, None]
-        return {FULL: allowed_R1SS, SLIDING: near_R1SS} if self.by_kind else near_R1SS
+            near_R1SS = near_R1SS & (distance_RSS < window)[:, None]
+        return {FULL: full_R1SS, SLIDING: near_R1SS} if self.by_kind else near_R1SS
 
 
 def _same_image(is_image_RS: Tensor) -> Tensor:
