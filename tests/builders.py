@@ -43,6 +43,8 @@ PLACEHOLDERS = {
     "glm46v": GLM_PLACEHOLDERS,
     "internvl": ("<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
     "gemma3": ("<start_of_image>", "<end_of_image>", "<image_soft_token>"),
+    # One that no family here knows (`tests/own_models.py`).
+    "mistral3": (*PLACEHOLDER_TOKENS, "[IMG]", "[IMG_BREAK]", "[IMG_END]"),
     "gemma4": ("<|image>", "<image|>", "<|image|>", "<|audio|>", "<|audio>", "<audio|>", "<|video|>"),
 }
 # What stands for an image in a template.
@@ -201,6 +203,8 @@ def stock_media(prompt: Prompt) -> dict[str, Tensor]:
     if "<start_of_image>" in prompt.text:
         # Gemma: without them its image tokens would not see ahead.
         return {"pixel_values": pixels_of(prompt), "token_type_ids": prompt.token_types_S[None]}
+    if "image_sizes" in prompt.media.tensors:
+        return dict(prompt.media.tensors)
     if "image_position_ids" in prompt.media.tensors:
         return {**prompt.media.tensors, "mm_token_type_ids": prompt.token_types_S[None]}
     if "image_grid_thw" not in prompt.media.tensors:

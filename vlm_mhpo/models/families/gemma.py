@@ -158,7 +158,8 @@ def _tiny_gemma3(tokenizer: Any, text: dict[str, Any]) -> Any:
     vision = dict(hidden_size=width // 2, intermediate_size=width, num_hidden_layers=2, num_attention_heads=width // 32)
     return transformers.Gemma3Config(
         text_config=_sliding(text),
-        vision_config=vision | dict(image_size=_TINY_PATCHES * 14, patch_size=14, model_type="siglip_vision_model"),
+        vision_config=vision
+        | dict(image_size=_TINY_PATCHES * 14, patch_size=14, vision_use_head=False, model_type="siglip_vision_model"),
         mm_tokens_per_image=_TINY_TOKENS,
         boi_token_index=ids(TOKENS["boi_token"]),
         eoi_token_index=ids(TOKENS["eoi_token"]),
