@@ -13,7 +13,7 @@ from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.adapters import add_adapters
 from vlm_mhpo.models.families import family_for
 from vlm_mhpo.models.families.base import Family, freeze, tower_is_frozen
-from vlm_mhpo.models.families.costs import Stack
+from vlm_mhpo.models.families.costs import Stack, head_shapes
 from vlm_mhpo.models.folder import read_config
 from vlm_mhpo.models.loading import DTYPES
 from vlm_mhpo.models.quantization import quantised_weights
@@ -89,7 +89,7 @@ def shapes_of(model: ModelConfig) -> Shapes:
     text = config.get_text_config()
     if unknown := [name for name in TEXT_SIZES if getattr(text, name, None) is None]:
         raise ModelError(f"the sizes of a {config.model_type} model are not known ({', '.join(unknown)})")
-    head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    head_width = max(width for _, width in head_shapes(text))
     return Shapes(
         model_type=config.model_type,
         num_parameters=sum(weight.numel() for weight in weights),

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from vlm_mhpo.models.families.costs import Part, Work, matrices
+from vlm_mhpo.models.families.costs import Part, Work, head_shapes, matrices
 from vlm_mhpo.models.policy import Policy
 
 
@@ -63,8 +63,7 @@ def parts_of(policy: Policy) -> tuple[Part, ...]:
     model, family = policy.model, policy.family
     body = getattr(model.model, "language_model", model.model)
     config = model.config.get_text_config()
-    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    attention = 2 * config.num_hidden_layers * config.num_attention_heads * head_width
+    attention = 2 * config.num_attention_heads * sum(width for _, width in head_shapes(config))
     # Whatever is trained in the vision tower lies below the language model, so gradients pass all of it.
     text = [
         matrices("text layers", [body], "tokens"),

@@ -136,6 +136,7 @@ class Family:
         sight: what its layers see beside what causal ones see of a packed row; None = no more.
         own_inputs: the model prepares its inputs itself (`families.own_path`): a forward has one row of one completion.
         shares_prompt: completions may share a row and a cache with their prompt; else each has a copy of it.
+        has_pixel_limits: the area of an image may be limited (`model.min_pixels`, `model.max_pixels`).
         leaf_modules: names of module classes that ZeRO-3 must gather whole (routed experts).
         tied: tensors that a folder may lack where its configuration ties them to others: module and name.
         spare: patterns of tensors that a folder may hold although the model does not read them.
@@ -150,6 +151,7 @@ class Family:
     shares_prompt: bool = True
     sight: Sight | None = None
     own_inputs: bool = False
+    has_pixel_limits: bool = True
     leaf_modules: tuple[str, ...] = ()
     tied: tuple[str, ...] = ("lm_head.weight", "embed_tokens.weight")
     spare: tuple[str, ...] = SPARE_TENSORS

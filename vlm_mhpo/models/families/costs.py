@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -82,3 +82,20 @@ def num_weights(layer: nn.Module) -> int:
     """Entries of the matrix of a linear layer or convolution; under ZeRO-3 the tensor itself is empty."""
     weight = layer.weight
     return getattr(weight, "ds_numel", weight.numel())
+
+
+def head_shapes(text: Any) -> list[tuple[int, int]]:
+    """(key-value heads that a layer adds to the cache, width of a head) of each text layer.
+
+    Gemma 4 has heads of two widths, and layers that read the keys of others and add none.
+    """
+    own = getattr(text, "per_layer_config", None)
+    layers = [own[index] for index in range(text.num_hidden_layers)] if own else [text] * text.num_hidden_layers
+    modes = getattr(text, "kv_sharing_modes", None) or [None] * len(layers)
+    return [
+        (
+            0 if mode == "reuse" else layer.num_key_value_heads,
+            getattr(layer, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        )
+        for layer, mode in zip(layers, modes, strict=True)
+    ]

@@ -174,6 +174,7 @@ GEMMA_FAMILIES = (
         text_positions,
         ViewVision(),
         sight=Sight(image_ahead="all"),
+        has_pixel_limits=False,
         tiny_words=TinyWords(tuple(TOKENS.values()), TOKENS["boi_token"], TOKENS),
         tiny_config=_tiny_gemma3,
     ),

@@ -195,6 +195,7 @@ GEMMA4_FAMILIES = (
         text_positions,
         PlacedVision(),
         sight=Sight(image_ahead="sliding"),
+        has_pixel_limits=False,
         tiny_words=TinyWords((*TOKENS.values(), "<|video|>"), TOKENS["image_token"], TOKENS),
         tiny_config=_tiny_gemma4,
     ),

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from vlm_mhpo.models.families.costs import head_shapes
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.runtime import ranks
 
@@ -31,16 +32,7 @@ def bytes_per_token(text: Any, width: int, *, shares_prompt: bool = True) -> int
         width: bytes of a weight.
         shares_prompt: keys are held in float32 (`shared_prefix`); transformers' own cache has them as they are.
     """
-    head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    # Gemma 4: layers have heads of two sizes, and some read the keys of others.
-    modes = getattr(text, "kv_sharing_modes", None) or [None] * text.num_hidden_layers
-    layers = getattr(text, "per_layer_config", None) or [text] * len(modes)
-    widths = [
-        layers[index].num_key_value_heads * (getattr(layers[index], "head_dim", None) or head_width)
-        for index, mode in enumerate(modes)
-        if mode != "reuse"
-    ]
-    entries = sum(widths)
+    entries = sum(heads * head_width for heads, head_width in head_shapes(text))
     return entries * ((max(FLOAT32, width) if shares_prompt else width) + width)
 
 
