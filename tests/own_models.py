@@ -122,31 +122,6 @@ def llava_next() -> Built:
 
 
 @model
-def gemma3() -> Built:
-    tokenizer = tokenizer_with(
-        "<start_of_image>", boi_token="<start_of_image>", eoi_token="<end_of_image>", image_token="<image_soft_token>"
-    )
-    ids = tokenizer.convert_tokens_to_ids
-    processor = hf.Gemma3Processor(images("Gemma3ImageProcessor"), tokenizer, image_seq_length=4)
-    text = hf.Gemma3TextConfig(
-        **sizes(tokenizer),
-        sliding_window=12,
-        query_pre_attn_scalar=16,
-        layer_types=["sliding_attention", "full_attention"],
-    )
-    vision = hf.SiglipVisionConfig(**SIGHT, image_size=SIDE)
-    config = hf.Gemma3Config(
-        text_config=text,
-        vision_config=vision,
-        mm_tokens_per_image=4,
-        boi_token_index=ids("<start_of_image>"),
-        eoi_token_index=ids("<end_of_image>"),
-        image_token_index=ids("<image_soft_token>"),
-    )
-    return config, processor
-
-
-@model
 def paligemma() -> Built:
     tokenizer = tokenizer_with("<image>", image_token="<image>")
     tokenizer.bos_token = "<|im_start|>"
@@ -297,3 +272,84 @@ class Own(Tiny):
 def load_own(folder: Path, name: str, **options: Any) -> Tiny:
     """The model in a folder, loaded as any other."""
     return Own(name, folder, *load_policy(str(folder), **options))
+
+
+@model
+def got_ocr2() -> Built:
+    tokenizer = tokenizer_with("<imgpad>", image_token="<imgpad>")
+    processor = hf.GotOcr2Processor(images("GotOcr2ImageProcessor"), tokenizer)
+    vision = hf.GotOcr2Config().vision_config.__class__(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=SIDE,
+        patch_size=14,
+        output_channels=16,
+        global_attn_indexes=[1],
+        mlp_dim=48,
+        window_size=0,
+    )
+    text = hf.Qwen2Config(**sizes(tokenizer))
+    image_id = tokenizer.convert_tokens_to_ids("<imgpad>")
+    return hf.GotOcr2Config(vision_config=vision, text_config=text, image_token_index=image_id), processor
+
+
+@model
+def blip2() -> Built:
+    tokenizer = tokenizer_with("<image>", image_token="<image>")
+    processor = hf.Blip2Processor(images("BlipImageProcessor"), tokenizer, num_query_tokens=4)
+    vision = hf.Blip2VisionConfig(**SIGHT, image_size=SIDE)
+    qformer = hf.Blip2QFormerConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        encoder_hidden_size=32,
+        vocab_size=len(tokenizer),
+    )
+    text = hf.OPTConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        ffn_dim=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        word_embed_proj_dim=64,
+    )
+    image_id = tokenizer.convert_tokens_to_ids("<image>")
+    config = hf.Blip2Config(
+        vision_config=vision.to_dict(),
+        qformer_config=qformer.to_dict(),
+        text_config=text.to_dict(),
+        num_query_tokens=4,
+        image_token_index=image_id,
+    )
+    return config, processor
+
+
+@model
+def lfm2_vl() -> Built:
+    tokenizer = tokenizer_with(
+        "<image>",
+        image_token="<image>",
+        image_start_token="<|image_start|>",
+        image_end_token="<|image_end|>",
+        image_thumbnail="<|img_thumbnail|>",
+    )
+    image = hf.Lfm2VlImageProcessor(
+        do_image_splitting=False,
+        tile_size=32,
+        max_num_patches=16,
+        min_image_tokens=1,
+        max_image_tokens=4,
+        encoder_patch_size=14,
+        downsample_factor=2,
+    )
+    processor = hf.Lfm2VlProcessor(image, tokenizer)
+    vision = hf.Siglip2VisionConfig(**SIGHT, num_patches=16)
+    more = {name: value for name, value in sizes(tokenizer).items() if name not in ("head_dim", "rms_norm_eps")}
+    text = hf.Lfm2Config(**more, layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False)
+    image_id = tokenizer.convert_tokens_to_ids("<image>")
+    return hf.Lfm2VlConfig(
+        vision_config=vision, text_config=text, image_token_id=image_id, downsample_factor=2
+    ), processor

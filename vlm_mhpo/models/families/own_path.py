@@ -148,7 +148,8 @@ class Generation:
             if isinstance(value, Tensor):
                 # Positions of several axes have the axis first.
                 self._known[name] = value[:, rows_B] if name == "position_ids" and value.dim() == 3 else value[rows_B]
-        self._known[cache_name()].batch_select_indices(rows_B)
+        # As beam search does: recurrent layers know this way of taking rows alone.
+        self._known[cache_name()].reorder_cache(rows_B)
 
     def step(self, token_B: Tensor) -> Tensor:
         """[B, H] states behind one token more of each completion."""
