@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,8 @@ GRID_FAMILIES = (*QWEN_VL_FAMILIES, "glm4v")
 VISION_FAMILIES = (*GRID_FAMILIES, "internvl")
 # Images of one size, whatever they are; layers that slide.
 VIEW_FAMILIES = ("gemma3", "gemma4")
+# With a file of tests of their own.
+SMOL_FAMILIES = ("smolvlm", "idefics3")
 FAMILIES = (*VISION_FAMILIES, "qwen2")
 # Written out here, so that a name that the program forgets is not forgotten by its tests too.
 PLACEHOLDER_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
@@ -46,6 +49,7 @@ PLACEHOLDERS = {
     # One that no family here knows (`tests/own_models.py`).
     "mistral3": (*PLACEHOLDER_TOKENS, "[IMG]", "[IMG_BREAK]", "[IMG_END]"),
     "gemma4": ("<|image>", "<image|>", "<|image|>", "<|audio|>", "<|audio>", "<audio|>", "<|video|>"),
+    **dict.fromkeys(SMOL_FAMILIES, ("<fake_token_around_image>", "<global-img>", "<image>", "<video>")),
 }
 # What stands for an image in a template.
 IMAGE_TEXTS = {
@@ -54,6 +58,7 @@ IMAGE_TEXTS = {
     "internvl": "<IMG_CONTEXT>",
     "gemma3": "<start_of_image>",
     "gemma4": "<|image|>",
+    **dict.fromkeys(SMOL_FAMILIES, "<image>"),
 }
 
 
@@ -68,7 +73,7 @@ class Tiny:
 
     @property
     def has_vision(self) -> bool:
-        return self.family in (*VISION_FAMILIES, *VIEW_FAMILIES)
+        return self.family in (*VISION_FAMILIES, *VIEW_FAMILIES, *SMOL_FAMILIES, "glm46v")
 
     @property
     def placeholders(self) -> tuple[str, ...]:
@@ -83,14 +88,15 @@ class Tiny:
     @property
     def image_token(self) -> str:
         """The placeholder that is repeated."""
-        return next(token for token in ("<IMG_CONTEXT>", "<|image|>", "<|image_pad|>") if token in self.image_text)
+        known = "<IMG_CONTEXT>", "<image>", "<|image|>", "<|image_pad|>"
+        return next(token for token in known if token in self.image_text)
 
     def part_of(self, name: str) -> str:
         """tower, projector or language, by the words in a weight's name."""
         if not sees(name):
             return "language"
-        words = set(name.split("."))
-        return "projector" if {"merger", "deepstack_merger_list", "multi_modal_projector"} & words else "tower"
+        projectors = {"merger", "deepstack_merger_list", "multi_modal_projector", "connector"}
+        return "projector" if projectors & set(name.split(".")) else "tower"
 
     @property
     def token_side(self) -> int:
@@ -108,7 +114,7 @@ class Tiny:
 
 def sees(name: str) -> bool:
     """Whether a weight or layer of this name belongs to a tower or projector."""
-    return bool({"visual", "vision_tower", "multi_modal_projector"} & set(name.split(".")))
+    return bool({"visual", "vision_tower", "vision_model", "multi_modal_projector", "connector"} & set(name.split(".")))
 
 
 def build_and_load(folder: Path, family: str, **options) -> Tiny:
@@ -196,10 +202,12 @@ def random_completions(model: Tiny, lengths: Sequence[int], seed: int = 0) -> li
     return [tuple(int(index) for index in random.choice(ids, size=length)) for length in lengths]
 
 
-def stock_media(prompt: Prompt) -> dict[str, Tensor]:
+def stock_media(model: Tiny, prompt: Prompt) -> dict[str, Tensor]:
     """The images of a prompt as the stock model takes them, the prompt alone in its batch."""
     if not prompt.row.images:
         return {}
+    if model.family in SMOL_FAMILIES:
+        return {"pixel_values": pixels_of(prompt)[None]}
     if "<start_of_image>" in prompt.text:
         # Gemma: without them its image tokens would not see ahead.
         return {"pixel_values": pixels_of(prompt), "token_type_ids": prompt.token_types_S[None]}
@@ -221,7 +229,7 @@ def plain_logits(model: Tiny, prompt: Prompt, ids: Sequence[int]) -> Tensor:
     stock = model.policy.model
     inputs: dict[str, Tensor] = {"input_ids": torch.cat([prompt.input_ids_S, torch.tensor(ids)])[None]}
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    inputs |= stock_media(prompt)
+    inputs |= stock_media(model, prompt)
     for name in {"mm_token_type_ids", "token_type_ids"} & inputs.keys():
         inputs[name] = torch.nn.functional.pad(inputs[name], (0, len(ids)))
     logits = stock(**inputs, use_cache=False).logits[0]
@@ -257,7 +265,7 @@ def relative_gap(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple
     gaps = {
         name: float((found[name] - value).norm()) / max(float(value.norm()), floor)
         for name, value in expected.items()
-        if not name.endswith("attention.k_proj.bias")
+        if not re.search(r"vision_(tower|model)\..*k_proj\.bias$", name)
     }
     worst = max(gaps, key=gaps.__getitem__)
     return gaps[worst], worst

@@ -135,17 +135,6 @@ def paligemma() -> Built:
 
 
 @model
-def idefics3() -> Built:
-    tokenizer = tokenizer_with("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
-    image = hf.Idefics3ImageProcessor(size={"longest_edge": 2 * SIDE}, max_image_size={"longest_edge": SIDE})
-    processor = hf.Idefics3Processor(image, tokenizer, image_seq_len=1)
-    vision = hf.Idefics3VisionConfig(**SIGHT, image_size=SIDE)
-    text = hf.LlamaConfig(**sizes(tokenizer))
-    image_id = tokenizer.convert_tokens_to_ids("<image>")
-    return hf.Idefics3Config(image_token_id=image_id, vision_config=vision, text_config=text, scale_factor=2), processor
-
-
-@model
 def aya_vision() -> Built:
     tokenizer = tokenizer_with(
         "<image>", "<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>", "<|IMG_LINE_BREAK|>", "TILE"

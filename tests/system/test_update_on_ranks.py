@@ -25,6 +25,7 @@ FOUR_RANK_STAGES = (0, 2)
 KINDS = ("mixed", "lopsided", "batch", "idle", "idle_dapo", "flat", "still")
 # 3 micro-batches on one rank and 5 (mixed) or 4 (lopsided) on the other; lm_head in different numbers of pieces.
 UNEVEN = ("train.max_tokens_per_micro_batch=30", "train.logits_chunk_size=6")
+FAMILY_STAGES = (("glm4v", 3), ("internvl", 2), ("internvl", 3), ("smolvlm", 3))
 CLIPPING = 0.2
 IDLE_TOKENS = sum(sum(lengths) for lengths, cut in zip(LENGTHS, CUT["idle"], strict=True) if not cut)
 
@@ -194,8 +195,28 @@ def uneven_jobs() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def odd_jobs(tmp_path_factory, model_folder) -> Launch:
-    return launch(tmp_path_factory.mktemp("odd"), model_folder, [*fault_jobs(), *uneven_jobs()], 2)
+def family_folders(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("families")
+    return {family: build_tiny(root / family, family, hidden_size=64) for family, _ in FAMILY_STAGES}
+
+
+@pytest.fixture(scope="module")
+def odd_jobs(tmp_path_factory, model_folder, family_folders) -> Launch:
+    # The second rank has no image and has to make one up, or the first would wait for it.
+    lopsided = [
+        {"name": f"{family}{stage}", "model": str(family_folders[family]), "case": "lopsided", "stage": stage}
+        for family, stage in FAMILY_STAGES
+    ]
+    return launch(tmp_path_factory.mktemp("odd"), model_folder, [*fault_jobs(), *uneven_jobs(), *lopsided], 2)
+
+
+@pytest.mark.parametrize(("family", "stage"), FAMILY_STAGES)
+def test_families_with_other_towers_take_the_step_of_plain_torch(family, stage, odd_jobs, family_folders):
+    model = load_tiny(family_folders[family])
+    by_group = reference.group_advantages(REWARDS, "group")
+    expected, norm = plain_step(model, scored_groups(model, "lopsided"), by_group, NO_CLIPPING)
+    assert_same_weights(odd_jobs.weights(f"{family}{stage}"), expected, model.policy.model.state_dict())
+    assert odd_jobs.result(f"{family}{stage}")["metrics"]["grad_norm"] == pytest.approx(norm, rel=1e-4)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -17,8 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.builders import (
-    FAMILIES,
-    VISION_FAMILIES,
+    QWEN_VL_FAMILIES,
     Tiny,
     completion,
     plain_log_probs,
@@ -45,8 +44,13 @@ RANK = 4
 # Ragged; the last of the three prompts gets one completion.
 LENGTHS = ((5, 1, 9), (2, 7), (4,))
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
-# The other families go the same way; the full lane has them, too.
-FEW = [pytest.param(each, marks=[pytest.mark.full] * (each not in ("qwen2_5_vl", "qwen3_vl"))) for each in FAMILIES]
+# Three of one layout, one whose tower has another name, one without.
+SEEING = (*QWEN_VL_FAMILIES, "internvl")
+FAMILIES = (*SEEING, "qwen2")
+# These and other families go the same way; the full lane has more of them.
+MORE = ("qwen2_vl", "qwen2")
+FEW = ["qwen2_5_vl", "qwen3_vl", *(pytest.param(each, marks=pytest.mark.full) for each in MORE)]
+NAMED = [*FEW, *(pytest.param(each, marks=pytest.mark.full) for each in ("glm4v", "internvl"))]
 
 
 def lora(**changes) -> dict:
@@ -229,7 +233,7 @@ def linear_of(folder: Path, *, seeing: bool) -> set[str]:
     return {name for name in names if seeing or not sees(name)}
 
 
-@pytest.mark.parametrize("family", FEW)
+@pytest.mark.parametrize("family", NAMED)
 def test_the_language_model_or_all_of_it(tmp_path, family):
     folder = build_tiny(tmp_path / "base", family, hidden_size=64)
     text = layers_of(folder)
@@ -257,7 +261,7 @@ def test_names_and_patterns_choose_layers_and_leave_some_out(tmp_path):
         assert found == names - ending(names, {"down_proj"})
 
 
-@pytest.mark.parametrize("family", VISION_FAMILIES)
+@pytest.mark.parametrize("family", SEEING)
 def test_adapters_in_tower_and_projector_see_pixels_and_learn_as_peft_says(tmp_path, family):
     model = adapted(tmp_path / "base", family, target_modules="all")
     # Features of a tower that learns are never kept.

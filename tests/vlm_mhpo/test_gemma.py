@@ -109,7 +109,7 @@ def test_greedy_completions_are_those_of_generate(gemma):
         ids = prompt.input_ids_S[None]
         options = {"max_new_tokens": 16, "do_sample": False, "suppress_tokens": banned}
         found = gemma.policy.model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), **stock_media(prompt), **options
+            input_ids=ids, attention_mask=torch.ones_like(ids), **stock_media(gemma, prompt), **options
         )[0, prompt.num_tokens :].tolist()
         (drawn,) = group.completions
         assert list(drawn.token_ids) == found[: len(drawn.token_ids)]

@@ -15,8 +15,8 @@ from vlm_mhpo.rollout.hf.sampler import HfSampler
 from vlm_mhpo.training.micro_batches import micro_batches
 from vlm_mhpo.training.own_check import check_own_path
 
-# Tiles and nested image lists; bidirectional image tokens and sliding windows by token types; gated cross-attention.
-NAMES = ("llava_next", "idefics3", "paligemma", "mllama")
+# Tiles; recurrent layers; a prompt that looks both ways, by token types; gated cross-attention.
+NAMES = ("llava_next", "lfm2_vl", "paligemma", "mllama")
 # Text looks at itself both ways there, or otherwise where some row of a batch has an image.
 NEED_IMAGES = ("paligemma", "mllama")
 GREEDY = SamplingParams(num_samples=1, max_tokens=6, temperature=0.0)

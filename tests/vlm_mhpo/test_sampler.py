@@ -107,7 +107,7 @@ def test_greedy_equals_generate_of_the_stock_model(tiny, family, side):
             "input_ids": prompt.input_ids_S[None],
             "attention_mask": torch.ones(1, prompt.num_tokens, dtype=torch.int64),
         }
-        inputs |= stock_media(prompt)
+        inputs |= stock_media(model, prompt)
         with torch.no_grad():
             expected = model.policy.model.generate(
                 **inputs,

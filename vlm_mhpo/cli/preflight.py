@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vlm_mhpo.config import Config
 
 Family = Annotated[
-    str | None, typer.Option(help="Tiny model: qwen2_vl, qwen2_5_vl, qwen3_vl or qwen2; default: as model.path.")
+    str | None, typer.Option(help="Tiny model, such as qwen2_5_vl, internvl or qwen2; default: as model.path.")
 ]
 Keep = Annotated[Path | None, typer.Option(help="New folder in which the runs are kept; default: removed.")]
 

@@ -41,8 +41,8 @@ class ModelConfig(Section):
     """Which policy is trained and how it is held in memory."""
 
     path: str = Field(
-        description="Local folder or hub name of a Qwen2-VL, Qwen2.5-VL, Qwen3-VL or text causal model, or of a peft "
-        "adapter of one: with model.lora it learns on, without it is merged first.",
+        description="Local folder or hub name of a vision-language model (docs/families.md) or text causal model, or "
+        "of a peft adapter of one: with model.lora it learns on, without it is merged first.",
         json_schema_extra=PLACE,
     )
     revision: str | None = Field(None, description="Hub commit hash; pins what is downloaded.", json_schema_extra=PLACE)

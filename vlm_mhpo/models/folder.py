@@ -173,6 +173,8 @@ def read_processor(path: str, family: Family, *, revision: str | None = None, of
         lenient = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
         if not any(cached_file(path, name, **place, **lenient) for name in sorted(files)):
             raise OSError(f"there is no {TOKENIZER_FILE}")
+    except ImportError as error:
+        raise ModelError(f"the processor at {path!r} needs a package that is missing: {first_line(error)}") from error
     except (OSError, ValueError) as error:
         raise ModelError(
             f"the processor at {path!r} cannot be loaded: {first_line(error)}; take the tokenizer's and processor's "

@@ -100,6 +100,8 @@ def _settings(processor: Any) -> Iterator[Any]:
     yield type(processor).__name__, processor.chat_template
     for part in (getattr(processor, name, None) for name in ("image_processor", "video_processor")):
         yield part and part.to_dict()
+    # Such as the tokens of a tile.
+    yield {name: value for name, value in vars(processor).items() if isinstance(value, int)}
     yield {name: value for name, value in getattr(processor, "init_kwargs", {}).items() if name != "name_or_path"}
 
 

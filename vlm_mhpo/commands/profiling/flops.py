@@ -61,7 +61,7 @@ def _causal_prompt(length: int) -> Work:
 def parts_of(policy: Policy) -> tuple[Part, ...]:
     """The parts of a policy, with the gradients that its `requires_grad` asks for."""
     model, family = policy.model, policy.family
-    body = getattr(model.model, "language_model", model.model)
+    body = getattr(model.model, "language_model", None) or getattr(model.model, "text_model", model.model)
     config = model.config.get_text_config()
     attention = 2 * config.num_attention_heads * sum(width for _, width in head_shapes(config))
     # Whatever is trained in the vision tower lies below the language model, so gradients pass all of it.

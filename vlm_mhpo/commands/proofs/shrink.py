@@ -62,7 +62,8 @@ def tiny_family(config: Config) -> str:
             name = transformers_config(config.model).model_type
         except ModelError:
             plain = re.sub(r"[^a-z0-9]+", "_", path.lower())
-            name = next((each for each in families if each.endswith("_vl") and each in plain), "")
+            named = (each for each in families if re.search(family_of(each).hub_name, plain))
+            name = next(named, "") or next((each for each in families if each.endswith("_vl") and each in plain), "")
             if not name and "vl" not in plain.split("_"):
                 name = "qwen2"
     if name in families:

@@ -14,19 +14,14 @@ from vlm_mhpo.models.families.internvl import INTERNVL_FAMILIES
 from vlm_mhpo.models.families.own_path import OwnVision
 from vlm_mhpo.models.families.qwen_vl import QWEN_VL_FAMILIES
 from vlm_mhpo.models.families.sight import shares, slides
+from vlm_mhpo.models.families.smolvlm import SMOLVLM_FAMILIES
 from vlm_mhpo.models.families.text import TEXT_FAMILIES, text_positions
 
-FAMILIES = {
-    family.model_type: family
-    for family in (
-        *QWEN_VL_FAMILIES,
-        *GLM_VL_FAMILIES,
-        *INTERNVL_FAMILIES,
-        *GEMMA_FAMILIES,
-        *GEMMA4_FAMILIES,
-        *TEXT_FAMILIES,
-    )
-}
+_VISION = (
+    *(*QWEN_VL_FAMILIES, *GLM_VL_FAMILIES, *INTERNVL_FAMILIES, *SMOLVLM_FAMILIES),
+    *(*GEMMA_FAMILIES, *GEMMA4_FAMILIES),
+)
+FAMILIES = {family.model_type: family for family in (*_VISION, *TEXT_FAMILIES)}
 
 
 def family_for(config: Any) -> Family:

@@ -64,7 +64,7 @@ class Vision(Protocol):
         """
 
     def blank(self, model: nn.Module, media: Media | None) -> tuple[Tensor, Media]:
-        """Token ids [n] of the smallest image and its media, all zeros; features where `media` are features."""
+        """Token ids [n] of the smallest image and its media; features where `media` are features."""
 
     def arguments(self, model: nn.Module, media: Media, learning: Sequence[nn.Module]) -> dict[str, Any]:
         """Keyword arguments of the transformers model."""
@@ -140,6 +140,7 @@ class Family:
         leaf_modules: names of module classes that ZeRO-3 must gather whole (routed experts).
         tied: tensors that a folder may lack where its configuration ties them to others: module and name.
         spare: patterns of tensors that a folder may hold although the model does not read them.
+        hub_name: a pattern in the hub names of its published models, in small letters with "_" for all else.
         answer_tokens: a budget below which many answers of its published models are cut; 0 = not known.
         tiny_words: what its tiny tokenizer and template have of their own.
         tiny_config: (tokenizer, sizes of the text part) -> configuration of the family's tiny model, if any.
@@ -155,6 +156,7 @@ class Family:
     leaf_modules: tuple[str, ...] = ()
     tied: tuple[str, ...] = ("lm_head.weight", "embed_tokens.weight")
     spare: tuple[str, ...] = SPARE_TENSORS
+    hub_name: str = "(?!)"
     answer_tokens: int = 0
     tiny_words: TinyWords = TinyWords()
     tiny_config: Callable[[Any, dict[str, Any]], Any] | None = None

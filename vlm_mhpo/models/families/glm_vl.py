@@ -68,17 +68,18 @@ def _tiny_glm(config_class: str, tokenizer: Any, text: dict[str, Any], **more: A
     return getattr(transformers, config_class)(text_config=text, vision_config=vision, tie_word_embeddings=False, **ids)
 
 
-def _family(model_type: str, name: str) -> Family:
-    """A row of the table: the model's type, and how transformers begins the names of its classes."""
+def _family(model_type: str, name: str, hub_name: str) -> Family:
+    """A row of the table; transformers' names of its classes begin with `name`."""
     parts = (f"{name}Processor", f"{name}VideoProcessor", 14, f"{name}ImageProcessor")
     return Family(
         model_type,
         rope_index_positions,
         GlmVision(("merger",), *parts),
+        hub_name=hub_name,
         answer_tokens=8192,
         tiny_words=TinyWords(GLM_TOKENS, "".join(GLM_TOKENS[:3]), tags=READ),
         tiny_config=lambda tokenizer, text: _tiny_glm(f"{name}Config", tokenizer, text),
     )
 
 
-GLM_VL_FAMILIES = (_family("glm4v", "Glm4v"), _family("glm46v", "Glm46V"))
+GLM_VL_FAMILIES = (_family("glm4v", "Glm4v", "glm_4_1v"), _family("glm46v", "Glm46V", "glm_4_6v"))

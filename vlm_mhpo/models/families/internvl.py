@@ -34,7 +34,37 @@ TILE_TOKENS = {
 
 @dataclass(frozen=True, slots=True)
 class TileVision:
-    """How this family sees; methods as `base.Vision` describes them."""
+    """How models see that cut images into tiles; public methods as `base.Vision` describes them.
+
+    The private ones say what differs between such models.
+    """
+
+    def _merged(self, config: Any) -> int:
+        """How many patches a token sees, in each direction."""
+        return round(1 / config.downsample_ratio)
+
+    def _patch(self, config: Any) -> tuple[int, int]:
+        """Height and width of a patch, in pixels."""
+        return tuple(config.vision_config.patch_size)
+
+    def _spare_vectors(self) -> int:
+        """What the blocks see of a tile beside its patches: a vector that stands for the whole."""
+        return 1
+
+    def _encode(self, model: nn.Module, learning: Sequence[nn.Module], pixels: Tensor) -> Tensor:
+        """Features of tiles, [tiles, ...], up to the pixel shuffle or the projector."""
+        return encode_images(model.model.get_image_features, learning, pixels)
+
+    def _modules(self, model: nn.Module) -> tuple[nn.Module, nn.Module]:
+        """The convolution that embeds patches, and the blocks."""
+        tower = self.tower(model)
+        return tower.embeddings.patch_embeddings.projection, tower.encoder.layer
+
+    def _tokens_per_tile(self, config: Any, pixels: Tensor) -> int:
+        """Tokens of a tile as large as these [tiles, 3, height, width]."""
+        sides = zip(pixels.shape[-2:], self._patch(config), strict=True)
+        height, width = (length // patch // self._merged(config) for length, patch in sides)
+        return height * width
 
     def cut(self, processor: Any, inputs: Mapping[str, Tensor], num_images: Sequence[int]) -> list[Media]:
         # The processor counts tiles and throws the counts away; its placeholders still tell them.
@@ -66,9 +96,8 @@ class TileVision:
         has_pixels = [part is not None and PIXELS in part.tensors for part in parts]
         shown = [part for part, seen in zip(parts, has_pixels, strict=True) if seen] or [self.blank(model, None)[1]]
         pixels = self.join(shown).to(model.lm_head.weight.device).tensors[PIXELS]
-        per_tile = _tokens_per_tile(model.config, pixels)
-        # With the pixel shuffle: what it leaves is what the projector reads.
-        features = encode_images(model.model.get_image_features, learning, pixels).cpu()
+        per_tile = self._tokens_per_tile(model.config, pixels)
+        features = self._encode(model, learning, pixels).cpu()
         counts = [part.tensors[NUM_TILES] for part in shown]
         sizes = [int(each.sum()) * per_tile for each in counts]
         pieces = features.reshape(sum(sizes), 1, -1).split(sizes)
@@ -82,9 +111,9 @@ class TileVision:
             features_IKD = media.tensors[FEATURES]
             return ids, Media({FEATURES: features_IKD.new_zeros(1, *features_IKD.shape[1:])})
         # The tower takes tiles of every size: of one token, and not of the 256 of a real one.
-        vision, side = model.config.vision_config, _patches_per_side(model.config)
-        height, width = (side * patch for patch in vision.patch_size)
-        pixels = torch.zeros(1, vision.num_channels, height, width, dtype=next(model.parameters()).dtype)
+        height, width = (self._merged(model.config) * side for side in self._patch(model.config))
+        # Not 0, which some models take for padding.
+        pixels = torch.ones(1, 3, height, width, dtype=next(model.parameters()).dtype)
         return ids, Media({PIXELS: pixels, NUM_TILES: torch.tensor([1])})
 
     def arguments(self, model: nn.Module, media: Media, learning: Sequence[nn.Module]) -> dict[str, Any]:
@@ -126,8 +155,8 @@ class TileVision:
         return processor.image_processor.size["height"] * processor.image_processor.size["width"]
 
     def stack(self, config: Any) -> Stack:
-        vision, per_token = config.vision_config, _patches_per_side(config) ** 2
-        pixels = per_token * vision.patch_size[0] * vision.patch_size[1]
+        vision, per_token, (height, width) = config.vision_config, self._merged(config) ** 2, self._patch(config)
+        pixels = per_token * height * width
         width, heads = vision.hidden_size, vision.num_attention_heads
         return Stack(vision.num_hidden_layers, width, vision.intermediate_size, width, heads, pixels, per_token)
 
@@ -136,19 +165,18 @@ class TileVision:
 
     def work_of_call(self, model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> Work:
         pixels = kwargs.get(PIXELS, args[0] if args else None)
-        merged = _tokens_per_tile(model.config, pixels)
-        # The blocks see one more vector per tile, which stands for the whole.
-        patches = merged * _patches_per_side(model.config) ** 2 + 1
+        merged = self._tokens_per_tile(model.config, pixels)
+        patches = merged * self._merged(model.config) ** 2 + self._spare_vectors()
         tiles = len(pixels)
         return Work(patches=tiles * patches, image_pairs=tiles * patches**2, merged=tiles * merged)
 
     def parts(self, model: nn.Module) -> list[Part]:
         tower, projectors = self.tower(model), self.projectors(model)
-        embedding, blocks = tower.embeddings.patch_embeddings.projection, tower.encoder.layer
+        embedding, blocks = self._modules(model)
         embeds = embedding.weight.requires_grad
         trained = any(weight.requires_grad for weight in tower.parameters())
         passes = trained or any(weight.requires_grad for module in projectors for weight in module.parameters())
-        vision, per_token = model.config.vision_config, _patches_per_side(model.config) ** 2
+        vision, per_token = model.config.vision_config, self._merged(model.config) ** 2
         return [
             # Pixels need no gradient.
             Part("patch embedding", per_token * num_weights(embedding), "merged", float(embeds)),
@@ -182,18 +210,6 @@ def _run_lengths(is_image_S: Tensor, num_images: int) -> Tensor:
     return lengths
 
 
-def _patches_per_side(config: Any) -> int:
-    """How many patches a token sees, in each direction."""
-    return round(1 / config.downsample_ratio)
-
-
-def _tokens_per_tile(config: Any, pixels: Tensor) -> int:
-    """Tokens of a tile as large as these [tiles, 3, height, width]."""
-    sides = zip(pixels.shape[2:], config.vision_config.patch_size, strict=True)
-    height, width = (length // patch // _patches_per_side(config) for length, patch in sides)
-    return height * width
-
-
 _TINY_PATCHES = 4
 
 
@@ -216,6 +232,7 @@ INTERNVL_FAMILIES = (
         "internvl",
         text_positions,
         TileVision(),
+        hub_name="internvl",
         tiny_words=TinyWords(tuple(TILE_TOKENS.values()), TILE_TOKENS["context_image_token"], TILE_TOKENS),
         tiny_config=_tiny_internvl,
     ),
