@@ -30,6 +30,8 @@ from vlm_mhpo.types import Completion, Group, Media, Prompt, ScoredGroup
 QWEN_VL_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 GRID_FAMILIES = (*QWEN_VL_FAMILIES, "glm4v")
 VISION_FAMILIES = (*GRID_FAMILIES, "internvl")
+# Images of one size, whatever they are; layers that slide.
+VIEW_FAMILIES = ("gemma3", "gemma4")
 # With a file of tests of their own.
 SMOL_FAMILIES = ("smolvlm", "idefics3")
 FAMILIES = (*VISION_FAMILIES, "qwen2")
@@ -43,6 +45,10 @@ PLACEHOLDERS = {
     "glm4v": GLM_PLACEHOLDERS,
     "glm46v": GLM_PLACEHOLDERS,
     "internvl": ("<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
+    "gemma3": ("<start_of_image>", "<end_of_image>", "<image_soft_token>"),
+    # One that no family here knows (`tests/own_models.py`).
+    "mistral3": (*PLACEHOLDER_TOKENS, "[IMG]", "[IMG_BREAK]", "[IMG_END]"),
+    "gemma4": ("<|image>", "<image|>", "<|image|>", "<|audio|>", "<|audio>", "<audio|>", "<|video|>"),
     **dict.fromkeys(SMOL_FAMILIES, ("<fake_token_around_image>", "<global-img>", "<image>", "<video>")),
 }
 # What stands for an image in a template.
@@ -50,6 +56,8 @@ IMAGE_TEXTS = {
     "glm4v": "".join(GLM_PLACEHOLDERS[:3]),
     "glm46v": "".join(GLM_PLACEHOLDERS[:3]),
     "internvl": "<IMG_CONTEXT>",
+    "gemma3": "<start_of_image>",
+    "gemma4": "<|image|>",
     **dict.fromkeys(SMOL_FAMILIES, "<image>"),
 }
 
@@ -200,6 +208,13 @@ def stock_media(model: Tiny, prompt: Prompt) -> dict[str, Tensor]:
         return {}
     if model.family in SMOL_FAMILIES:
         return {"pixel_values": pixels_of(prompt)[None]}
+    if "<start_of_image>" in prompt.text:
+        # Gemma: without them its image tokens would not see ahead.
+        return {"pixel_values": pixels_of(prompt), "token_type_ids": prompt.token_types_S[None]}
+    if "image_sizes" in prompt.media.tensors:
+        return dict(prompt.media.tensors)
+    if "image_position_ids" in prompt.media.tensors:
+        return {**prompt.media.tensors, "mm_token_type_ids": prompt.token_types_S[None]}
     if "image_grid_thw" not in prompt.media.tensors:
         return {"pixel_values": pixels_of(prompt)}
     grid = {"image_grid_thw": grid_of(prompt), "mm_token_type_ids": prompt.token_types_S[None]}
@@ -215,8 +230,8 @@ def plain_logits(model: Tiny, prompt: Prompt, ids: Sequence[int]) -> Tensor:
     inputs: dict[str, Tensor] = {"input_ids": torch.cat([prompt.input_ids_S, torch.tensor(ids)])[None]}
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     inputs |= stock_media(model, prompt)
-    if "mm_token_type_ids" in inputs:
-        inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, len(ids)))
+    for name in {"mm_token_type_ids", "token_type_ids"} & inputs.keys():
+        inputs[name] = torch.nn.functional.pad(inputs[name], (0, len(ids)))
     logits = stock(**inputs, use_cache=False).logits[0]
     logits = logits if logits.dtype == torch.float64 else logits.float()
     return logits[prompt.num_tokens - 1 : prompt.num_tokens - 1 + len(ids)]

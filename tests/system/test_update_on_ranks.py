@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.own_models import build_own
 from tests.reference import advantages as reference
 from tests.reference import objectives
 from tests.system.batches import ADAM, CUT, LENGTHS, REWARDS, REWARDS_OF, load_tiny, plain_step, scored_groups
@@ -25,7 +26,12 @@ FOUR_RANK_STAGES = (0, 2)
 KINDS = ("mixed", "lopsided", "batch", "idle", "idle_dapo", "flat", "still")
 # 3 micro-batches on one rank and 5 (mixed) or 4 (lopsided) on the other; lm_head in different numbers of pieces.
 UNEVEN = ("train.max_tokens_per_micro_batch=30", "train.logits_chunk_size=6")
-FAMILY_STAGES = (("glm4v", 3), ("internvl", 2), ("internvl", 3), ("smolvlm", 3))
+# Mistral 3 goes as any other image-text model: a row for each completion, by its own inputs.
+OWN = "mistral3"
+FAMILY_STAGES = (
+    *(("glm4v", 3), ("internvl", 2), ("internvl", 3), ("smolvlm", 3)),
+    *(("gemma3", 3), ("gemma4", 3), (OWN, 2), (OWN, 3)),
+)
 CLIPPING = 0.2
 IDLE_TOKENS = sum(sum(lengths) for lengths, cut in zip(LENGTHS, CUT["idle"], strict=True) if not cut)
 
@@ -197,7 +203,8 @@ def uneven_jobs() -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def family_folders(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("families")
-    return {family: build_tiny(root / family, family, hidden_size=64) for family, _ in FAMILY_STAGES}
+    known = {family: build_tiny(root / family, family, hidden_size=64) for family, _ in FAMILY_STAGES if family != OWN}
+    return known | {OWN: build_own(root / OWN, OWN)}
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,8 @@ def give_real_scales(policy: Policy, bias: float) -> None:
     """
     sizes = {"q": min(bias, 20.0) / 2, "k": bias}
     policy.model.lm_head.weight *= HEAD_SCALE
-    weights = dict(policy.named_parameters())
+    # Heads of towers have other widths.
+    weights = {name: weight for name, weight in policy.named_parameters() if "vision_tower" not in name}
     normed = any(name.endswith("k_norm.weight") for name in weights)
     if normed:
         policy.model.get_input_embeddings().weight[:, CHANNEL] = CONSTANT

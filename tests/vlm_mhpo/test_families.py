@@ -162,8 +162,8 @@ def test_nothing_at_a_path_ends_in_one_sentence(tmp_path):
 
 
 def test_a_folder_of_an_unsupported_architecture_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava"}))
-    with pytest.raises(ModelError, match="'llava' are not supported"):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
+    with pytest.raises(ModelError, match="'clip' are not supported"):
         load_policy(str(tmp_path))
 
 

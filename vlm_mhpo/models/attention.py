@@ -113,12 +113,21 @@ def attention(
     """An attention function as transformers calls it: [R, heads, S, D] in, [R, S, heads, D] out."""
     shared_prefix, segments = options.pop("shared_prefix", None), options.pop("segments", None)
     if shared_prefix is not None:
-        return shared_prefix.attention(module.layer_idx, query, key, value, options["scaling"]), None
+        window = options.get("sliding_window")
+        return shared_prefix.attention(_layer_of_keys(module), query, key, value, options["scaling"], window), None
     if segments is not None:
         return segment_attention(query, key, value, segments, options["scaling"]), None
     base = module.config._attn_implementation.removeprefix(PREFIX)
     layer = _AsBase(module, base) if base == FLASH else module
     return _usual_attention(module, base)(layer, query, key, value, attention_mask, **options)
+
+
+def _layer_of_keys(module: nn.Module) -> int:
+    """The layer whose keys and values a layer reads: its own, or those of an earlier one of its kind (Gemma 4)."""
+    if not getattr(module, "is_kv_shared_layer", False):
+        return module.layer_idx
+    pairs = zip(module.config.kv_sharing_modes, module.config.layer_types, strict=True)
+    return next(index for index, pair in enumerate(pairs) if pair == ("store", module.layer_type))
 
 
 def _usual_attention(module: nn.Module, base: str) -> Any:

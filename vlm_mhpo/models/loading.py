@@ -16,8 +16,9 @@ from vlm_mhpo.models import attention, recurrent
 from vlm_mhpo.models.adapters import adapters_of, fit_adapters
 from vlm_mhpo.models.families import FAMILIES, family_for
 from vlm_mhpo.models.families.base import Family, banned_tokens, freeze
-from vlm_mhpo.models.families.text import check_plain_head
+from vlm_mhpo.models.families.text import check_head, check_own_head
 from vlm_mhpo.models.folder import ADAPTER_FILE, Base, base_of, read_config, read_processor
+from vlm_mhpo.models.logit_rule import set_rule
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.models.quantization import check_quantization, quantization_settings, settle_base
 from vlm_mhpo.models.template import give_template, turn_end
@@ -92,6 +93,7 @@ def load_policy(
     base = base_of(path, revision)
     config = read_config(path, revision=revision)
     without_dropout(config)
+    _check_attention(config, attn_implementation)
     options = {"config": config, "dtype": DTYPES[dtype], "attn_implementation": attn_implementation}
     if quantization:
         check_quantization(quantization, _stage_of(zero3_settings))
@@ -161,7 +163,7 @@ def examine_model(
     freeze(empty, family, vision_tower_frozen=freeze_vision_tower, projector_frozen=freeze_projector)
     codec = load_codec(base.path, empty, family, min_pixels=min_pixels, max_pixels=max_pixels, **place)
     fit_adapters(empty, family, base, lora)
-    return family, weights, codec
+    return family.with_processor(codec.processor), weights, codec
 
 
 def adapt(model: nn.Module, family: Family, attn_implementation: str) -> None:
@@ -169,8 +171,12 @@ def adapt(model: nn.Module, family: Family, attn_implementation: str) -> None:
     if family.shares_prompt:
         attention.install(model, attn_implementation)
     recurrent.install(model, family.recurrent)
-    if family.model_type not in FAMILIES:
-        check_plain_head(model, family.model_type)
+    if family.own_inputs:
+        check_own_head(model, family.model_type)
+    elif family.model_type not in FAMILIES:
+        check_head(model, family.model_type)
+    else:
+        set_rule(model)
     if family.vision:
         family.vision.adapt(model)
     if family.leaf_modules:
@@ -190,6 +196,15 @@ def without_dropout(config: Any) -> None:
             without_dropout(value)
         elif "drop" in name and isinstance(value, float):
             setattr(config, name, 0.0)
+
+
+def _check_attention(config: Any, attn_implementation: str) -> None:
+    """ModelError when the attention would leave out what a model does to its scores."""
+    if attn_implementation != "eager" and getattr(config.get_text_config(), "attn_logit_softcapping", None):
+        raise ModelError(
+            f"a {config.model_type} model caps its attention scores, which {attn_implementation} leaves out: set "
+            "model.attn_implementation to eager and model.dtype to float32"
+        )
 
 
 def _check_revision(revision: str | None) -> None:

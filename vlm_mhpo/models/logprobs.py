@@ -32,6 +32,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlm_mhpo.models.logit_rule import LogitRule, rule_of
+
 # Rows of a chunk whose exponentials exist beside their logits.
 SLICE = 32
 # Rows and columns of a matrix in lower precision that are widened at a time where no device does that inside.
@@ -59,7 +61,10 @@ def product(left_MK: Tensor, right_KN: Tensor) -> Tensor:
 @torch.no_grad()
 def head_logits(hidden_NH: Tensor, lm_head: nn.Linear) -> Tensor:
     """[N, V] logits of some states for the sampler, float32 as the trainer's are; without gradient."""
-    return _in_place_of(lm_head, hidden_NH, lambda hidden: _raw_logits(hidden, lm_head.weight, lm_head.bias))
+    rule = rule_of(lm_head)
+    return _in_place_of(
+        lm_head, hidden_NH, lambda hidden: rule.apply_(_raw_logits(hidden, lm_head.weight, lm_head.bias))
+    )
 
 
 def scaled_logits(logits_NV: Tensor, banned_V: Tensor, temperature: float) -> Tensor:
@@ -116,6 +121,7 @@ def token_log_probs(
             chunk_size,
             with_entropy,
             learns,
+            rule_of(lm_head),
         )
 
     return _in_place_of(lm_head, hidden_NH, forward)
@@ -131,9 +137,10 @@ def _in_place_of(lm_head: nn.Linear, hidden_NH: Tensor, forward: Callable[[Tenso
 
 
 class TokenLogProbs(torch.autograd.Function):
-    """log softmax(hidden weight^T / temperature) at the targets, and the entropy H of that distribution.
+    """log softmax(z / temperature) at the targets, and the entropy H of that distribution.
 
-    Gradients of a logit: of the former (1[target] - p) / T, of the latter -p (log p + H) / T.
+    Logits z are hidden weight^T, or what a `LogitRule` makes of it. Gradients of a logit: of the former
+    (1[target] - p) / T, of the latter -p (log p + H) / T; those of the product are these times dz / dx.
     """
 
     @staticmethod
@@ -148,13 +155,14 @@ class TokenLogProbs(torch.autograd.Function):
         chunk_size: int,
         with_entropy: bool,
         entropy_learns: bool,
+        rule: LogitRule,
     ) -> tuple[Tensor, Tensor | None]:
         log_probs_N = hidden_NH.new_empty(len(targets_N), dtype=torch.float32)
         total_N = torch.empty_like(log_probs_N)
         entropy_N = torch.empty_like(log_probs_N) if with_entropy else None
-        ctx.settings = temperature, chunk_size
+        ctx.settings = temperature, chunk_size, rule
         for chunk in chunks(len(targets_N), chunk_size):
-            logits_NV = _chunk_logits(hidden_NH[chunk], weight_VH, bias_V, banned_V, temperature)
+            logits_NV = _chunk_logits(hidden_NH[chunk], weight_VH, bias_V, banned_V, temperature, rule)
             for rows in chunks(len(logits_NV), SLICE):
                 here = slice(chunk.start + rows.start, chunk.start + rows.stop)
                 total_N[here] = logits_NV[rows].logsumexp(dim=-1)
@@ -174,7 +182,7 @@ class TokenLogProbs(torch.autograd.Function):
     def backward(ctx, gradient_N: Tensor, entropy_gradient_N: Tensor | None) -> tuple[Tensor | None, ...]:
         call = HeadCall(*ctx.saved_tensors, *ctx.settings, gradient_N, entropy_gradient_N)
         gradients = _gradients_by_words if rounds(call.weight_VH) else _gradients_by_tokens
-        return (*gradients(call, ctx.needs_input_grad[:3]), None, None, None, None, None, None)
+        return (*gradients(call, ctx.needs_input_grad[:3]), None, None, None, None, None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,10 +199,25 @@ class HeadCall:
     entropy_N: Tensor | None
     temperature: float
     chunk_size: int
+    rule: LogitRule
     gradient_N: Tensor
     entropy_gradient_N: Tensor | None
 
     def to_gradients(self, logits_NV: Tensor, tokens: slice, place_N: Tensor, is_here_N: Tensor) -> Tensor:
+        """Turn logits of some tokens and words, in their own buffer, into the gradients of the head's products.
+
+        Args: as of `_to_logit_gradients`.
+        """
+        if self.rule.is_plain:
+            return self._to_logit_gradients(logits_NV, tokens, place_N, is_here_N)
+        # An eighth of the buffer more.
+        for rows in chunks(len(logits_NV), max(SLICE, len(logits_NV) // 8)):
+            slope = self.rule.slope(logits_NV[rows] * self.temperature)
+            here = slice(tokens.start + rows.start, tokens.start + rows.stop)
+            self._to_logit_gradients(logits_NV[rows], here, place_N[rows], is_here_N[rows]).mul_(slope)
+        return logits_NV
+
+    def _to_logit_gradients(self, logits_NV: Tensor, tokens: slice, place_N: Tensor, is_here_N: Tensor) -> Tensor:
         """Turn logits of some tokens and words, in their own buffer, into the gradients of logits.
 
         Args:
@@ -231,7 +254,7 @@ def _gradients_by_tokens(call: HeadCall, wanted: Sequence[bool]) -> tuple[Tensor
     weight_gradient = torch.zeros_like(weight_VH) if wanted[1] else None
     bias_gradient = torch.zeros_like(bias_V) if bias_V is not None and wanted[2] else None
     for chunk in chunks(len(targets_N), call.chunk_size):
-        logits_NV = _chunk_logits(hidden_NH[chunk], weight_VH, bias_V, call.banned_V, call.temperature)
+        logits_NV = _chunk_logits(hidden_NH[chunk], weight_VH, bias_V, call.banned_V, call.temperature, call.rule)
         is_allowed_N = ~call.banned_V[targets_N[chunk]]
         logit_gradient = call.to_gradients(logits_NV, chunk, targets_N[chunk], is_allowed_N).to(weight_VH.dtype)
         if hidden_gradient is not None:
@@ -253,7 +276,7 @@ def _gradients_by_words(call: HeadCall, wanted: Sequence[bool]) -> tuple[Tensor 
     is_allowed_N = ~call.banned_V[targets_N]
     for words in chunks(len(weight_VH), max(1, call.chunk_size * len(weight_VH) // max(1, len(targets_N)))):
         bias = None if bias_V is None else bias_V[words]
-        logits_NV = _chunk_logits(hidden_NH, weight_VH[words], bias, call.banned_V[words], call.temperature)
+        logits_NV = _chunk_logits(hidden_NH, weight_VH[words], bias, call.banned_V[words], call.temperature, call.rule)
         place_N = targets_N - words.start
         is_here_N = is_allowed_N & (place_N >= 0) & (place_N < logits_NV.shape[1])
         place_N = place_N.clamp(0, logits_NV.shape[1] - 1)
@@ -270,10 +293,15 @@ def _gradients_by_words(call: HeadCall, wanted: Sequence[bool]) -> tuple[Tensor 
 
 
 def _chunk_logits(
-    hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, banned_V: Tensor, temperature: float
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    banned_V: Tensor,
+    temperature: float,
+    rule: LogitRule,
 ) -> Tensor:
     """`scaled_logits` of some states, in one buffer."""
-    return _raw_logits(hidden_NH, weight_VH, bias_V).div_(temperature).masked_fill_(banned_V, -torch.inf)
+    return rule.apply_(_raw_logits(hidden_NH, weight_VH, bias_V)).div_(temperature).masked_fill_(banned_V, -torch.inf)
 
 
 def _raw_logits(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:

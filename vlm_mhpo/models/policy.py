@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vlm_mhpo.models.adapters import save_adapter
 from vlm_mhpo.models.attention import SPLIT_WIDTH, no_mask, segments_of, takes_masks
 from vlm_mhpo.models.families.base import Family, tower_is_frozen, vision_weights
+from vlm_mhpo.models.families.own_path import row_states
 from vlm_mhpo.models.logprobs import token_log_probs
 from vlm_mhpo.models.packing import PackedRows
 from vlm_mhpo.models.recurrent import forks_of
@@ -62,7 +63,7 @@ class Policy(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probs and entropies, [N] float32 each, in the order of `rows.target_N`; see `token_log_probs`."""
         width = rows.input_ids_RS.shape[1]
-        hidden_RSH = self.model.model(**self.inputs(rows)).last_hidden_state
+        hidden_RSH = self.states(rows)
         hidden_NH = hidden_RSH[:, :width].flatten(0, 1)[rows.predictor_N]
         # A column that was added for a blank image must be part of the graph although nothing looks at it.
         hidden_NH = hidden_NH + 0.0 * hidden_RSH[:, width:].sum()
@@ -77,31 +78,52 @@ class Policy(nn.Module):
             entropy_learns=entropy_learns,
         )
 
-    def inputs(self, rows: PackedRows) -> dict[str, Any]:
-        """Keyword arguments of the transformers model without its head."""
+    def states(self, rows: PackedRows) -> Tensor:
+        """[R, S, H] states that the head reads; behind those of the rows the columns of a blank image, if any."""
         if self.family.has_vision and self.lacks_image(rows.media):
             rows = self.with_blank_image(rows)
+        if self.family.own_inputs:
+            return row_states(self.model, rows)
+        return self.model.model(**self.inputs(rows)).last_hidden_state
+
+    def inputs(self, rows: PackedRows) -> dict[str, Any]:
+        """Keyword arguments of the transformers model without its head."""
         positions = rows.positions_ARS if rows.positions_ARS.shape[0] > 1 else rows.positions_ARS[0]
         inputs = {"input_ids": rows.input_ids_RS, "position_ids": positions, "use_cache": False}
         return inputs | self.visibility(rows) | self.media_inputs(rows.media)
+
+    def sight_masks(self, input_ids_RS: Tensor, segments_RS: Tensor, positions_RS: Tensor) -> dict[str, Any]:
+        """Keyword arguments of the transformers model of a family whose layers differ in what they see."""
+        masks = self.family.sight.masks(self.model.config, input_ids_RS, segments_RS, positions_RS)
+        by_kind = isinstance(masks, dict)
+        return {
+            "attention_mask": {k: self._finished(m) for k, m in masks.items()} if by_kind else self._finished(masks)
+        }
+
+    @property
+    def _is_eager(self) -> bool:
+        return self.model.config.get_text_config()._attn_implementation.endswith("eager")
+
+    def _finished(self, mask: Tensor) -> Tensor:
+        """A mask as attention takes it: eager attention adds it, sdpa takes the booleans."""
+        dtype = self.model.lm_head.weight.dtype
+        if not self._is_eager:
+            return mask
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
     def visibility(self, rows: PackedRows) -> dict[str, Any]:
         """Keyword arguments of the transformers model that say which token sees which: segments, or a mask."""
         if not self.family.shares_prompt:
             # Rows of one completion, of which the model itself knows what sees what.
             return {"attention_mask": (rows.segments_RS >= 0).long()}
+        if self.family.sight:
+            return self.sight_masks(rows.input_ids_RS, rows.segments_RS, rows.positions_ARS[0])
         weight, width = self.model.lm_head.weight, rows.input_ids_RS.shape[1]
         forks = {"forks": forks_of(rows.lengths, width, rows.input_ids_RS.device)} if self.family.recurrent else {}
-        eager = self.model.config.get_text_config()._attn_implementation.endswith("eager")
-        if not takes_masks(self.model) or (not eager and width >= SPLIT_WIDTH):
+        if not takes_masks(self.model) or (not self._is_eager and width >= SPLIT_WIDTH):
             segments = segments_of(rows.lengths, like=weight, width=width)
             return {"attention_mask": no_mask(weight), "segments": segments} | forks
-        mask = rows.allowed_R1SS
-        if eager:
-            # Eager attention adds its mask; sdpa takes the booleans.
-            dtype = weight.dtype
-            mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
-        return {"attention_mask": mask} | forks
+        return {"attention_mask": self._finished(rows.allowed_R1SS)} | forks
 
     def media_inputs(self, media: Media | None) -> dict[str, Any]:
         """Keyword arguments of the transformers model for images; none without any."""

@@ -165,6 +165,9 @@ def draw_weights(model: nn.Module) -> None:
             steps = torch.exp(torch.empty_like(module.dt_bias).uniform_(math.log(0.001), math.log(0.1)))
             # Softplus makes them of it again.
             module.dt_bias.data.copy_(steps.expm1().log())
+        elif (projection := getattr(module, "mm_input_projection_weight", None)) is not None:
+            # Gemma 3's, which transformers leaves at zero.
+            nn.init.normal_(projection, std=1.0 / math.sqrt(projection.shape[0]))
         elif isinstance(getattr(module, "position_embeddings", None), nn.Parameter):
             for vectors in module.parameters(recurse=False):
                 nn.init.normal_(vectors, std=0.5)

@@ -11,6 +11,7 @@ import torch
 from data_prep import DataError, Row, open_image
 from vlm_mhpo.errors import PromptError
 from vlm_mhpo.models.families.base import Family
+from vlm_mhpo.models.families.own_path import image_tokens, own_call
 from vlm_mhpo.models.loading import Codec
 from vlm_mhpo.models.template import opened_response, render
 from vlm_mhpo.types import Prompt
@@ -123,10 +124,12 @@ class PromptBuilder:
         if not rows:
             return []
         images = [self._open(row) for row in rows]
+        if self.family.own_inputs and len(rows) > 1:
+            return [prompt for row in rows for prompt in self._with_images([row])]
         texts = [render(self.codec.processor, self._messages(row)) for row in rows]
         for row, text in zip(rows, texts, strict=True):
             # Before the processor sees them: not every one refuses.
-            if text.count(self.codec.processor.image_token) != len(row.images):
+            if not self.family.own_inputs and text.count(self.codec.processor.image_token) != len(row.images):
                 raise PromptError(f"row {row.id}: the chat template does not place one image token per image")
         try:
             inputs = self._processed(texts, images=images)
@@ -177,6 +180,9 @@ class PromptBuilder:
         return re.findall(f"{re.escape(processor.image_token)}|{re.escape(processor.video_token)}", text)
 
     def _processed(self, texts: Sequence[str], **media: Any) -> Mapping[str, torch.Tensor]:
+        """What the processor returns."""
+        if self.family.own_inputs:
+            return own_call(self.codec.processor, texts[0], media["images"][0])
         return self.codec.processor(
             text=texts,
             padding=True,
@@ -220,6 +226,9 @@ class PromptBuilder:
     def _cut(self, rows: Sequence[Row], texts: Sequence[str], inputs: Mapping[str, torch.Tensor]) -> list[Prompt]:
         """The prompts of a batch of processor outputs; copies, because a view would keep (and send) the whole batch."""
         media = self.family.vision.cut(self.codec.processor, inputs, [len(row.images) for row in rows])
+        types_BS = inputs.get("mm_token_type_ids")
+        if types_BS is None:
+            types_BS = image_tokens(self.codec.processor, inputs["input_ids"])
         prompts = []
         for index, (row, text) in enumerate(zip(rows, texts, strict=True)):
             length = int(inputs["attention_mask"][index].sum())
@@ -227,7 +236,7 @@ class PromptBuilder:
                 row=row,
                 text=text,
                 input_ids_S=inputs["input_ids"][index, :length].clone(),
-                token_types_S=inputs["mm_token_type_ids"][index, :length].to(torch.int64, copy=True),
+                token_types_S=types_BS[index, :length].to(torch.int64, copy=True),
                 media=media[index],
                 opens=self.opens,
             )

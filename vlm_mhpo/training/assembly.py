@@ -26,6 +26,7 @@ from vlm_mhpo.records.run_file import write_run_file
 from vlm_mhpo.rollout.base import Sampler
 from vlm_mhpo.rollout.build import build_sampler
 from vlm_mhpo.runtime import ranks
+from vlm_mhpo.training.own_check import check_own_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,8 @@ def build_parts(config: Config, optimizer: OptimizerConfig, *, what: str = "trai
     eval_rows = _held_out_rows(data, builder)
     engine = Engine(policy, optimizer=optimizer, deepspeed=config.deepspeed, dtype=config.model.dtype)
     sampler = build_sampler(config.rollout, policy, codec, engine.whole_weights)
+    if policy.family.own_inputs:
+        check_own_path(policy, sampler, [builder(row) for row in _one_of_each(train_rows)], engine.whole_weights)
     return Parts(engine, codec, builder, sampler, train_rows, eval_rows)
 
 
@@ -80,6 +83,12 @@ def _held_out_rows(data: DataConfig, builder: PromptBuilder) -> Sequence[Row]:
         return []
     rows = read_rows(data.eval, data, data.eval_split, data.max_eval_rows)
     return usable_rows(rows, builder, overlong="never", what="held-out")
+
+
+def _one_of_each(rows: Sequence[Row]) -> list[Row]:
+    """The first row with an image and the first without one, as far as there are any."""
+    firsts = (next((row for row in rows if bool(row.images) == has_image), None) for has_image in (True, False))
+    return [row for row in firsts if row is not None]
 
 
 def record_run(config: Config, parts: Parts, changes: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -134,7 +143,13 @@ def print_start(config: Config, parts: Parts) -> None:
         )
     for note in _regime_notes(config):
         tqdm.write(note)
-    if not policy.family.shares_prompt:
+    if policy.family.own_inputs:
+        tqdm.write(
+            f"a {policy.family.model_type} model is of the generic family (docs/families.md), right before fast: a row "
+            "for each completion, inputs and cache as transformers' generate makes them, image features computed anew "
+            "in each forward; its log-probs have just been compared with a plain forward's"
+        )
+    elif not policy.family.shares_prompt:
         tqdm.write(
             f"this {policy.family.model_type} model has no adapter for shared prompts (or attends through sliding "
             "windows): every completion is sampled and trained with its own copy of the prompt, which is right and "

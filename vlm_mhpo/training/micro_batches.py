@@ -72,7 +72,8 @@ def micro_batches(
     plan = plan_micro_batches(
         [prompt.num_tokens for prompt in prompts],
         lengths,
-        max_tokens=max_tokens,
+        # A budget of no token is one of a single row.
+        max_tokens=0 if policy.family.own_inputs else max_tokens,
         shares_prompt=policy.family.shares_prompt,
         skipped=skipped,
     )

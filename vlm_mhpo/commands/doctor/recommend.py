@@ -23,7 +23,7 @@ from vlm_mhpo.commands.doctor.memory import (
 from vlm_mhpo.commands.doctor.shapes import Shapes
 from vlm_mhpo.config import Config
 from vlm_mhpo.engine.settings import adds_in_float32
-from vlm_mhpo.models.families import family_of
+from vlm_mhpo.models.families import FAMILIES
 from vlm_mhpo.models.tiny import tiny_family
 from vlm_mhpo.rollout.hf.budget import tokens_that_fit
 
@@ -75,7 +75,8 @@ def _at_a_time(config: Config, shapes: Shapes, found: Estimate, num_ranks: int, 
 
 def _examine_budget(config: Config, shapes: Shapes) -> Iterator[Check]:
     """Whether answers of the family's models fit the budget of a completion."""
-    needed, given = family_of(shapes.model_type).answer_tokens, config.rollout.max_completion_length
+    family, given = FAMILIES.get(shapes.model_type), config.rollout.max_completion_length
+    needed = family.answer_tokens if family else 0
     if given < needed and not tiny_family(config.model.path):
         text = f"{given} tokens, and answers of {shapes.model_type} models need {needed}: many are cut and count as "
         yield Check("warning", "completion budget", f"{text}wrong; raise rollout.max_completion_length")

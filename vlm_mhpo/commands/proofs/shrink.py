@@ -14,7 +14,7 @@ from vlm_mhpo.commands.doctor.shapes import transformers_config
 from vlm_mhpo.config import Config, parse_config
 from vlm_mhpo.engine.settings import deepspeed_settings
 from vlm_mhpo.errors import ModelError, VlmMhpoError
-from vlm_mhpo.models.families import family_of
+from vlm_mhpo.models.families import FAMILIES, family_of
 from vlm_mhpo.models.tiny import SCHEME, tiny_families
 from vlm_mhpo.prompts.rows import read_rows
 
@@ -69,7 +69,7 @@ def tiny_family(config: Config) -> str:
     if name in families:
         return name
     # Every text family goes the same way through our code.
-    if name and not family_of(name).has_vision:
+    if name in FAMILIES and not family_of(name).has_vision:
         return "qwen2"
     raise ModelError(f"{path}: its family cannot be told on this machine: give --family, one of {', '.join(families)}")
 
@@ -78,10 +78,10 @@ def _small_values(config: Config, family: str, num_ranks: int) -> dict[str, Any]
     """The nested values of the small configuration; every section stays, lengths and sizes shrink."""
     values = config.model_dump(mode="json")
     minibatches = min(MOST_MINIBATCHES, config.train.num_minibatches)
-    has_vision = family_of(family).has_vision
+    has_vision, has_limits = family_of(family).has_vision, family_of(family).has_pixel_limits
     values["num_threads"] = 1
     values["model"] |= {"path": SCHEME + family, "revision": None, "min_pixels": None}
-    values["model"]["max_pixels"] = MOST_PIXELS if has_vision else None
+    values["model"]["max_pixels"] = MOST_PIXELS if has_vision and has_limits else None
     if not has_vision:
         values["model"] |= {"freeze_vision_tower": False, "freeze_projector": False}
     values["data"] |= {"eval": None, "max_prompt_length": MOST_PROMPT_TOKENS, "overlong_prompts": "filter"}

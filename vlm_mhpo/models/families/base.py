@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families.costs import Part, Stack, Work
+from vlm_mhpo.models.families.sight import Sight
 from vlm_mhpo.types import TAGS, Media, Prompt
 
 # What Qwen's tokenizers hold for images and videos, the text models', too.
@@ -131,17 +132,20 @@ class TinyWords:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One row of the table of supported architectures, whose logits are lm_head(last hidden state) and nothing more.
+    """One row of the table of supported architectures; logits are those of lm_head, by its `LogitRule`.
 
     Attributes:
         model_type: transformers' name of the configuration.
         positions: (model, prompt) -> [A, S] int64 positions of the prompt's tokens.
         vision: how images are seen; None = text alone.
+        sight: what its layers see beside what causal ones see of a packed row; None = no more.
+        own_inputs: the model prepares its inputs itself (`families.own_path`): a forward has one row of one completion.
         shares_prompt: completions may share a row and a cache with their prompt; else each has a copy of it.
         plain_layers: its text layers are norm, attention that turns whole heads in halves, norm and MLP, added up and
             nothing more: tokens are decoded by `rollout.hf.token_layer` in place of their own forwards.
         recurrent: names of module classes that carry a state from token to token (gated delta nets); completions go on
             from the state of their prompt (`models.recurrent`).
+        has_pixel_limits: the area of an image may be limited (`model.min_pixels`, `model.max_pixels`).
         leaf_modules: names of module classes that ZeRO-3 must gather whole (routed experts, recurrent layers).
         tied: tensors that a folder may lack where its configuration ties them to others: module and name.
         spare: patterns of tensors that a folder may hold although the model does not read them.
@@ -157,6 +161,9 @@ class Family:
     shares_prompt: bool = True
     plain_layers: bool = False
     recurrent: tuple[str, ...] = ()
+    sight: Sight | None = None
+    own_inputs: bool = False
+    has_pixel_limits: bool = True
     leaf_modules: tuple[str, ...] = ()
     tied: tuple[str, ...] = ("lm_head.weight", "embed_tokens.weight")
     spare: tuple[str, ...] = SPARE_TENSORS
@@ -164,6 +171,10 @@ class Family:
     answer_tokens: int = 0
     tiny_words: TinyWords = TinyWords()
     tiny_config: Callable[[Any, dict[str, Any]], Any] | None = None
+
+    def with_processor(self, processor: Any) -> Family:
+        """The same where the table says all; else a family that holds the processor."""
+        return self.vision.known_by(self, processor) if self.own_inputs else self
 
     @property
     def has_vision(self) -> bool:
@@ -216,7 +227,8 @@ def _named_placeholders(source: Any) -> Iterator[int | str]:
     for name, value in (source if isinstance(source, Mapping) else vars(source)).items():
         if hasattr(value, "to_dict") and hasattr(value, "model_type"):
             yield from _named_placeholders(value)
-        elif _PLACEHOLDER_NAME.search(name) and isinstance(value, int | str) and not isinstance(value, bool):
+        # A number under a name without _id or _index is a size (Gemma 4's audio_ms_per_token).
+        elif (match := _PLACEHOLDER_NAME.search(name)) and type(value) is (int if match[2] else str):
             yield value
 
 

@@ -76,18 +76,18 @@ class TextLayers:
     """Sizes of the text layers of a transformers configuration, where they are not all alike.
 
     Attributes:
-        num_attention: layers that keep keys and values of every token.
         num_recurrent: layers (gated delta nets) whose memory is of constant size.
-        key_width: of the keys of a token in one layer, all heads together; values are as wide.
-        query_width: the same of queries.
+        keys: entries that a token leaves in all caches of keys; those of values are as many.
+        queries: entries of its queries, all layers that attend together.
+        query_width: those of the widest layer.
         state: entries of the matrix that a recurrent layer remembers, all heads together.
         channels, kernel: of its convolution.
         inner: width of the perceptron that a token passes, routed and shared experts together; 0 = not known.
     """
 
-    num_attention: int
     num_recurrent: int
-    key_width: int
+    keys: int
+    queries: int
     query_width: int
     state: int
     channels: int
@@ -97,7 +97,7 @@ class TextLayers:
     @classmethod
     def of(cls, text: Any) -> TextLayers:
         """Those of a text configuration."""
-        head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        shapes = head_shapes(text)
         kinds = getattr(text, "layer_types", None) or ()
         num_recurrent = sum(kind == "linear_attention" for kind in kinds)
 
@@ -112,10 +112,10 @@ class TextLayers:
         if routed:
             inner = routed * text.moe_intermediate_size + shared
         return cls(
-            num_attention=text.num_hidden_layers - num_recurrent,
             num_recurrent=num_recurrent,
-            key_width=(getattr(text, "num_key_value_heads", None) or text.num_attention_heads) * head_width,
-            query_width=text.num_attention_heads * head_width,
+            keys=sum(heads * width for heads, width in shapes),
+            queries=text.num_attention_heads * sum(width for _, width in shapes),
+            query_width=text.num_attention_heads * max(width for _, width in shapes),
             state=values * size("key_head_dim"),
             channels=2 * keys + values,
             kernel=size("conv_kernel_dim"),
@@ -140,7 +140,7 @@ def text_parts(body: nn.Module, text: Any) -> list[Part]:
     layers = TextLayers.of(text)
     found = [
         matrices("text layers", [body], "tokens"),
-        Part("text attention", 2 * layers.num_attention * layers.query_width, "pairs", 2.0),
+        Part("text attention", 2 * layers.queries, "pairs", 2.0),
     ]
     if layers.num_recurrent:
         per_layer = 3 * layers.state + layers.channels * layers.kernel
@@ -172,3 +172,22 @@ def num_weights(layer: nn.Module) -> int:
     """Entries of the matrix of a linear layer or convolution; under ZeRO-3 the tensor itself is empty."""
     weight = layer.weight
     return getattr(weight, "ds_numel", weight.numel())
+
+
+def head_shapes(text: Any) -> list[tuple[int, int]]:
+    """(key-value heads that a layer adds to the cache, width of a head) of each text layer that attends.
+
+    Gemma 4 has heads of two widths, and layers that read the keys of others and add none.
+    """
+    own = getattr(text, "per_layer_config", None)
+    layers = [own[index] for index in range(text.num_hidden_layers)] if own else [text] * text.num_hidden_layers
+    modes = getattr(text, "kv_sharing_modes", None) or [None] * len(layers)
+    kinds = getattr(text, "layer_types", None) or [None] * len(layers)
+    return [
+        (
+            0 if mode == "reuse" else getattr(layer, "num_key_value_heads", None) or text.num_attention_heads,
+            getattr(layer, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        )
+        for layer, mode, kind in zip(layers, modes, kinds, strict=True)
+        if kind != "linear_attention"
+    ]

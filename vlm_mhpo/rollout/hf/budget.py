@@ -32,8 +32,7 @@ def bytes_per_token(text: Any, width: int, *, shares_prompt: bool = True) -> int
         width: bytes of a weight.
         shares_prompt: keys are held in float32 (`shared_prefix`); transformers' own cache has them as they are.
     """
-    layers = TextLayers.of(text)
-    return layers.num_attention * layers.key_width * ((max(FLOAT32, width) if shares_prompt else width) + width)
+    return TextLayers.of(text).keys * ((max(FLOAT32, width) if shares_prompt else width) + width)
 
 
 def state_tokens(text: Any, width: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from vlm_mhpo.models.attention import cache_name
 from vlm_mhpo.models.policy import Policy
@@ -57,6 +58,11 @@ def prefill(policy: Policy, prompts: Sequence[Prompt], pad_id: int, side: Litera
         "attention_mask": mask_PS.to(device),
         "position_ids": (positions_APS if num_axes > 1 else positions_APS[0]).to(device),
     }
+    if policy.family.sight:
+        # Keys of all tokens, also of layers that slide: which of them a later token sees is told by positions.
+        inputs |= {cache_name(): DynamicCache()}
+        segments_PS = inputs["attention_mask"] - 1
+        inputs |= policy.sight_masks(inputs["input_ids"], segments_PS, inputs["position_ids"])
     media = policy.family.join([prompt.media for prompt in prompts])
     with span("sample/prefill"):
         outputs = policy.model.model(
@@ -65,7 +71,7 @@ def prefill(policy: Policy, prompts: Sequence[Prompt], pad_id: int, side: Litera
     last_P = mask_PS.sum(dim=1) - 1 if side == "right" else torch.full((len(prompts),), width - 1)
     return Prefilled(
         cache=outputs[cache_name()],
-        mask_PS=inputs["attention_mask"],
+        mask_PS=mask_PS.to(device),
         hidden_PH=outputs.last_hidden_state[torch.arange(len(prompts), device=device), last_P.to(device)],
         next_position_P=torch.stack([position_AS.max() + 1 for position_AS in positions]),
         num_axes=num_axes,

@@ -16,6 +16,7 @@ from vlm_mhpo.rollout.base import OnGroups, SamplingParams, nothing
 from vlm_mhpo.rollout.hf.budget import budget_of
 from vlm_mhpo.rollout.hf.decoding import Decoding, Drawn, Work
 from vlm_mhpo.rollout.hf.halving import halving
+from vlm_mhpo.rollout.hf.own_decoding import decode_own
 from vlm_mhpo.rollout.hf.prefill import Prefilled, prefill
 from vlm_mhpo.runtime.seeding import derive_seed
 from vlm_mhpo.types import Completion, Group, Prompt
@@ -115,7 +116,12 @@ class HfSampler:
             prefill=run,
         )
         ended: dict[int, list[Drawn]] = defaultdict(list)
-        for some in Decoding(self.policy, work, params, self.codec.end_ids, budget, on_token).run():
+        ends = self.codec.end_ids
+        if self.policy.family.own_inputs:
+            decoding = decode_own(self.policy, prompts, work.order, params, work.seed_of, ends, budget, on_token)
+        else:
+            decoding = Decoding(self.policy, work, params, ends, budget, on_token).run()
+        for some in decoding:
             for drawn in some:
                 ended[drawn.number // size].append(drawn)
             whole = {drawn.number // size for drawn in some if len(ended[drawn.number // size]) == size}
