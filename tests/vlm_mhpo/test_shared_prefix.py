@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from vlm_mhpo.rollout.hf.shared_prefix import FIRST_ROOM, SharedPrefixCache
+from vlm_mhpo.rollout.hf.own_tokens import FIRST_ROOM
+from vlm_mhpo.rollout.hf.shared_prefix import SharedPrefixCache
 
 NUM_PROMPTS, NUM_SAMPLES, NUM_HEADS, NUM_QUERIES, WIDTH, LENGTH = 3, 4, 2, 3, 5, 7
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.builders import FAMILIES, Tiny, build_and_load, plain_log_probs, prompts_of
+from tests.builders import QWEN_VL_FAMILIES, Tiny, build_and_load, plain_log_probs, prompts_of
 from vlm_mhpo.config.model import LoraConfig
 from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.rollout.hf import token_layer
@@ -67,7 +67,7 @@ def test_who_listens_to_the_modules_hears_of_every_token(tiny):
     assert heard == ["Qwen2_5_VLModel", *["Qwen2_5_VLDecoderLayer"] * 3] * (1 + NUM_TOKENS)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*QWEN_VL_FAMILIES, "qwen2"])
 def test_tokens_get_the_states_that_the_stock_forward_gives_them(tiny, family):
     model = unsettled(tiny(family))
     expected = decoded(model, None)

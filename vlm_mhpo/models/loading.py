@@ -109,15 +109,20 @@ def load_policy(
     if not adapters_of(model):
         freeze(model, family, vision_tower_frozen=freeze_vision_tower, projector_frozen=freeze_projector)
     if gradient_checkpointing:
-        # The name that transformers 6 keeps, and the one that 5.20 knows.
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        _recompute_activations(model)
     vocabulary_size = model.config.get_text_config().vocab_size
     banned_V = banned_tokens(codec.tokenizer, vocabulary_size, model.config, codec.processor)
     policy = Policy(model, family, banned_V, weights, (base.path, base.revision))
     if quantization:
         settle_base(policy)
     return policy, codec
+
+
+def _recompute_activations(model: nn.Module) -> None:
+    """Keep no activations of layers; backward makes them again."""
+    # The name that transformers 6 keeps, and the one that 5.20 knows.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _read_weights(base: Base, family: Family, zero3_settings: dict[str, Any] | None, **options: Any) -> nn.Module:
