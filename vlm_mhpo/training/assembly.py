@@ -70,7 +70,7 @@ def build_parts(config: Config, optimizer: OptimizerConfig, *, what: str = "trai
     )
     eval_rows = _held_out_rows(data, builder)
     engine = Engine(policy, optimizer=optimizer, deepspeed=config.deepspeed, dtype=config.model.dtype)
-    sampler = build_sampler(config.rollout, policy, codec, engine.whole_weights)
+    sampler = build_sampler(config.rollout, policy, codec, engine)
     return Parts(engine, codec, builder, sampler, train_rows, eval_rows)
 
 
