@@ -9,6 +9,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from vlm_mhpo.config.base import FREE, Section, check_address
 
+MAX_SERVED_TEMPERATURE = 2.0
+
 
 class VllmConfig(Section):
     """Servers of `rollout.engine=vllm`."""
@@ -41,8 +43,8 @@ class VllmConfig(Section):
             host = check_address(url, *keys).hostname
             if self.token_file is None and not _is_this_host(host):
                 raise ValueError(
-                    f"rollout.vllm.servers names {host}, another host, and whoever reaches such a server can change its "
-                    "weights: start it with --token-file and set rollout.vllm.token_file"
+                    f"rollout.vllm.servers names {host}, another host, and whoever reaches such a server can change "
+                    "its weights: start it with --token-file and set rollout.vllm.token_file"
                 )
         if len(set(self.servers)) < len(self.servers):
             raise ValueError("rollout.vllm.servers names a server twice: leave one out")
@@ -127,6 +129,11 @@ class RolloutConfig(Section):
             raise ValueError(
                 "rollout.engine=vllm has no server: start some with scripts/serve_rollouts.sh and name them in "
                 "rollout.vllm.servers"
+            )
+        if self.temperature > MAX_SERVED_TEMPERATURE:
+            raise ValueError(
+                f"rollout.temperature={self.temperature:g} is more than vLLM takes: set "
+                f"{MAX_SERVED_TEMPERATURE:g} or less"
             )
         if self.top_p < 1 or self.top_k > 0:
             raise ValueError(

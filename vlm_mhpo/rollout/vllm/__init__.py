@@ -1,1 +1,1 @@
-"""Sampling on vLLM servers over HTTP; this process never imports vllm (`on_server` runs in the servers' environment)."""
+"""Sampling on vLLM servers over HTTP; vllm is never imported (`on_server` runs in the servers' environment)."""

@@ -21,8 +21,8 @@ from vlm_mhpo.types import Group, Prompt
 # Log-probs and entropies of packed rows; the policy itself, or an engine around it.
 Forward = Callable[..., tuple[Tensor, Tensor | None]]
 PARAMS = SamplingParams(num_samples=2, max_tokens=8)
-# Of the first meeting: whether bans hold where everything is likely.
-HOT = SamplingParams(num_samples=8, max_tokens=32, temperature=5.0)
+# Of the first meeting: whether bans hold where much is likely; vLLM takes no higher temperature.
+HOT = SamplingParams(num_samples=8, max_tokens=32, temperature=2.0)
 # Nats. In float32 two engines add up in other orders: 3e-5 on tiny models, more with the logits of real ones; weights
 # or caches of another step were 0.5 to 10 off. In bfloat16 single tokens are far off by rounding alone: the mean.
 LIMITS = {"float32": ("max", 1e-3), "bfloat16": ("mean", 0.02)}
@@ -49,7 +49,7 @@ def chosen_probes(prompts: Sequence[Prompt]) -> list[Prompt]:
 
 @torch.no_grad()
 def own_log_probs(policy: Policy, forward: Forward, groups: Sequence[Group], pad_id: int) -> list[Tensor]:
-    """[T] float32 on the CPU of each completion of each group: log-probs at temperature 1; one forward, on all ranks."""
+    """[T] float32 on the CPU of each completion: log-probs at temperature 1; one forward, on all ranks."""
     prompts = [group.prompt for group in groups]
     ids = [completion.token_ids for group in groups for completion in group.completions]
     lengths = [[len(one.token_ids) for one in group.completions] for group in groups]

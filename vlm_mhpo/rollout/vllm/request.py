@@ -141,8 +141,8 @@ def _other_prompt(prompt: Prompt, echoed: Any) -> str:
     """That a server reads another prompt than the trainer."""
     length = len(echoed) if isinstance(echoed, list) else "no"
     return (
-        f"row {prompt.id}: the rollout server reads {length} prompt tokens and the trainer {prompt.num_tokens}, or others: "
-        "start it with the trainer's model folder, and --min-pixels and --max-pixels as model.min_pixels and "
+        f"row {prompt.id}: the rollout server reads {length} prompt tokens and the trainer {prompt.num_tokens}, or "
+        "others: start it with the trainer's model folder, and --min-pixels and --max-pixels as model.min_pixels and "
         "model.max_pixels"
     )
 

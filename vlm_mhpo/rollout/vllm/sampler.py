@@ -1,4 +1,4 @@
-"""Sampling on vLLM servers: prompts go out as servers have room, groups come in as they are done, what fails goes again.
+"""Sampling on vLLM servers: prompts go out as servers have room, groups come in as they are done, failures go again.
 
 A request that fails is put to another server with the same seeds, so that a step's result is the same (up to the
 engine's own reproducibility) whatever happened meanwhile. A server that failed gets the current weights again, and has
@@ -22,7 +22,7 @@ from vlm_mhpo.errors import NoServerError, RolloutError
 from vlm_mhpo.models.loading import Codec
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.rollout.base import OnGroups, SamplingParams, nothing
-from vlm_mhpo.rollout.vllm.client import ServerLost
+from vlm_mhpo.rollout.vllm.client import BadRequest, ServerLost
 from vlm_mhpo.rollout.vllm.fingerprint import HOT, PARAMS, Forward, Gap, chosen_probes, gap_of, own_log_probs
 from vlm_mhpo.rollout.vllm.request import Requests, StaleAnswer, WrongAnswer
 from vlm_mhpo.rollout.vllm.servers import Server, Servers
@@ -214,7 +214,7 @@ class VllmSampler:
             wrong[prompt.id] += 1
             if wrong[prompt.id] >= MAX_WRONG:
                 raise RolloutError(
-                    f"row {prompt.id}: {wrong[prompt.id]} answers of rollout servers in a row are wrong, the last {error}"
+                    f"row {prompt.id}: {wrong[prompt.id]} answers of rollout servers are wrong, the last {error}"
                 ) from error
         except ServerLost as error:
             lost[prompt.id] += 1
@@ -236,6 +236,8 @@ class VllmSampler:
                 answer = await server.client.call(path, body, timeout_s=self.config.request_timeout)
             version = self.weights.version if self.weights else None
             return self.requests.group(answer, prompt, params, version)
+        except BadRequest as error:
+            raise BadRequest(f"row {prompt.id}: {error}") from error
         except (ServerLost, WrongAnswer) as error:
             server.lose(str(error))
             raise
@@ -298,8 +300,8 @@ class VllmSampler:
             told = "; ".join(f"{url} differs by {gap.max:.2g} at most, {gap.mean:.2g} on average" for url, gap in wrong)
             if is_last or self.weights is None:
                 raise RolloutError(
-                    f"rollout servers do not hold the policy: over the tokens of fixed prompts their log-probs are not the "
-                    f"trainer's, nats ({told}); restart them with the trainer's model folder and --dtype {self.dtype}"
+                    f"rollout servers do not hold the policy: their log-probs of fixed prompts are not the trainer's, "
+                    f"nats ({told}); restart them with the trainer's model folder and --dtype {self.dtype}"
                 )
             urls = {url for url, _ in wrong}
             self.weights.push(self.runner, self.version, [one for one in self.servers.all if one.url in urls])

@@ -76,8 +76,8 @@ class Server:
         num_tokens, num_images = prompt.num_tokens + params.max_tokens, len(prompt.row.images)
         if num_tokens > limits["max_model_len"]:
             raise RolloutError(
-                f"row {prompt.id}: {prompt.num_tokens} prompt tokens and {params.max_tokens} to sample are more than the "
-                f"{limits['max_model_len']} of {self.url}: start it with --max-len {num_tokens} or more"
+                f"row {prompt.id}: {prompt.num_tokens} prompt tokens and {params.max_tokens} to sample are more than "
+                f"the {limits['max_model_len']} of {self.url}: start it with --max-len {num_tokens} or more"
             )
         if num_images > limits["max_images"]:
             raise RolloutError(
@@ -86,8 +86,8 @@ class Server:
             )
         if params.num_samples > limits["max_num_seqs"] and params.temperature:
             raise RolloutError(
-                f"{params.num_samples} completions per prompt are more than the {limits['max_num_seqs']} that {self.url} "
-                f"samples at a time: start it with --max-seqs {params.num_samples} or more"
+                f"{params.num_samples} completions per prompt are more than the {limits['max_num_seqs']} that "
+                f"{self.url} samples at a time: start it with --max-seqs {params.num_samples} or more"
             )
 
 
@@ -169,7 +169,8 @@ class Servers:
         finally:
             await stranger.close()
         raise RolloutError(
-            f"{server.url} answers whoever asks, and whoever reaches it can change its weights: start it with --token-file"
+            f"{server.url} answers whoever asks, and whoever reaches it can change its weights: start it with "
+            "--token-file"
         )
 
     async def close(self) -> None:

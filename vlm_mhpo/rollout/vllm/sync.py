@@ -88,8 +88,8 @@ class FilesSync:
         except OSError as problem:
             described = None
             error = RolloutError(
-                f"rollout.vllm.sync_dir={self.root}: the weights cannot be written ({problem.strerror or problem}): make "
-                "room, or name another folder"
+                f"rollout.vllm.sync_dir={self.root}: the weights cannot be written ({problem.strerror or problem}): "
+                "make room, or name another folder"
             )
         ranks.raise_together(error)
         self.files, self.sums, self.num_bytes, self.version = ranks.gather_objects(described)[0]

@@ -30,8 +30,8 @@ class CheckpointFormatEngine(WeightTransferEngine):
     """What both back ends share: vLLM's layerwise reload, which undoes and redoes the packing of weights.
 
     Packed are the matrices of a CPU server and quantised ones. The reload begins with the first tensor, not with
-    start_weight_update: from there on the old weights are gone, and whatever fails leaves a worker that dies at its next
-    token. What can be checked is checked before.
+    start_weight_update: from there on the old weights are gone, and whatever fails leaves a worker that dies at its
+    next token. What can be checked is checked before.
     """
 
     begun = False
