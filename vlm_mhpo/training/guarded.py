@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from vlm_mhpo.errors import NoServerError, NonFiniteError, Stopped, TrainingError, UnreadableError
+from vlm_mhpo.errors import NonFiniteError, NoServerError, Stopped, TrainingError, UnreadableError
 from vlm_mhpo.faults.dump import POLICY_FOLDER, dump_folder, unscored, whole_step, write_dump
 from vlm_mhpo.faults.guard import Guard
 from vlm_mhpo.faults.health import Alarm

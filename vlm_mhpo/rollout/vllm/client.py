@@ -1,4 +1,4 @@
-"""One vLLM server over HTTP: kept connections, a limit of time for every call, and errors that say whose fault it is."""
+"""One vLLM server over HTTP: kept connections, a time limit for every call, and errors that say whose fault it is."""
 
 from __future__ import annotations
 
