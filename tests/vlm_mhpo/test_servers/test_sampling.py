@@ -517,3 +517,33 @@ def test_a_palette_image_goes_as_the_pixels_that_the_trainer_saw(tiny, start):
     prompts = prompts_of(model, [problem_row("palette", "<image>What is red?", [stream.getvalue()])])
     sampler, _ = start(model)
     assert largest_gap(model, sampler.sample(prompts, PARAMS, SEED)) < 1e-4
+
+
+# ---- doctor --------------------------------------------------------------------------------------------------------
+
+
+def test_doctor_tells_of_each_server_what_is_wrong_with_it(tiny, start):
+    from tests.vlm_mhpo.config_cases import minimal
+    from vlm_mhpo.commands.doctor.servers import examine_servers
+    from vlm_mhpo.config import parse_config
+
+    _, (good, short, narrow, old) = start(tiny("qwen2"), 4, step=None)
+    short.identity, narrow.identity = {"max_model_len": 100}, {"max_num_seqs": 2}
+    old.fault = lambda server, path, body: PlainTextResponse("not found", 404)
+    for server in (good, short, narrow):
+        server.identity |= {"class": "Qwen2ForCausalLM"}
+    gone = "http://127.0.0.1:9"
+    urls = [good.url, short.url, narrow.url, old.url, gone]
+    values = minimal(rollout={"engine": "vllm", "vllm": {"servers": urls}, "max_completion_length": 64})
+    values["model"]["dtype"], values["data"]["max_prompt_length"] = "float32", 64
+    found = {
+        check.subject: (check.state, check.exit_code, check.text) for check in examine_servers(parse_config(values))
+    }
+    assert found[good.url][0] == "ok" and "512 tokens, 2 images" in found[good.url][2]
+    for url, code, words in (
+        (short.url, 2, "--max-len 128"),
+        (narrow.url, 2, "--max-seqs 8 or more"),
+        (old.url, 2, "check rollout.vllm.servers"),
+        (gone, 8, "cannot be reached"),
+    ):
+        assert found[url][:2] == ("error", code) and words in found[url][2], found[url]
