@@ -37,8 +37,8 @@ async def _one(config: Config, servers: Servers, server: Server) -> Check:
         needed = config.data.max_prompt_length + config.rollout.max_completion_length
         if limits["max_model_len"] < needed:
             raise RolloutError(
-                f"it holds {limits['max_model_len']} tokens, and data.max_prompt_length + rollout.max_completion_length "
-                f"= {needed}: start it with --max-len {needed}"
+                f"it holds {limits['max_model_len']} tokens, and data.max_prompt_length + "
+                f"rollout.max_completion_length = {needed}: start it with --max-len {needed}"
             )
         if limits["max_num_seqs"] < config.rollout.num_generations:
             raise RolloutError(
