@@ -196,9 +196,9 @@ class FakeServer:
 
 def _inside(name: str, weights: dict[str, Any]) -> str:
     """The name in memory of a tensor of the folder: older Qwen folders lack a level."""
-    return (
-        name if name in weights else re.sub("^model", "model.language_model", re.sub("^visual", "model.visual", name))
-    )
+    if name in weights:
+        return name
+    return re.sub("^visual", "model.visual", re.sub("^model", "model.language_model", name))
 
 
 def _png(image: Image.Image) -> bytes:

@@ -66,8 +66,10 @@ class Server:
 
     def lose(self, reason: str) -> None:
         """It may not be asked again before it has got the current weights."""
-        if self.is_fit:
-            tqdm.write(f"WARNING: rank {ranks.rank()}: rollout server {self.url} {reason}; the others go on")
+        if self.is_fit or reason != self.reason:
+            tqdm.write(
+                f"WARNING: rank {ranks.rank()}: rollout server {self.url} {reason}; it is left out until it answers"
+            )
         self.is_fit, self.reason, self.identity = False, reason, {}
 
     def refuse_what_it_cannot(self, prompt: Prompt, params: SamplingParams) -> None:
