@@ -254,20 +254,16 @@ def test_a_server_that_is_killed_in_a_request_changes_no_result(tiny, start):
     model = tiny("qwen2")
     sampler, (server,) = start(model)
     undisturbed = of_groups(sampler.sample(prompts_of(model), PARAMS, SEED))
-    with serving(fake_of(model)) as extra:
-        config = sampler.config.model_copy(update={"servers": [extra.url, server.url]})
+    with ExitStack() as alive:
+        doomed = alive.enter_context(serving(fake_of(model)))
+        config = sampler.config.model_copy(update={"servers": [doomed.url, server.url]})
         weights = FilesSync(config, model.policy, lambda _=(): nullcontext())
         both = VllmSampler(config, model.policy, model.codec, sync=weights)
         both.sync(0)
-        extra.fault = lambda server, path, body: time.sleep(0.5) if path == GENERATE else None
-        kill = []
-
-        def once() -> None:
-            if not kill:
-                kill.append(extra.calls.count(GENERATE))
-                both.servers.all[0].client.url = "http://127.0.0.1:9"
-
-        assert of_groups(both.sample(prompts_of(model) * 2, PARAMS, SEED, on_token=once)) == undisturbed * 2
+        both.sample(prompts_of(model), PARAMS, SEED)
+        doomed.fault = lambda server, path, body: time.sleep(1.0) if path == GENERATE else None
+        assert of_groups(both.sample(prompts_of(model) * 2, PARAMS, SEED, on_token=alive.close)) == undisturbed * 2
+        assert GENERATE in doomed.calls and both.metrics()["sampling/num_retries"] >= 1
         both.close()
 
 

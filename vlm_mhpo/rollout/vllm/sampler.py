@@ -11,7 +11,7 @@ import asyncio
 import atexit
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -35,7 +35,6 @@ from vlm_mhpo.types import Group, Prompt
 TICK_S, PROBE_S = 0.2, 10.0
 # Answers to one prompt that may be wrong, and servers that may be lost over it, before the prompt is to blame.
 MAX_WRONG, MAX_LOST = 3, 12
-Done = Iterable["asyncio.Task[Group]"]
 
 
 class VllmSampler:
@@ -170,7 +169,6 @@ class VllmSampler:
         seed_parts: tuple[int | str, ...],
         on_groups: OnGroups | None,
         on_token: Callable[[], None],
-        only: Sequence[Server] | None = None,
     ) -> list[Group]:
         """One group per prompt, in order."""
         groups: dict[int, Group] = {}
@@ -184,10 +182,8 @@ class VllmSampler:
                     task = asyncio.ensure_future(self._ask(server, prompts[place], params, seed_parts))
                     open_at[task] = place
                 self._tend(revivals)
-                done, _ = await asyncio.wait(
-                    [*open_at, *revivals.values(), asyncio.ensure_future(asyncio.sleep(TICK_S))],
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
+                waiting = [*open_at, *revivals.values()]
+                done, _ = await asyncio.wait(waiting, timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
                 on_token()
                 for task in done & open_at.keys():
                     place = open_at.pop(task)
