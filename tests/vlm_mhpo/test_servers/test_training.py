@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from starlette.responses import PlainTextResponse
 
+from tests.system.ranks import run_ranks
 from tests.vlm_mhpo.test_servers.fake_server import FakeServer, fake_of, serving
 from vlm_mhpo.config import load_config
 from vlm_mhpo.errors import NoServerError
@@ -18,8 +19,8 @@ pytestmark = [pytest.mark.full, pytest.mark.timeout(300)]
 BASE = Path(__file__).resolve().parents[2] / "system" / "base.yaml"
 
 
-def run_on(server: FakeServer, folder: Path, **more) -> list[dict]:
-    """Train three steps and return the rows of metrics.jsonl."""
+def overrides_for(server: FakeServer, folder: Path, **more) -> list[str]:
+    """A run of three steps on a server."""
     values = {
         "output_dir": folder,
         "model.path": server.model.folder,
@@ -31,8 +32,18 @@ def run_on(server: FakeServer, folder: Path, **more) -> list[dict]:
         "checkpoint.save_steps": 0,
         **more,
     }
-    train(load_config(BASE, [f"{key}={value}" for key, value in values.items()]))
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def rows_of(folder: Path) -> list[dict]:
+    """The rows of metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def run_on(server: FakeServer, folder: Path, **more) -> list[dict]:
+    """Train in this process."""
+    train(load_config(BASE, overrides_for(server, folder, **more)))
+    return rows_of(folder)
 
 
 def learnt(rows: list[dict]) -> list[tuple]:
@@ -67,3 +78,21 @@ def test_a_run_saves_and_ends_without_a_server_and_goes_on_as_if_nothing_had_hap
         assert [path.name for path in (tmp_path / "cut" / "checkpoints").glob("step_*")] == ["step_1"]
         server.fault = None
         assert learnt(run_on(server, tmp_path / "cut")) == learnt(undisturbed)
+
+
+def test_ranks_that_share_the_weights_gather_them_layer_by_layer(tiny, tmp_path):
+    """ZeRO-3 on two ranks with a frozen tower: the server gets the policy, and of the tower nothing."""
+    # By default ZeRO-3 leaves weights as small as these whole.
+    whole = tmp_path / "zero3.json"
+    whole.write_text(json.dumps({"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}))
+    more = {"deepspeed.zero_stage": 3, "deepspeed.config": whole, "model.freeze_vision_tower": "true"}
+    more |= {"data.eval": "null", "rollout.vllm.give_up_after": 0.2, "train.max_steps": 2}
+    with serving(fake_of(tiny("qwen2_5_vl"))) as server:
+        values = overrides_for(server, tmp_path / "run", **more)
+        ended = run_ranks(("-m", "vlm_mhpo.cli", "train", BASE, *values), tmp_path, num_ranks=2, timeout_s=160)
+    assert [one.code for one in ended] == [0, 0], ended[0].stderr[-2000:]
+    steps = [row for row in rows_of(tmp_path / "run") if "policy_loss" in row]
+    assert len(steps) == 2 and server.pushes == 2
+    assert max(row["sampling/sampling_logp_difference/max"] for row in steps) < 1e-4
+    assert steps[1]["sampling/fingerprint/max"] < 1e-4 < 0.01 < steps[1]["sampling/fingerprint/moved"]
+    assert server.loaded and not any("visual.blocks" in name for name in server.loaded)
