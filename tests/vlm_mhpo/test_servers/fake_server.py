@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import copy
 import io
+import json
 import re
 import threading
 import time
@@ -25,7 +26,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -91,7 +92,8 @@ class FakeServer:
         if found is None:
             act = getattr(self, "do" + path.replace("/", "_"), None)
             found = act(body) if act else Response(status_code=404)
-        return found if isinstance(found, Response) else JSONResponse(found)
+        # Python's JSON, which knows NaN.
+        return found if isinstance(found, Response) else Response(json.dumps(found), media_type="application/json")
 
     # ---- control ---------------------------------------------------------------------------------------------------
 
@@ -138,7 +140,7 @@ class FakeServer:
         return None
 
     def do_finish_weight_update(self, body: dict[str, Any]) -> None:
-        self.version = body["weight_version"]
+        self.version = body.get("weight_version", self.version)
 
     def do_reset_prefix_cache(self, body: dict[str, Any]) -> None:
         self.stale.discard("prefix")

@@ -71,7 +71,7 @@ class VllmSampler:
         self.before: list[Group] = []
         self.figures: dict[str, float] = {}
         self.num_retries = 0
-        self.runner = asyncio.Runner()
+        self.runner, self.is_closed = asyncio.Runner(), False
         self._alone_since: float | None = None
         atexit.register(self.close)
 
@@ -95,7 +95,7 @@ class VllmSampler:
         except RolloutError as problem:
             error = problem
         ranks.raise_together(error)
-        self.weights.push(self.runner, step, [server for server in self.servers.all if server.identity])
+        self.weights.push(self.runner, step, [server for server in self.servers.all if server.is_met])
         self.version, self.is_proven = step, False
         self._agree()
         self.figures |= {
@@ -112,16 +112,16 @@ class VllmSampler:
             except ServerLost as error:
                 server.lose(str(error))
 
-        await asyncio.gather(*(meet(server) for server in self.servers.all if not server.identity))
+        await asyncio.gather(*(meet(server) for server in self.servers.all if not server.is_met))
 
     async def _meet(self, server: Server) -> None:
         await self.servers.meet(server, self.dtype, self.weights.backend if self.weights else None)
 
     def _agree(self) -> None:
         """Every rank takes the main rank's word for which servers are fit."""
-        states = [(server.is_fit, server.reason, server.identity) for server in self.servers.all]
+        states = [(one.is_fit, one.is_met, one.reason, one.identity) for one in self.servers.all]
         for server, state in zip(self.servers.all, ranks.gather_objects(states)[0], strict=True):
-            server.is_fit, server.reason, server.identity = state
+            server.is_fit, server.is_met, server.reason, server.identity = state
 
     # ---- sampling --------------------------------------------------------------------------------------------------
 
@@ -334,7 +334,7 @@ class VllmSampler:
         found: dict[str, list[Group]] = {}
         for server in chosen:
             try:
-                if not self.before and server.identity["max_num_seqs"] >= HOT.num_samples:
+                if not self.before and server.takes(self.probes[0], HOT):
                     await self._ask(server, self.probes[0], HOT, ("fingerprint",))
                 found[server.url] = [await self._ask(server, one, PARAMS, ("fingerprint",)) for one in self.probes]
             except (ServerLost, WrongAnswer):
@@ -356,6 +356,9 @@ class VllmSampler:
 
     def close(self) -> None:
         """Close connections and take away weights in `sync_dir`."""
+        if self.is_closed:
+            return
+        self.is_closed = True
         atexit.unregister(self.close)
         self.runner.run(self.servers.close())
         self.runner.close()

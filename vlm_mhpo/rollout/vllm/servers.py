@@ -31,14 +31,16 @@ class Server:
     Attributes:
         client: calls it.
         is_fit: it holds the current weights and has answered since it got them.
+        is_met: it has said what it is since it was lost.
         reason: why it is not fit.
-        identity: what `engine_side.Extension.mhpo_identity` says; {} before it was met.
+        identity: what `engine_side.Extension.mhpo_identity` says, or said last.
         num_open: requests that it works on for this rank.
         busy_s, sync_s: seconds with an open request, and in weight updates, since the last `fresh_times`.
     """
 
     client: Client
     is_fit: bool = False
+    is_met: bool = False
     reason: str = "has not been met yet"
     identity: dict[str, Any] = field(default_factory=dict)
     num_open: int = 0
@@ -70,7 +72,15 @@ class Server:
             tqdm.write(
                 f"WARNING: rank {ranks.rank()}: rollout server {self.url} {reason}; it is left out until it answers"
             )
-        self.is_fit, self.reason, self.identity = False, reason, {}
+        self.is_fit, self.is_met, self.reason = False, False, reason
+
+    def takes(self, prompt: Prompt, params: SamplingParams) -> bool:
+        """Whether a prompt is within its limits."""
+        try:
+            self.refuse_what_it_cannot(prompt, params)
+        except RolloutError:
+            return False
+        return True
 
     def refuse_what_it_cannot(self, prompt: Prompt, params: SamplingParams) -> None:
         """RolloutError for a prompt beyond its limits, some of which it would keep without a word."""
@@ -157,7 +167,7 @@ class Servers:
                 )
         if self.has_token:
             await self._is_guarded(server)
-        server.identity = found
+        server.identity, server.is_met = found, True
 
     async def _is_guarded(self, server: Server) -> None:
         """RolloutError when a call without the token is answered."""
