@@ -75,7 +75,7 @@ def test_a_run_saves_and_ends_without_a_server_and_goes_on_as_if_nothing_had_hap
     with serving(fake_of(tiny("qwen2_5_vl"), fault=gone)) as server:
         with pytest.raises(NoServerError, match=r"step 2: no rollout server .* after step 1: its checkpoint is saved"):
             run_on(server, tmp_path / "cut", **{"rollout.vllm.give_up_after": 0.01})
-        assert [path.name for path in (tmp_path / "cut" / "checkpoints").glob("step_*")] == ["step_1"]
+        assert [path.name for path in (tmp_path / "cut" / "checkpoints").glob("step_*")] == ["step_000001"]
         server.fault = None
         assert learnt(run_on(server, tmp_path / "cut")) == learnt(undisturbed)
 
