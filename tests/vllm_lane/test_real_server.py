@@ -220,7 +220,7 @@ def test_a_server_killed_in_a_step_changes_no_reward(tmp_path):
         sampler.config = sampler.config.model_copy(update={"give_up_after": 0.05})
         with pytest.raises(RolloutError, match="no rollout server has been fit"):
             sampler.sample(prompts, long, (0, "rollout", 3), answers.extend, kill)
-        assert killed and process.poll() is None
+        assert killed
     with served(model.folder, tmp_path) as (again, _):
         sampler.servers.all[0].client.url = again
         sampler.config = sampler.config.model_copy(update={"give_up_after": 5.0})

@@ -74,7 +74,6 @@ BAD_VALUES = [
     (SERVED | {"rollout.temperature": 2.5}, "rollout.temperature=2.5 is more than vLLM takes: set 2 or less"),
     (SERVED | {"rollout.vllm.servers": ["http://10.0.0.7:8101"]}, "rollout.vllm.servers names 10.0.0.7, another host"),
     (SERVED | {"rollout.vllm.servers": ["http://a:b@127.0.0.1"]}, "put an access token into rollout.vllm.token_file"),
-    (SERVED | {"rollout.vllm.servers": ["127.0.0.1:8101"]}, "rollout.vllm.servers is no http:// or https:// address"),
     (SERVED | {"rollout.vllm.servers": ["http://localhost:1"] * 2}, "rollout.vllm.servers names a server twice"),
     (SERVED | {"rollout.vllm.give_up_after": 0}, "rollout.vllm.give_up_after: Input should be greater than 0"),
     (

@@ -113,8 +113,10 @@ class RolloutConfig(Section):
     engine: Literal["hf", "vllm"] = Field(
         "hf", description="What samples: the trainer's own model, or vLLM servers that get its weights at every step."
     )
-    vllm: VllmConfig = Field(default_factory=VllmConfig, json_schema_extra=FREE)
-    mismatch: MismatchConfig = Field(default_factory=MismatchConfig)
+    vllm: VllmConfig = Field(default_factory=VllmConfig, description="Servers of engine vllm.", json_schema_extra=FREE)
+    mismatch: MismatchConfig = Field(
+        default_factory=MismatchConfig, description="Weights against the gap between sampler and trainer."
+    )
 
     @model_validator(mode="after")
     def _engines_are_comparable(self) -> RolloutConfig:

@@ -545,3 +545,8 @@ def test_doctor_tells_of_each_server_what_is_wrong_with_it(tiny, start):
         (gone, 8, "cannot be reached"),
     ):
         assert found[url][:2] == ("error", code) and words in found[url][2], found[url]
+
+
+def test_an_address_without_its_kind_is_refused():
+    with pytest.raises(ValueError, match=r"rollout.vllm.servers is no http:// or https:// address"):
+        VllmConfig(servers=["127.0.0.1:8101"])

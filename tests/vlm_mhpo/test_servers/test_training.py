@@ -12,6 +12,7 @@ from tests.system.ranks import run_ranks
 from tests.vlm_mhpo.test_servers.fake_server import FakeServer, fake_of, serving
 from vlm_mhpo.config import load_config
 from vlm_mhpo.errors import NoServerError
+from vlm_mhpo.records.metric_table import metric_of
 from vlm_mhpo.rollout.vllm import sampler as sampling
 from vlm_mhpo.training.run import train
 
@@ -58,6 +59,7 @@ def test_a_run_saves_and_ends_without_a_server_and_goes_on_as_if_nothing_had_hap
         undisturbed = run_on(server, tmp_path / "whole")
     steps = [row for row in undisturbed if "policy_loss" in row]
     assert len(steps) == 3
+    assert all(metric_of(name) for row in steps for name in row if name.startswith("sampling/"))
     for row in steps:
         # Old log-probs are the trainer's own, and the server's are the same up to rounding.
         assert row["sampling/sampling_logp_difference/max"] < 1e-4
