@@ -233,7 +233,7 @@ def of_groups(groups):
 
 @pytest.mark.parametrize("what", [*FAULTS, *TWISTS])
 def test_a_fault_changes_no_result_and_the_server_gets_its_weights_again(tiny, start, what):
-    model = tiny("qwen2_5_vl")
+    model = tiny("qwen2")
     BANNED[:] = sorted(set(range(len(model.codec.tokenizer))) - set(allowed_ids(model)))
     sampler, (server, other) = start(model, 2, request_timeout=0.8 if what == "hangs" else 20)
     undisturbed = of_groups(sampler.sample(prompts_of(model), PARAMS, SEED))
