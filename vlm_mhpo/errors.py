@@ -73,3 +73,13 @@ class JudgeError(EvaluationError):
     """The language model that judges cannot be asked, or answers with something else than a completion."""
 
     exit_code = 7
+
+
+class RolloutError(VlmMhpoError):
+    """A rollout server refuses what it is asked, or gives answers that cannot be those of the policy."""
+
+
+class NoServerError(RolloutError):
+    """No rollout server has been fit for use for `rollout.vllm.give_up_after` minutes."""
+
+    exit_code = 8

@@ -133,7 +133,9 @@ NETWORK = {
 ALLOWED = {
     "data_prep/formats/hub.py": {"datasets"},  # the one reader of the hub
     "data_prep/formats/saved.py": {"datasets"},  # only from_disk and from_file, which read this disk
-    "vlm_mhpo/evaluation/judge/server.py": {"httpx2", "ssl"},  # only with eval.judge, and only its address
+    "vlm_mhpo/evaluation/judge/server.py": {"httpx2"},  # only with eval.judge, and only its address
+    "vlm_mhpo/rollout/vllm/client.py": {"httpx2"},  # only with rollout.engine=vllm, and only its servers
+    "vlm_mhpo/runtime/http.py": {"httpx2", "ssl"},  # opens the connections of those two
     "vlm_mhpo/faults/agreement.py": {"socket"},  # names the host of a rank that sees another folder
     "vlm_mhpo/runtime/ranks.py": {"socket"},  # names the host of a rank
     "vlm_mhpo/models/families/qwen_vl.py": {"qwen_vl_utils"},  # its rules for sizes; handed opened images alone

@@ -58,6 +58,7 @@ MISTYPED = [
     ("data.str", "data."),
 ]
 
+SERVED = {"rollout.engine": "vllm", "rollout.vllm.servers": ["http://127.0.0.1:8101"]}
 BAD_VALUES = [
     ({"rollout.num_generations": 1}, "rollout.num_generations: Input should be greater than or equal to 2 (got 1)"),
     ({"rollout.max_completion_length": 0}, "rollout.max_completion_length: Input should be greater than 0 (got 0)"),
@@ -67,6 +68,19 @@ BAD_VALUES = [
     ({"rollout.top_p": 1.5}, "rollout.top_p: Input should be less than or equal to 1"),
     ({"rollout.top_k": -1}, "rollout.top_k: Input should be greater than or equal to 0"),
     ({"rollout.old_log_probs": "vllm"}, "rollout.old_log_probs: Input should be 'trainer' or 'sampler' (got 'vllm')"),
+    ({"rollout.engine": "vllm"}, "rollout.engine=vllm has no server: start some with scripts/serve_rollouts.sh"),
+    (SERVED | {"rollout.top_p": 0.9}, "set rollout.top_p=1 and rollout.top_k=0"),
+    (SERVED | {"rollout.top_k": 5}, "set rollout.top_p=1 and rollout.top_k=0"),
+    (SERVED | {"rollout.temperature": 2.5}, "rollout.temperature=2.5 is more than vLLM takes: set 2 or less"),
+    (SERVED | {"rollout.vllm.servers": ["http://10.0.0.7:8101"]}, "rollout.vllm.servers names 10.0.0.7, another host"),
+    (SERVED | {"rollout.vllm.servers": ["http://a:b@127.0.0.1"]}, "put an access token into rollout.vllm.token_file"),
+    (SERVED | {"rollout.vllm.servers": ["http://localhost:1"] * 2}, "rollout.vllm.servers names a server twice"),
+    (SERVED | {"rollout.vllm.give_up_after": 0}, "rollout.vllm.give_up_after: Input should be greater than 0"),
+    (
+        SERVED | {"model.lora": {}, "model.quantization": "nf4"},
+        "set model.quantization=null",
+    ),
+    (SERVED | {"rollout.old_log_probs": "sampler", "model.dtype": "bfloat16"}, "set rollout.old_log_probs=trainer"),
     ({"train.learning_rate": 0}, "train.learning_rate: Input should be greater than 0"),
     ({"train.learning_rate": -1e-6}, "train.learning_rate: Input should be greater than 0"),
     ({"train.learning_rate": INF}, "train.learning_rate: Input should be a finite number"),

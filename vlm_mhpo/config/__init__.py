@@ -7,7 +7,7 @@ from vlm_mhpo.config.model import LoraConfig, ModelConfig
 from vlm_mhpo.config.objectives import OBJECTIVES, BaseObjective, GrpoConfig, MhpoConfig, ObjectiveConfig
 from vlm_mhpo.config.reading import describe, known_keys, load_config, parse_config
 from vlm_mhpo.config.rewards import RewardConfig, RewardsConfig
-from vlm_mhpo.config.rollout import RolloutConfig
+from vlm_mhpo.config.rollout import MismatchConfig, RolloutConfig, VllmConfig
 from vlm_mhpo.config.run import (
     CheckpointConfig,
     Config,
@@ -32,6 +32,7 @@ __all__ = [
     "LoggingConfig",
     "LoraConfig",
     "MhpoConfig",
+    "MismatchConfig",
     "ModelConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
@@ -41,6 +42,7 @@ __all__ = [
     "Section",
     "SftConfig",
     "TrainConfig",
+    "VllmConfig",
     "check_world_size",
     "describe",
     "known_keys",

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from typing import Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from vlm_mhpo.config.base import Section
+from vlm_mhpo.config.base import Section, check_address
 
 
 class EarlyStopConfig(Section):
@@ -34,19 +33,7 @@ class JudgeConfig(Section):
     @field_validator("url")
     @classmethod
     def _is_a_plain_address(cls, url: str) -> str:
-        try:
-            parts = urlsplit(url)
-            # Reading the port checks it.
-            is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            is_address = False
-        # What is refused may hold a password, so that it is not shown.
-        if not is_address or not url.isascii() or any(sign <= " " or sign == "\x7f" for sign in url):
-            raise ValueError("eval.judge.url is no http:// or https:// address, such as http://127.0.0.1:8000/v1")
-        if parts.username is not None or parts.password is not None or "?" in url or "#" in url:
-            raise ValueError(
-                "eval.judge.url is an address without a user, ? or #: put an access token into eval.judge.token_file"
-            )
+        check_address(url, "eval.judge.url", "eval.judge.token_file", "http://127.0.0.1:8000/v1")
         return url
 
 

@@ -133,6 +133,17 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _servers_hold_the_policy(self) -> Config:
+        if self.rollout.engine == "vllm" and self.model.quantization:
+            raise ValueError("rollout.engine=vllm serves weights as they are: set model.quantization=null")
+        if (self.rollout.engine, self.rollout.old_log_probs, self.model.dtype) == ("vllm", "sampler", "bfloat16"):
+            raise ValueError(
+                "rollout.old_log_probs=sampler would take the servers' log-probs for the trainer's, from which they "
+                "differ in bfloat16: set rollout.old_log_probs=trainer"
+            )
+        return self
+
     @property
     def updates_per_step(self) -> int:
         """Optimizer updates of one rollout batch."""

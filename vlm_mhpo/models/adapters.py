@@ -269,15 +269,20 @@ def merge_adapters(model: nn.Module) -> None:
 def _merged(layer: Any) -> nn.Module:
     """The layer below an adapter, with it; under ZeRO-3 the matrix is put together for it and cut again."""
     base = layer.get_base_layer()
-    for part in (layer.lora_A, layer.lora_B, layer.lora_magnitude_vector):
-        part.float()
     with _whole(base.weight):
-        weight = base.weight.float() + layer.get_delta_weight(NAME)
-        if NAME in layer.lora_magnitude_vector:
-            length = torch.linalg.norm(weight, dim=1, keepdim=True)
-            weight *= layer.lora_magnitude_vector[NAME].weight[:, None] / length
-        base.weight.copy_(weight)
+        base.weight.copy_(merged_weight(layer))
     return base
+
+
+@torch.no_grad()
+def merged_weight(layer: Any) -> Tensor:
+    """[out, in] float32: the matrix below an adapter, with it; its weights must be whole (ZeRO-3)."""
+    down, up = (part[NAME].weight.float() for part in (layer.lora_A, layer.lora_B))
+    weight = layer.get_base_layer().weight.float() + (up @ down) * layer.scaling[NAME]
+    if NAME in layer.lora_magnitude_vector:
+        length = torch.linalg.norm(weight, dim=1, keepdim=True)
+        weight *= layer.lora_magnitude_vector[NAME].weight.float()[:, None] / length
+    return weight
 
 
 def _whole(weight: Tensor) -> contextlib.AbstractContextManager[Any]:

@@ -35,8 +35,11 @@ PLACEHOLDERS = {
     "name": ".+",  # as in synthetic/shapes
     "objective": "mhpo|grpo",
     "part": "psi|zeta|multiplier",
+    "number": "[0-9]+",
     "percentile": "p50|p99",
+    "print": "max|mean|moved",
     "quantile": "p01|p05|p50|p95|p99",
+    "share": "busy|sync",
     "sign": "|_positive|_negative",
     "side": "low|high|region",
     "size": "mean|max",
@@ -150,6 +153,7 @@ UPDATES = Group("update", "Updates")
 _TESTED, _REFILLED, _ENDED = "an evaluation is due", "`rollout.dynamic_sampling`", "some completion did"
 _UPDATED, _STAKE = "an update was applied", "some token has an advantage"
 _READ = "an applied update read some token"
+_SERVED = "`rollout.engine=vllm`"
 
 # As a table has it: a line for what is short and one for the sentence, where one line does not hold both.
 # fmt: off
@@ -236,12 +240,27 @@ KL_LAST_MINIBATCH = Metric("kl_to_sampler/last_minibatch", SUM, "nats per token"
 SAMPLING_GAP = Metric("sampling/sampling_logp_difference/{size}", STATISTICS, "nats", DIVERGENCE,
                       "Mean and largest distance of the log-probs of sampler and trainer at equal weights, over the "
                       "tokens of the first update.", "the first update read some token")
+ENGINE_RATIO = Metric("sampling/importance_sampling_ratio/{extent}", STATISTICS, "", DIVERGENCE,
+                      "Ratio of trainer to sampler at equal weights over tokens, by `rollout.mismatch.mode`, before it "
+                      "is bounded.", "`rollout.engine=vllm`, or a mode of `rollout.mismatch`")
+FINGERPRINT = Metric("sampling/fingerprint/{print}", PLAIN, "nats", DIVERGENCE,
+                     "Largest and mean distance of a server's and the trainer's log-probs of fixed prompts after the "
+                     "last sync; `moved`: how far the last step moved the trainer's, below which they prove nothing.",
+                     "`rollout.engine=vllm`")
 STEP_TIME = Metric("step_time", PLAIN, "s", TIMES, "Time of the step on the wall clock.")
 STAGE_TIME = Metric("time/{stage}", PLAIN, "s", TIMES,
                     "Its part in one stage: `prompts`, `sample`, `verify`, `log_probs`, `update`, `evaluate`.")
 BATCH_TOKENS = Metric("sampling/max_batch_tokens", PLAIN, "tokens", TIMES,
                       "What the cache of the main rank's sampler may hold: `rollout.max_batch_tokens`, or what `auto` "
                       "found; halved when memory ran out.")
+SYNC_TIME = Metric("sampling/sync_time", PLAIN, "s", TIMES, "Time of the last weight sync to the servers.", _SERVED)
+SYNC_BYTES = Metric("sampling/sync_bytes", PLAIN, "bytes", TIMES, "Size of the weights that each server got.", _SERVED)
+SERVER_SHARE = Metric("sampling/server_{number}/{share}", PLAIN, "share", TIMES,
+                      "Of a step's time, what a server works on requests of the main rank, and on new weights; the "
+                      "rest it is idle.", _SERVED)
+NUM_SERVERS = Metric("sampling/num_servers", PLAIN, "servers", TIMES, "Servers that are fit for use.", _SERVED)
+NUM_RETRIES = Metric("sampling/num_retries", PLAIN, "requests", TIMES,
+                     "Requests of the main rank that were put again in this step.", _SERVED)
 POLICY_LOSS = Metric("policy_loss", ADD, "", UPDATES,
                      "Loss without the KL term, mean over the updates of the step.", _UPDATED)
 LEARNING_RATE = Metric("learning_rate", PLAIN, "", UPDATES, "Learning rate of the updates.")

@@ -55,15 +55,16 @@ class Sampler(Protocol):
     ) -> list[Group]:
         """One group per prompt, in order; the groups' prompts may carry features of a frozen vision tower for pixels.
 
-        Completion j of a prompt depends on `derive_seed(*seed_parts, prompt.id, j)` and the policy, and on nothing else
-        but rounding. That this changes no token is tested on the CPU; for GPU kernels nothing is proved.
+        Completion j of a prompt depends on `seed_parts`, the prompt's id, j and the policy, and on nothing else but
+        rounding. That this changes no token is tested on the CPU; for GPU kernels nothing is proved.
 
         Args:
             prompts: this rank's.
             params: how completions are drawn.
             seed_parts: see above.
             on_groups: gets groups as soon as all their completions are there, each once, in any order.
-            on_token: called before each token is drawn; what it raises ends the sampling.
+            on_token: called before each token is drawn, or several times a second while others draw; what it raises
+                ends the sampling.
         """
         ...
 

@@ -71,7 +71,7 @@ def build_parts(config: Config, optimizer: OptimizerConfig, *, what: str = "trai
     )
     eval_rows = _held_out_rows(data, builder)
     engine = Engine(policy, optimizer=optimizer, deepspeed=config.deepspeed, dtype=config.model.dtype)
-    sampler = build_sampler(config.rollout, policy, codec, engine.whole_weights)
+    sampler = build_sampler(config.rollout, policy, codec, engine)
     if policy.family.own_inputs:
         check_own_path(policy, sampler, [builder(row) for row in _one_of_each(train_rows)], engine.whole_weights)
     return Parts(engine, codec, builder, sampler, train_rows, eval_rows)

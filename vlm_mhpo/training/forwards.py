@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vlm_mhpo.config import RolloutConfig, TrainConfig
+from vlm_mhpo.config import MismatchConfig, RolloutConfig, TrainConfig
 from vlm_mhpo.errors import UnreadableError
 from vlm_mhpo.faults.memory import enough_memory, smaller_forward
 from vlm_mhpo.models.policy import Policy
@@ -38,6 +38,7 @@ class UpdateSettings:
         pad_id: fills rows.
         on_nonfinite: "stop" or "skip".
         on_policy: multiplier of a token at ratio 1, of `objectives.multipliers.on_policy_multiplier`.
+        mismatch: weights against the gap of sampler and trainer, whose ratios are recorded; None = neither.
         skips_idle: leave out what adds exactly nothing to the gradient: completions with advantage 0, and masked ones.
     """
 
@@ -53,6 +54,7 @@ class UpdateSettings:
     on_policy: float = 1.0
     skips_idle: bool = False
     entropy_coef: float = 0.0
+    mismatch: MismatchConfig | None = None
 
 
 def update_settings(
@@ -79,7 +81,13 @@ def update_settings(
         # A KL term pulls at every token, and so does a bonus.
         skips_idle=objective.scales_with_advantage and not beta and not entropy_coef,
         entropy_coef=entropy_coef,
+        mismatch=rollout.mismatch if rollout.mismatch.mode != "none" or _has_two_engines(rollout) else None,
     )
+
+
+def _has_two_engines(rollout: RolloutConfig) -> bool:
+    """The sampler's log-probs and the trainer's own are different figures, both known."""
+    return rollout.engine != "hf" and rollout.old_log_probs == "trainer"
 
 
 def log_probs_of(

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from vlm_mhpo.errors import NonFiniteError, Stopped, TrainingError, UnreadableError
+from vlm_mhpo.errors import NonFiniteError, NoServerError, Stopped, TrainingError, UnreadableError
 from vlm_mhpo.faults.dump import POLICY_FOLDER, dump_folder, unscored, whole_step, write_dump
 from vlm_mhpo.faults.guard import Guard
 from vlm_mhpo.faults.health import Alarm
@@ -102,6 +102,7 @@ class Watch:
         """Step `number` (1-based) of a run that began after `start` steps.
 
         Raises:
+            NoServerError: the step could not be sampled; what was learnt is saved.
             Stopped: the step was given up because a signal asked for it; what was learnt is saved.
             TrainingError: the model cannot read a completion; the batch is dumped by the rank that has it.
         """
@@ -113,6 +114,11 @@ class Watch:
                 yield step
         except Interrupted:
             self.leave(number - 1, is_saved=number - 1 == start or self.saving.is_due(number - 1))
+        except NoServerError as problem:
+            # Raised on all ranks, and nothing of this step has been learnt.
+            saved = self._saved(number - 1, is_saved=number - 1 == start or self.saving.is_due(number - 1))
+            told = f"step {number}: {problem}; after step {number - 1}: {saved}. Then start the same command again"
+            raise NoServerError(told) from problem
         except UnreadableError as problem:
             if self.dumps is None or step.batch is None:
                 raise
@@ -171,15 +177,19 @@ class Watch:
 
     def leave(self, step: int, *, is_saved: bool) -> NoReturn:
         """Save the state after `step` finished steps, if there is any that is not saved, and end all ranks politely."""
-        if not is_saved and step:
-            self.guard.watchdog.enter("checkpoint", step)
-            self.saving.if_due(step, asked=True)
-        self.saving.finish(last=True, wait=True)
-        saved = "its checkpoint is saved" if step else "there was nothing to save"
+        saved = self._saved(step, is_saved=is_saved)
         raise Stopped(
             f"after step {step} of {self.max_steps}, as asked; {saved}. Start the same command again to continue",
             exit_code=self.guard.stop.exit_code,
         )
+
+    def _saved(self, step: int, *, is_saved: bool) -> str:
+        """Save the state after `step` finished steps, as far as it is not, and what to say of it."""
+        if not is_saved and step:
+            self.guard.watchdog.enter("checkpoint", step)
+            self.saving.if_due(step, asked=True)
+        self.saving.finish(last=True, wait=True)
+        return "its checkpoint is saved" if step else "there was nothing to save"
 
 
 def score_together(

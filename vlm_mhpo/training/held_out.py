@@ -103,6 +103,8 @@ class HeldOut:
         return step == self._max_steps or bool(every and step % every == 0)
 
     def _judged(self, step: int, *, name: str, keep: bool = True) -> dict[str, float]:
+        if self._rows or self._benchmarks:
+            self._judge.sampler.sync(step)
         return _evaluation_metrics(self._judge_rows(step, name=name, keep=keep)) | self._benchmark_metrics()
 
     def _judge_rows(self, step: int, *, name: str, keep: bool) -> Evaluation | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from vlm_mhpo.config import OptimizerConfig
+from vlm_mhpo.config import MismatchConfig, OptimizerConfig
 from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.engine.optimizer import learning_rate_at
 from vlm_mhpo.errors import NonFiniteError
@@ -22,7 +22,8 @@ from vlm_mhpo.faults.memory import enough_memory
 from vlm_mhpo.models.policy import Policy
 from vlm_mhpo.objectives import Objective
 from vlm_mhpo.objectives.common import NonFiniteInput, kl_penalty
-from vlm_mhpo.records.metric_table import IDLE_TOKENS, KL_TO_SAMPLER, SAMPLING_GAP
+from vlm_mhpo.objectives.mismatch import mismatch_ratios, mismatch_weights, weighted
+from vlm_mhpo.records.metric_table import ENGINE_RATIO, IDLE_TOKENS, KL_TO_SAMPLER, SAMPLING_GAP
 from vlm_mhpo.records.metrics import reduce_metrics
 from vlm_mhpo.runtime import ranks
 from vlm_mhpo.runtime.clock import span
@@ -191,6 +192,8 @@ def _add_gradient(
     old_BT = _constants_like(log_probs_BT, batch.old_log_probs, micro_batch)
     if batch.fresh:
         old_BT = _look_at_fresh(batch, micro_batch, log_probs_BT.detach(), old_BT, mask_BT, settings, totals)
+    if settings.mismatch:
+        objective = _against_mismatch(objective, batch, micro_batch, old_BT, mask_BT, settings.mismatch, totals)
     advantages_B = log_probs_BT.new_tensor([batch.advantages[flat] for flat in micro_batch.completion_indices])
     try:
         loss, metrics = objective.loss(log_probs_BT, old_BT, advantages_B, mask_BT, **counts)
@@ -241,6 +244,30 @@ def _look_at_fresh(
         totals.fresh |= rows_of(batch.groups, micro_batch, now_BT)
     is_fresh_B = torch.tensor([flat in batch.fresh for flat in micro_batch.completion_indices], device=now_BT.device)
     return torch.where(is_fresh_B[:, None], now_BT, old_BT)
+
+
+def _against_mismatch(
+    objective: Objective,
+    batch: Minibatch,
+    micro_batch: MicroBatch,
+    old_BT: Tensor,
+    mask_BT: Tensor,
+    config: MismatchConfig,
+    totals: Totals,
+) -> Objective:
+    """The objective with a micro-batch's weights against the gap of two engines; adds their raw ratios to `totals`."""
+    sampled = [completion.log_probs for scored in batch.groups for completion in scored.group.completions]
+    sampler_BT = _constants_like(old_BT, sampled, micro_batch)
+    ratio_BT = mismatch_ratios(old_BT, sampler_BT, mask_BT, config.mode)
+    smallest, mean, largest = (ENGINE_RATIO.of(extent=extent) for extent in ("min", "mean", "max"))
+    sums = {
+        f"part/{mean}": torch.where(mask_BT, ratio_BT, 0.0).sum(),
+        f"whole/{mean}": mask_BT.sum().float(),
+        f"min/{smallest}": torch.where(mask_BT, ratio_BT, torch.inf).min(),
+        f"max/{largest}": torch.where(mask_BT, ratio_BT, -torch.inf).max(),
+    }
+    totals.add(Totals(sums))
+    return weighted(objective, mismatch_weights(ratio_BT, config.mode, *config.bounds))
 
 
 @contextmanager

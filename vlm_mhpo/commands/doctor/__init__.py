@@ -39,6 +39,10 @@ def examine(config: Config, options: Options | None = None) -> list[Check]:
     """All checks: of machine and settings, then, unless `quick`, of rows, and of log-probs if asked for."""
     options = options or Options()
     checks = [*examine_environment(config), *examine_settings(config), *examine_size(config, options)]
+    if config.rollout.engine == "vllm":
+        from vlm_mhpo.commands.doctor.servers import examine_servers
+
+        checks += examine_servers(config)
     if not options.quick and not any(check.subject == "model" and check.state == "error" for check in checks):
         from vlm_mhpo.commands.doctor.model import examine_folder
 

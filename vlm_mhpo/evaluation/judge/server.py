@@ -8,51 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import math
-import re
-import ssl
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import httpx2
 
 from vlm_mhpo.config import JudgeConfig
-from vlm_mhpo.errors import ConfigError, JudgeError
+from vlm_mhpo.errors import JudgeError
 from vlm_mhpo.evaluation.judge.answers import Answer
+from vlm_mhpo.runtime import http
+from vlm_mhpo.runtime.http import open_client, parsed, read_body
 from vlm_mhpo.runtime.secrets import MASK
 
 MAX_BODY_BYTES = 4 << 20
 MAX_PAUSE_S = 60.0
-_MAX_TOKEN_BYTES = 4096
 _MAX_SHOWN = 200
 # Statuses by what they are about: this question alone, or the moment. Any other but 200 is about the configuration.
 _REFUSED = {400, 413, 422}
 _PASSING = {408, 409, 425, 429}
-# Their lines name every request, and at the lowest level the headers of every response.
-for _name in ("httpx2", "httpcore2"):
-    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 def read_token(config: JudgeConfig) -> str | None:
-    """The access token of `token_file`.
-
-    Raises:
-        ConfigError: the file cannot be read, or holds something else than one word of printable ASCII.
-    """
-    if config.token_file is None:
-        return None
-    named = f"eval.judge.token_file={config.token_file}"
-    try:
-        with Path(config.token_file).expanduser().open("rb") as stream:
-            token = stream.read(_MAX_TOKEN_BYTES).strip()
-    except OSError as error:
-        raise ConfigError(f"{named}: {error.strerror}: name a file that holds the access token") from error
-    if not re.fullmatch(rb"[!-~]+", token) or len(token) == _MAX_TOKEN_BYTES:
-        raise ConfigError(f"{named} holds no access token: one word of printable ASCII and nothing else")
-    return token.decode()
+    """The access token of `token_file`; see `runtime.http.read_token`."""
+    return http.read_token(config.token_file, "eval.judge.token_file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +64,7 @@ class Server:
 
     def client(self) -> httpx2.AsyncClient:
         """Connections to it, to be used in one event loop."""
-        headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
-        if self.token is not None:
-            headers["Authorization"] = f"Bearer {self.token}"
-        # The whole of a try has one limit, which slow servers cannot stretch byte by byte.
-        return httpx2.AsyncClient(
-            headers=headers,
-            timeout=None,
-            # As many connections as questions are open: none waits for another's within its own limit.
-            limits=httpx2.Limits(),
-            follow_redirects=False,
-            trust_env=False,
-            verify=_tls(),
-        )
+        return open_client(self.token)
 
     async def ask(self, client: httpx2.AsyncClient, body: dict[str, Any]) -> Answer:
         """Put one question until it is answered, or refused.
@@ -127,7 +94,7 @@ class Server:
                 asyncio.timeout(self.config.timeout_s),
                 client.stream("POST", self.address, content=json.dumps(body).encode()) as response,
             ):
-                raw = await _read(response)
+                raw = await read_body(response, MAX_BODY_BYTES)
         except TimeoutError:
             return _Failure(f"did not answer within {self.config.timeout_s:g} s (eval.judge.timeout_s)")
         except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL, OSError) as error:
@@ -138,7 +105,7 @@ class Server:
 
     def _judged(self, status: int, retry_after: str, raw: bytes, model: str) -> Answer | _Failure:
         """What a whole response means."""
-        said = _parsed(raw)
+        said = parsed(raw)
         if status == 200:
             text = _path(said, "choices", 0, "message", "content", default=0)
             if text is None or isinstance(text, str):
@@ -166,32 +133,6 @@ class Server:
     def _shown(self, *texts: str) -> str:
         """The beginning of texts of the server on one line."""
         return " ".join(self._clean(": ".join(filter(None, texts))).split())[:_MAX_SHOWN]
-
-
-@cache
-def _tls() -> ssl.SSLContext:
-    """Certificates are checked; read once, which takes longer than a question."""
-    return httpx2.create_ssl_context(trust_env=False)
-
-
-async def _read(response: httpx2.Response) -> bytes | None:
-    """The body; None if it is too large, or compressed, which may become any size."""
-    raw = bytearray()
-    if response.headers.get("content-encoding", "identity").lower() != "identity":
-        return None
-    async for part in response.aiter_raw():
-        raw += part
-        if len(raw) > MAX_BODY_BYTES:
-            return None
-    return bytes(raw)
-
-
-def _parsed(raw: bytes) -> Any:
-    """JSON, or None for what is none."""
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _path(value: Any, *keys: str | int, default: Any = None) -> Any:

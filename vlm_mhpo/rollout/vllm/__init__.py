@@ -1,0 +1,1 @@
+"""Sampling on vLLM servers over HTTP; vllm is never imported (`on_server` runs in the servers' environment)."""

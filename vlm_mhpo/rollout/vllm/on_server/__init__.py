@@ -1,0 +1,1 @@
+"""Files for the environment of the servers, which import nothing of this package; their folder is put on PYTHONPATH."""
