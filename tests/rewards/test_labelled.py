@@ -25,11 +25,14 @@ DEVELOPMENT = (
     "forms_dev",
     "hacks",
 )
-# Written by somebody who had seen neither the verifier nor its tests, in the mix of five sets and as models write them.
-# The first was opened to mend what it showed. Of the second only counts were looked at, but for two cases that were
-# printed by mistake; it stays as it was written.
-OPENED, UNSEEN = "models_dev", "models_test"
-UNSEEN_SHA256 = "942eefe3ff921aecd7967d96b5838a965a88185ea203fa94680f049558c807eb"
+# Each by somebody who had seen neither the verifier nor its tests, as models write them; models_* in the mix of five
+# sets. The dev sets were opened to mend what they showed. Of models_test only counts were looked at, but for two cases
+# that were printed by mistake; unseen_test was scored after the last change. All stay as they were written.
+OPENED = {"models_dev": 0.965, "unseen_dev": 0.925}
+UNSEEN = {
+    "models_test": (0.945, "942eefe3ff921aecd7967d96b5838a965a88185ea203fa94680f049558c807eb"),
+    "unseen_test": (0.94, "2b35b3bc4f21fdad165b50610694a842eb6c69a37d80493d63f79512db0e093c"),
+}
 KEPT = ("math_test", "choices_test", "text_test", "extraction_test")
 
 
@@ -111,11 +114,15 @@ def test_the_kept_sets_meet_the_published_goal(verifier):
     assert choices["right"] >= 0.95 * choices.total(), dict(choices)
 
 
-def test_responses_as_models_write_them_meet_the_published_figures(verifier):
-    assert hashlib.sha256((FOLDER / f"{UNSEEN}.jsonl").read_bytes()).hexdigest() == UNSEEN_SHA256
-    for name, least in ((OPENED, 0.96), (UNSEEN, 0.94)):
-        rows = _rows(name)
-        outcomes = _tally(verifier, rows)
-        # Counts only, as above.
-        assert len(outcomes["right"]) >= least * len(rows), {outcome: len(found) for outcome, found in outcomes.items()}
-        assert len(outcomes["wrong rewarded"]) <= 0.0025 * len(rows), len(outcomes["wrong rewarded"])
+def test_unseen_responses_are_as_they_were_written():
+    for name, (_, digest) in UNSEEN.items():
+        assert hashlib.sha256((FOLDER / f"{name}.jsonl").read_bytes()).hexdigest() == digest
+
+
+@pytest.mark.parametrize(("name", "least"), [*OPENED.items(), *((name, least) for name, (least, _) in UNSEEN.items())])
+def test_responses_as_models_write_them_meet_the_published_figures(verifier, name, least):
+    rows = _rows(name)
+    # Counts only, as above.
+    counts = {outcome: len(found) for outcome, found in _tally(verifier, rows).items()}
+    assert counts["right"] >= least * len(rows), counts
+    assert counts["wrong rewarded"] <= 0.0025 * len(rows), counts

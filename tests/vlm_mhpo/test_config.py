@@ -302,7 +302,12 @@ SECTIONS |= {
 
 def leaves() -> list[tuple[str, str]]:
     """(section, key) of every value, worked out from the classes and not from known_keys."""
-    found = [(section, key) for section, kind in SECTIONS.items() for key in kind.model_fields]
+    found = [
+        (section, key)
+        for section, kind in SECTIONS.items()
+        for key in kind.model_fields
+        if f"{section}.{key}" not in SECTIONS
+    ]
     found += [("objective", key) for kind in OBJECTIVES for key in kind.model_fields]
     return sorted(set(found) | {("", key) for key in Config.model_fields if key not in SECTIONS and key != "objective"})
 

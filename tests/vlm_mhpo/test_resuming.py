@@ -30,11 +30,12 @@ FREE = {
     *("sft.max_tokens_per_micro_batch", "sft.logits_chunk_size"),
     *("deepspeed.offload_optimizer", "deepspeed.offload_param"),
 }
-FREE_SECTIONS = ("eval", "checkpoint", "faults", "logging")
+FREE_SECTIONS = ("eval", "checkpoint", "faults", "logging", "rollout.vllm")
 BY_CONTENT = {
     *("model.path", "model.revision", "data.train", "data.format", "data.train_split", "data.image_root"),
     *("data.max_rows", "data.max_prompt_length", "data.overlong_prompts"),
     *("data.columns", "data.ignore_columns", "data.answer_lists", "data.on_bad_row", "data.max_bad_share"),
+    "data.video.timeout",
 }
 NEVER = {"model.dtype", "model.freeze_vision_tower", "model.freeze_projector", "model.lora", "model.quantization"}
 NEVER |= {"train.optimizer", "sft.optimizer"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.builders import VISION_FAMILIES, build_and_load, picture, problem_row, prompts_of
+from tests.builders import QWEN_VL_FAMILIES, build_and_load, picture, problem_row, prompts_of
 from tests.vlm_mhpo.attention_cases import Calls
 from vlm_mhpo.models.families.frozen_tower import distinct
 
@@ -14,7 +14,7 @@ FEATURES = "image_features_IKD"
 SIZES = ((10, 9), (10, 9), (7, 5))
 
 
-@pytest.mark.parametrize("family", VISION_FAMILIES)
+@pytest.mark.parametrize("family", QWEN_VL_FAMILIES)
 def test_a_tower_gives_what_it_gives_with_a_call_for_each_window(tiny, family):
     model = tiny(family).policy.model
     tower, vision = model.model.visual, model.config.vision_config
@@ -44,7 +44,7 @@ def test_a_tower_gives_what_it_gives_with_a_call_for_each_window(tiny, family):
     assert my_calls < their_calls
 
 
-@pytest.mark.parametrize("family", VISION_FAMILIES)
+@pytest.mark.parametrize("family", QWEN_VL_FAMILIES)
 def test_an_image_that_repeats_passes_through_a_frozen_tower_once(tmp_path, family):
     model = build_and_load(tmp_path / family, family, freeze_vision_tower=True, freeze_projector=True)
     side = model.token_side

@@ -18,7 +18,7 @@ from transformers import AutoProcessor
 
 from data_prep.schema import make_row
 from tests.builders import (
-    VISION_FAMILIES,
+    QWEN_VL_FAMILIES,
     allowed_ids,
     build_and_load,
     completion,
@@ -152,7 +152,7 @@ def processed(model, row, prompt):
     )
 
 
-@pytest.mark.parametrize("family", VISION_FAMILIES)
+@pytest.mark.parametrize("family", QWEN_VL_FAMILIES)
 def test_a_prompt_is_what_the_processor_makes_of_process_vision_info(models, plain_reader, family):
     model = models(family)
     for row, prompt in list(zip(rows(model), built(model), strict=True))[:3]:
@@ -197,7 +197,7 @@ def plain_log_probs(model, inputs, ids, temperature):
     return -torch.nn.functional.cross_entropy(logits[:, allowed] / temperature, targets, reduction="none")
 
 
-@pytest.mark.parametrize("family", VISION_FAMILIES)
+@pytest.mark.parametrize("family", QWEN_VL_FAMILIES)
 def test_packed_rows_of_videos_equal_separate_rows_of_the_stock_model(models, plain_reader, family):
     """Values and gradients, with shared prompts, in few and in many micro-batches, beside rows of images and text."""
     model = models(family)
@@ -227,7 +227,7 @@ def plain_inputs(prompt):
     return {"input_ids": prompt.input_ids_S[None], "mm_token_type_ids": prompt.token_types_S[None], **media}
 
 
-@pytest.mark.parametrize("family", VISION_FAMILIES)
+@pytest.mark.parametrize("family", QWEN_VL_FAMILIES)
 def test_the_sampler_and_cached_features_give_what_the_stock_model_gives(models, plain_reader, family):
     model = models(family)
     prompts, own = built(model), rows(model)

@@ -184,7 +184,7 @@ class Family:
     @property
     def sees_videos(self) -> bool:
         """Videos are accepted."""
-        return hasattr(self.vision, "cut_clips")
+        return getattr(self.vision, "sees_videos", False)
 
     def fit(self, processor: Any, image: Any) -> Any:
         """An image in the size that the model sees, where that is not left to the processor."""

@@ -28,6 +28,14 @@ GLM_TOKENS = (
 class GlmVision(QwenVision):
     """How these families see; methods as `base.Vision` describes them."""
 
+    @property
+    def sees_videos(self) -> bool:
+        return False
+
+    def fit(self, processor: Any, image: Any) -> Any:
+        # The rule of its processor is not that of qwen-vl-utils.
+        return image
+
     def arguments(self, model: nn.Module, media: Media, learning: Sequence[nn.Module]) -> dict[str, Any]:
         if FEATURES in media.tensors and not self.is_empty(media):
             return encoder_output(media.tensors[FEATURES], learning, 1)

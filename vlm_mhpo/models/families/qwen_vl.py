@@ -69,6 +69,10 @@ class QwenVision:
         pixels = inputs[PIXELS].split([_num_patches(grid) for grid in grids])
         return [Media({PIXELS: some.clone(), GRID: grid.clone()}) for some, grid in zip(pixels, grids, strict=True)]
 
+    @property
+    def sees_videos(self) -> bool:
+        return True
+
     def cut_clips(self, inputs: Mapping[str, Tensor], kinds: Sequence[str]) -> Media:
         parts: dict[str, Any] = {}
         for kind, pixels, grids in (
