@@ -192,7 +192,7 @@ class FakeServer:
         for one in ids:
             wide += [one] * sizes.pop(0) if one == token and sizes else [one]
         expanded = torch.tensor(wide)
-        (media,) = self.model.policy.family.vision.cut(inputs, [len(images)])
+        (media,) = self.model.policy.family.vision.cut(processor, inputs, [len(images)])
         return Prompt(row, "", expanded, (expanded == token).long(), media)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from data_prep import open_image
 from vlm_mhpo.errors import RolloutError
+from vlm_mhpo.models.families.base import Family
 from vlm_mhpo.models.loading import Codec
 from vlm_mhpo.rollout.base import SamplingParams
 from vlm_mhpo.runtime.seeding import derive_seed
@@ -45,10 +46,12 @@ class Requests:
     Attributes:
         codec: tokenizer and end tokens.
         banned_V: [V] bool, tokens that are never sampled.
+        family: of the model.
     """
 
     codec: Codec
     banned_V: Tensor
+    family: Family
 
     def body(self, prompt: Prompt, params: SamplingParams, seed_parts: tuple[int | str, ...]) -> dict[str, Any]:
         """The request for all completions of a prompt; completion j is drawn with the request's seed + j."""
@@ -72,8 +75,11 @@ class Requests:
                 "logit_bias": {str(index): BANNED_LOGIT for index in self.banned_V.nonzero().flatten().tolist()},
             },
         }
+        if prompt.row.videos:
+            raise RolloutError(f"row {prompt.id}: rollout.engine=vllm takes no videos; use rollout.engine=hf")
         if prompt.row.images:
-            body["content_parts"] = [{"type": "image_url", "url": _png(image)} for image in prompt.row.images]
+            seen = [self.family.fit(self.codec.processor, open_image(image)) for image in prompt.row.images]
+            body["content_parts"] = [{"type": "image_url", "url": _png(image)} for image in seen]
         return body
 
     def group(self, answer: Any, prompt: Prompt, params: SamplingParams, version: str | None) -> Group:
@@ -150,5 +156,5 @@ def _other_prompt(prompt: Prompt, echoed: Any) -> str:
 def _png(image: Any) -> str:
     """The pixels that the trainer saw, as a data URI: a server may decode palettes or orientation otherwise."""
     stream = io.BytesIO()
-    open_image(image).save(stream, "PNG", compress_level=1)
+    image.save(stream, "PNG", compress_level=1)
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -65,7 +65,7 @@ class VllmSampler:
         self.forward = policy if forward is None else forward
         self.dtype = str(next(policy.parameters()).dtype).removeprefix("torch.")
         self.servers = Servers(config, read_token(config.token_file, "rollout.vllm.token_file"))
-        self.requests = Requests(codec, policy.banned_V.cpu())
+        self.requests = Requests(codec, policy.banned_V.cpu(), policy.family)
         self.probes: list[Prompt] = []
         self.is_proven = False
         self.before: list[Group] = []
