@@ -50,7 +50,7 @@ from vlm_mhpo.types import Minibatch
 CLIP = video(noisy_frames(12, width=96, height=64), fps=5)
 FRAMES = noisy_frames(5, 64, 96, seed=4)
 MEDIA = {"pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw"}
-PATCH = {"qwen2_vl": 14, "qwen2_5_vl": 14, "qwen3_vl": 16}
+PATCH = {"qwen2_vl": 14, "qwen2_5_vl": 14, "qwen3_vl": 16, "qwen3_5": 16, "qwen3_vl_moe": 16, "qwen3_5_moe": 16}
 
 
 def png(frame) -> bytes:
@@ -137,7 +137,7 @@ def processed(model, row, prompt):
         [{"role": "user", "content": content}], image_patch_size=patch, return_video_metadata=True
     )
     text = prompt.text
-    if model.family == "qwen3_vl":
+    if PATCH[model.family] == 16:
         text = text.replace("<|vision_start|><|video_pad|><|vision_end|>", "<|video_pad|>")
     return processor(
         text=[text],
@@ -152,7 +152,7 @@ def processed(model, row, prompt):
     )
 
 
-@pytest.mark.parametrize("family", QWEN_VL_FAMILIES)
+@pytest.mark.parametrize("family", PATCH)
 def test_a_prompt_is_what_the_processor_makes_of_process_vision_info(models, plain_reader, family):
     model = models(family)
     for row, prompt in list(zip(rows(model), built(model), strict=True))[:3]:
@@ -197,7 +197,7 @@ def plain_log_probs(model, inputs, ids, temperature):
     return -torch.nn.functional.cross_entropy(logits[:, allowed] / temperature, targets, reduction="none")
 
 
-@pytest.mark.parametrize("family", QWEN_VL_FAMILIES)
+@pytest.mark.parametrize("family", PATCH)
 def test_packed_rows_of_videos_equal_separate_rows_of_the_stock_model(models, plain_reader, family):
     """Values and gradients, with shared prompts, in few and in many micro-batches, beside rows of images and text."""
     model = models(family)
@@ -219,7 +219,8 @@ def test_packed_rows_of_videos_equal_separate_rows_of_the_stock_model(models, pl
         assert found.keys() == expected.keys() and (count == 1) == (max_tokens > 1000)
         assert max(abs(found[key] - expected[key]) for key in expected) <= 1e-5
         gap, name = relative_gap(found_gradients, expected_gradients)
-        assert gap <= 1e-5, name
+        # A recurrent state sums over all tokens before, in another order.
+        assert gap <= (1e-4 if ".linear_attn." in name else 1e-5), name
 
 
 def plain_inputs(prompt):
@@ -227,7 +228,7 @@ def plain_inputs(prompt):
     return {"input_ids": prompt.input_ids_S[None], "mm_token_type_ids": prompt.token_types_S[None], **media}
 
 
-@pytest.mark.parametrize("family", QWEN_VL_FAMILIES)
+@pytest.mark.parametrize("family", PATCH)
 def test_the_sampler_and_cached_features_give_what_the_stock_model_gives(models, plain_reader, family):
     model = models(family)
     prompts, own = built(model), rows(model)
