@@ -18,7 +18,6 @@ from transformers import AutoProcessor
 
 from data_prep.schema import make_row
 from tests.builders import (
-    QWEN_VL_FAMILIES,
     allowed_ids,
     build_and_load,
     completion,
