@@ -386,3 +386,5 @@ def test_a_model_that_no_setting_lets_sample_is_an_error_that_names_the_way_out(
     said = recommended(config, gib=80)["sampling"]
     assert said.state == "warning" and "vLLM" in said.text
     assert "sampling" not in recommended(config, gib=192)
+    servers = {"engine": "vllm", "vllm": {"servers": ["http://127.0.0.1:8101"]}}
+    assert "sampling" not in recommended(a_config(model={"path": str(tmp_path)}, rollout=servers), gib=64)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
+from PIL import Image
 
 from tests.builders import QWEN_VL_FAMILIES, build_and_load, picture, problem_row, prompts_of
 from tests.vlm_mhpo.attention_cases import Calls
@@ -44,6 +47,13 @@ def test_a_tower_gives_what_it_gives_with_a_call_for_each_window(tiny, family):
     assert my_calls < their_calls
 
 
+def grey(width: int, height: int) -> bytes:
+    """A PNG of one colour."""
+    stream = io.BytesIO()
+    Image.new("RGB", (width, height), (90, 90, 90)).save(stream, "PNG")
+    return stream.getvalue()
+
+
 @pytest.mark.parametrize("family", QWEN_VL_FAMILIES)
 def test_an_image_that_repeats_passes_through_a_frozen_tower_once(tmp_path, family):
     model = build_and_load(tmp_path / family, family, freeze_vision_tower=True, freeze_projector=True)
@@ -54,6 +64,9 @@ def test_an_image_that_repeats_passes_through_a_frozen_tower_once(tmp_path, fami
         problem_row("b", "Look: <image> and <image> and again <image>", [one, other, one]),
         problem_row("c", "What is 3 + 4 ?"),
         problem_row("d", "<image>What is blue?", [other]),
+        # As many patches of one colour, and not the same image: their positions differ.
+        problem_row("e", "<image>What is red?", [grey(3 * side, 2 * side)]),
+        problem_row("f", "<image>What is red?", [grey(2 * side, 3 * side)]),
     ]
     prompts, seen = prompts_of(model, rows), []
     tower = model.policy.model.model.visual
@@ -62,14 +75,17 @@ def test_an_image_that_repeats_passes_through_a_frozen_tower_once(tmp_path, fami
     )
     together = model.policy.with_image_features(prompts)
     handle.remove()
-    assert [len(grid) for grid in seen] == [2]
+    assert [len(grid) for grid in seen] == [4]
     alone = [model.policy.with_image_features([prompt])[0] for prompt in prompts]
     for mine, its in zip(together, alone, strict=True):
         assert torch.allclose(mine.media.tensors[FEATURES], its.media.tensors[FEATURES], rtol=1e-5, atol=1e-6)
-    assert [len(prompt.media.tensors[FEATURES]) for prompt in together] == [6, 18, 0, 6]
+    assert [len(prompt.media.tensors[FEATURES]) for prompt in together] == [6, 18, 0, 6, 6, 6]
 
 
 def test_images_are_the_same_when_shape_and_all_values_are():
     ones, twos = torch.ones(4, 3), torch.full((4, 3), 2.0)
     nearly = torch.where(torch.arange(12).view(4, 3) == 11, 1.0 + 1e-7, ones)
-    assert distinct([ones, twos, ones.clone(), ones.view(2, 6), nearly, twos]) == ([0, 1, 3, 4], [0, 1, 0, 2, 3, 1])
+    images = [ones, twos, ones.clone(), ones, nearly, twos]
+    # The same patches in other rows are another image.
+    layouts = [(1, 3, 4), (1, 3, 4), (1, 3, 4), (1, 4, 3), (1, 3, 4), (1, 3, 4)]
+    assert distinct(images, layouts) == ([0, 1, 3, 4], [0, 1, 0, 2, 3, 1])

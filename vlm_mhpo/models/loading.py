@@ -81,8 +81,8 @@ def load_policy(
 
     Raises:
         ModelError: nothing loadable at `path`, tensors that are not the model's (`weights.examine_weights`), a
-            `revision` that is no commit hash, flash attention where there is none, or an architecture that is not in
-            `families.FAMILIES`.
+            `revision` that is no commit hash, flash attention where there is none, or an architecture that
+            `families.family_for` refuses.
     """
     import transformers
 
@@ -93,7 +93,7 @@ def load_policy(
     base = base_of(path, revision)
     config = read_config(path, revision=revision)
     without_dropout(config)
-    _check_attention(config, attn_implementation)
+    _check_attention(config, family, attn_implementation)
     options = {"config": config, "dtype": DTYPES[dtype], "attn_implementation": attn_implementation}
     if quantization:
         check_quantization(quantization, _stage_of(zero3_settings))
@@ -203,8 +203,13 @@ def without_dropout(config: Any) -> None:
             setattr(config, name, 0.0)
 
 
-def _check_attention(config: Any, attn_implementation: str) -> None:
-    """ModelError when the attention would leave out what a model does to its scores."""
+def _check_attention(config: Any, family: Family, attn_implementation: str) -> None:
+    """ModelError when the attention would leave out what a model does to its scores, or cannot be told what it sees."""
+    if attn_implementation == attention.FLASH and family.sight:
+        raise ModelError(
+            f"layers of this {config.model_type} model slide or see ahead, by masks that flash attention does not "
+            "take: set model.attn_implementation to sdpa"
+        )
     if attn_implementation != "eager" and getattr(config.get_text_config(), "attn_logit_softcapping", None):
         raise ModelError(
             f"a {config.model_type} model caps its attention scores, which {attn_implementation} leaves out: set "

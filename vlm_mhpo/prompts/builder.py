@@ -138,7 +138,12 @@ class PromptBuilder:
                 # Which one it was shows when each goes alone.
                 return [prompt for row in rows for prompt in self._with_images([row])]
             raise PromptError(f"row {rows[0].id}: {self._refusal(texts[0], error)}") from error
-        return self._cut(rows, texts, inputs)
+        try:
+            return self._cut(rows, texts, inputs)
+        except ValueError as error:
+            if len(rows) > 1:
+                return [prompt for row in rows for prompt in self._with_images([row])]
+            raise PromptError(f"row {rows[0].id}: {error}") from error
 
     def _with_videos(self, row: Row) -> Prompt:
         processor = self.codec.processor
@@ -155,11 +160,11 @@ class PromptBuilder:
         media = {"images": images or None, "videos": frames, "videos_kwargs": options}
         try:
             inputs = self._processed([self._unwrapped(text)], **media)
+            media = self.family.vision.cut_clips(inputs, kinds)
         except ValueError as error:
             raise PromptError(f"row {row.id}: the processor refused it: {error}") from error
         input_ids_S, types_S = inputs["input_ids"][0], inputs["mm_token_type_ids"][0].to(torch.int64)
         input_ids_S[types_S == 2] = processor.image_token_id
-        media = self.family.vision.cut_clips(inputs, kinds)
         prompt = Prompt(row, text, input_ids_S, types_S, media, self.opens)
         self._check_tokens(prompt)
         return prompt

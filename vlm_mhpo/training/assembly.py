@@ -151,9 +151,9 @@ def print_start(config: Config, parts: Parts) -> None:
         )
     elif not policy.family.shares_prompt:
         tqdm.write(
-            f"this {policy.family.model_type} model has no adapter for shared prompts (or attends through sliding "
-            "windows): every completion is sampled and trained with its own copy of the prompt, which is right and "
-            "slower"
+            f"this {policy.family.model_type} model is of no family that shares prompts (docs/families.md), or has "
+            "positions or layers that a shared row would change: every completion is sampled and trained with its own "
+            "copy of the prompt, which is right and slower"
         )
 
 

@@ -185,6 +185,9 @@ def estimate(config: Config, shapes: Shapes, *, stage: int, num_ranks: int, offl
         moments=SMALL_MOMENTS if config.train.optimizer == "adamw_8bit" else ADAM_MOMENTS,
     )
     weights = width * shapes.num_parameters
+    samples_here = config.rollout.engine == "hf"
+    # Servers sample, but features of a frozen tower are made here, with whole weights.
+    gathers = samples_here or (shapes.vision is not None and not shapes.vision_trained)
     # The reference of adapters is their base, which is here already.
     holds_reference = config.objective.beta and not config.model.lora
     reference = (weights / num_ranks if stage == 3 else weights) if holds_reference else 0.0
@@ -194,8 +197,8 @@ def estimate(config: Config, shapes: Shapes, *, stage: int, num_ranks: int, offl
         bucket=float(width * REDUCE_BUCKET) if stage else 0.0,
         activations=_micro_batch_bytes(config, shapes),
         logits=_chunk_bytes(config, shapes),
-        whole_weights=weights if stage == 3 else 0.0,
-        cache=_cache_bytes(config, shapes, num_ranks),
+        whole_weights=weights if stage == 3 and gathers else 0.0,
+        cache=_cache_bytes(config, shapes, num_ranks) if samples_here else 0.0,
     )
 
 
@@ -209,6 +212,9 @@ def _micro_batch_bytes(config: Config, shapes: Shapes) -> float:
     row = min(prompt + config.rollout.num_generations * completion, max(most, prompt + completion))
     num_rows = max(1, most // row)
     total = activation_bytes(shapes.text, num_rows * row, dtype=dtype, checkpointing=checkpointing)
+    if shapes.sees_by_masks:
+        # Distances in int32, and booleans of all that is seen, of the window, and of both.
+        total += num_rows * row**2 * (4 + 3)
     if config.model.attn_implementation == "eager":
         # The mask as booleans, and as the numbers that attention adds; wide rows have none otherwise.
         total += num_rows * row**2 * (1 + width)

@@ -29,10 +29,7 @@ from vlm_mhpo.rollout.hf.budget import tokens_that_fit
 
 # Of a device; whole weights that take more leave a rollout little to decode with.
 MUCH = 0.5
-WAY_OUT = (
-    "the way out is sampling by servers (vLLM, a model spread over several GPUs), which this release lacks: "
-    "take a smaller model or larger devices"
-)
+WAY_OUT = "the way out is sampling by vLLM servers (rollout.engine=vllm, docs/rollouts.md), or a smaller model"
 
 
 def recommend(
@@ -50,11 +47,14 @@ def recommend(
         )
         if config.model.dtype == "float32" or adds_in_float32(each[0])
     }
-    yield from _examine_sampling(config, shapes, list(found.values()), device_bytes)
+    if config.rollout.engine == "hf":
+        yield from _examine_sampling(config, shapes, list(found.values()), device_bytes)
     best = next((each for each in found if fits(found[each], device_bytes)), None)
     if best is None:
         return
-    text = f"{name_of(*best)}, {_at_a_time(config, shapes, found[best], num_ranks, device_bytes)}"
+    text = name_of(*best)
+    if config.rollout.engine == "hf":
+        text += f", {_at_a_time(config, shapes, found[best], num_ranks, device_bytes)}"
     needless = mine in found and list(found).index(best) < list(found).index(mine)
     if needless:
         text += f"; {name_of(*mine)}, which is set, gathers or moves more than it must"

@@ -39,6 +39,7 @@ class Shapes:
         vision_trained: gradients pass through the tower.
         cache_bytes: that a token leaves in the sampler's cache of all layers.
         state_bytes: that a prompt or a completion leaves there in recurrent layers, at any length.
+        sees_by_masks: layers slide or see ahead, by masks of whole rows.
         vocabulary: rows of the head.
         max_positions: tokens the model was built for.
     """
@@ -55,6 +56,7 @@ class Shapes:
     max_positions: int
     num_quantised: int = 0
     state_bytes: int = 0
+    sees_by_masks: bool = False
 
 
 def transformers_config(model: ModelConfig) -> Any:
@@ -111,6 +113,7 @@ def shapes_of(model: ModelConfig) -> Shapes:
         vision_trained=family.has_vision and not tower_is_frozen(module, family),
         cache_bytes=bytes_per_token(text, width, shares_prompt=family.shares_prompt),
         state_bytes=layers.state_bytes(width),
+        sees_by_masks=family.sight is not None,
         vocabulary=text.vocab_size,
         max_positions=text.max_position_embeddings,
     )

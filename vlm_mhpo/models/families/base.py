@@ -41,9 +41,9 @@ class Vision(Protocol):
 
     `learning` are the projectors that features of a frozen tower still have to go through; () when none learns.
 
-    A class may also have `fit(processor, image)`, an image in the size that the model sees; and, where it takes videos,
-    `cut_clips(inputs, kinds)`, the media of one row of images and videos (`kinds`: "image" or "video" for each, as they
-    stand in the prompt). The tokens of a video then stand as those of an image, with token type 2.
+    A class may also have `fit(processor, image)`, an image in the size that the model sees; and, where `sees_videos` is
+    true, `cut_clips(inputs, kinds)`, the media of one row of images and videos (`kinds`: "image" or "video" for each, in
+    the order of the prompt). The tokens of a video then stand as those of an image, with token type 2.
     """
 
     # Media: from the processor's output to the model's arguments.
@@ -233,8 +233,8 @@ def _named_placeholders(source: Any) -> Iterator[int | str]:
 
 
 def vision_weights(model: nn.Module, family: Family) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Weights of the vision tower and of its projectors; none of a text model."""
-    if family.vision is None:
+    """Weights of the vision tower and of its projectors; none of a text model, or where they are not known."""
+    if family.vision is None or (family.own_inputs and not family.vision.knows_tower(model)):
         return [], []
     projectors = [weight for module in family.vision.projectors(model) for weight in module.parameters()]
     named = {id(weight) for weight in projectors}
@@ -243,13 +243,16 @@ def vision_weights(model: nn.Module, family: Family) -> tuple[list[nn.Parameter]
 
 def tower_is_frozen(model: nn.Module, family: Family) -> bool:
     """There is a vision tower, and no weight of it in front of the projectors can change."""
-    return family.has_vision and not any(weight.requires_grad for weight in vision_weights(model, family)[0])
+    tower = vision_weights(model, family)[0]
+    return bool(tower) and not any(weight.requires_grad for weight in tower)
 
 
 def freeze(model: nn.Module, family: Family, *, vision_tower_frozen: bool, projector_frozen: bool) -> None:
     """Set requires_grad of the vision encoder's and the projector's weights."""
     if not family.has_vision and (vision_tower_frozen or projector_frozen):
         raise ModelError(f"a {family.model_type} model has no vision tower: set model.freeze_* to false")
+    if vision_tower_frozen or projector_frozen:
+        family.vision.tower(model)  # says so where it is not known
     for weights, is_frozen in zip(vision_weights(model, family), (vision_tower_frozen, projector_frozen), strict=True):
         for weight in weights:
             weight.requires_grad_(not is_frozen)

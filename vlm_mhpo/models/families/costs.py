@@ -106,11 +106,13 @@ class TextLayers:
             return getattr(text, f"linear_{name}", 0) if num_recurrent else 0
 
         values, keys = size("num_value_heads") * size("value_head_dim"), size("num_key_heads") * size("key_head_dim")
-        routed = getattr(text, "num_experts_per_tok", None) if getattr(text, "moe_intermediate_size", None) else None
+        routed = experts_per_token(text) if getattr(text, "moe_intermediate_size", None) else 0
         shared = getattr(text, "shared_expert_intermediate_size", None) or 0
         inner = getattr(text, "intermediate_size", None) or 0
         if routed:
-            inner = routed * text.moe_intermediate_size + shared
+            # Gemma 4 has its dense perceptron beside the experts.
+            dense = inner if hasattr(text, "top_k_experts") else 0
+            inner = routed * text.moe_intermediate_size + shared + dense
         return cls(
             num_recurrent=num_recurrent,
             keys=sum(heads * width for heads, width in shapes),
@@ -147,12 +149,18 @@ def text_parts(body: nn.Module, text: Any) -> list[Part]:
         found.append(Part("recurrent states", layers.num_recurrent * per_layer, "tokens", 2.0))
     # transformers holds the experts of a layer in one tensor [experts, out, in], and the router as a plain matrix.
     routed = [weight for weight in body.parameters() if len(shape_of(weight)) == 3 and shape_of(weight)[1] > 1]
-    if experts := getattr(text, "num_experts", None) if routed else None:
+    experts = getattr(text, "num_experts", None) if routed else None
+    if experts and experts_per_token(text):
         trained = any(weight.requires_grad for weight in routed)
         routers = len(routed) // 2 * experts * text.hidden_size
-        weights = sum(shape_of(weight).numel() for weight in routed) * text.num_experts_per_tok // experts
+        weights = sum(shape_of(weight).numel() for weight in routed) * experts_per_token(text) // experts
         found.append(Part("routed experts", weights + routers, "tokens", 2.0 if trained else 1.0))
     return found
+
+
+def experts_per_token(text: Any) -> int:
+    """Routed experts that a token passes in a layer; 0 without."""
+    return getattr(text, "num_experts_per_tok", None) or getattr(text, "top_k_experts", None) or 0
 
 
 def shape_of(weight: nn.Parameter) -> torch.Size:

@@ -36,11 +36,16 @@ def encode_images(tower: nn.Module, projectors: Sequence[nn.Module], *pixels: Te
     return torch.stack([output.pooler_output, *getattr(output, "deepstack_features", ())], dim=1)
 
 
-def distinct(images: Sequence[Tensor]) -> tuple[list[int], list[int]]:
-    """Places of the images (on the CPU) that are unlike all before them, and for each image which of these it is."""
-    # The digest is of bytes; the shape keeps apart what another layout made of the same ones.
-    keys = [(image.shape, hashlib.sha256(image.contiguous().view(torch.uint8).numpy()).digest()) for image in images]
-    firsts: dict[tuple[torch.Size, bytes], int] = {}
+def distinct(images: Sequence[Tensor], layouts: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
+    """Places of the images (on the CPU) that are unlike all before them, and for each image which of these it is.
+
+    Args:
+        images: patches of each.
+        layouts: how they lie; the same patches in 4 x 8 and in 8 x 4 are two images.
+    """
+    digests = [hashlib.sha256(image.contiguous().view(torch.uint8).numpy()).digest() for image in images]
+    keys = [(tuple(layout), digest) for layout, digest in zip(layouts, digests, strict=True)]
+    firsts: dict[tuple[tuple[int, ...], bytes], int] = {}
     for place, key in enumerate(keys):
         firsts.setdefault(key, place)
     number = {key: index for index, key in enumerate(firsts)}

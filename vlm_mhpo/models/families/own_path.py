@@ -217,9 +217,13 @@ class OwnVision:
     def arguments(self, model: nn.Module, media: Media, learning: Sequence[nn.Module]) -> dict[str, Any]:
         return dict(media.tensors)
 
+    def knows_tower(self, model: nn.Module) -> bool:
+        found = model.get_encoder("image")
+        return found is not model and found is not getattr(model, "model", None)
+
     def tower(self, model: nn.Module) -> nn.Module:
         found = model.get_encoder("image")
-        if found is model or found is getattr(model, "model", None):
+        if not self.knows_tower(model):
             raise ModelError(
                 f"it is not known which modules of a {self.model_type} model are its vision tower: set "
                 "model.freeze_vision_tower and model.freeze_projector to false"
@@ -261,7 +265,7 @@ class OwnVision:
         return Work()
 
     def parts(self, model: nn.Module) -> list[Part]:
-        return [matrices("vision tower", [self.tower(model)], "patches")]
+        return [matrices("vision tower", [self.tower(model)] if self.knows_tower(model) else [], "patches")]
 
     def tiny_processor(self, tokenizer: Any) -> Any:
         raise ModelError(f"there is no tiny {self.model_type} model")

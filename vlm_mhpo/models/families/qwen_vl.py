@@ -129,7 +129,7 @@ class QwenVision:
         """[I, K, D] of each image on the CPU; one that repeats passes through the tower once."""
         tower, device, grid = self.tower(model), model.lm_head.weight.device, joined[GRID]
         images = joined[PIXELS].split(grid.prod(dim=1).tolist())
-        firsts, which = distinct(images)
+        firsts, which = distinct(images, grid.tolist())
         pixels = torch.cat([images[place] for place in firsts]).to(device, tower.dtype)
         features_IKD = encode_images(tower, learning, pixels, grid_thw=grid[firsts].to(device)).cpu()
         pieces = features_IKD.split((grid[firsts].prod(dim=1) // _patches_per_token(model.config)).tolist())

@@ -49,6 +49,7 @@ class Sight:
             near_R1SS = full_R1SS | _same_image(input_ids_RS == config.image_token_id)
             full_R1SS = near_R1SS if self.image_ahead == "all" else full_R1SS
         if (window := getattr(text, "sliding_window", None)) is not None:
+            positions_RS = positions_RS.int()
             distance_RSS = positions_RS[:, :, None] - positions_RS[:, None, :]
             near_R1SS = near_R1SS & (distance_RSS < window)[:, None]
         return {FULL: full_R1SS, SLIDING: near_R1SS} if self.by_kind else near_R1SS

@@ -35,11 +35,11 @@ def bytes_per_token(text: Any, width: int, *, shares_prompt: bool = True) -> int
     return TextLayers.of(text).keys * ((max(FLOAT32, width) if shares_prompt else width) + width)
 
 
-def state_tokens(text: Any, width: int) -> int:
+def state_tokens(text: Any, width: int, *, shares_prompt: bool = True) -> int:
     """Tokens whose keys and values take as much as what recurrent layers keep of a prompt or completion; 0 without."""
     if "linear_attention" not in (getattr(text, "layer_types", None) or ()):
         return 0
-    return -(-TextLayers.of(text).state_bytes(width) // bytes_per_token(text, width))
+    return -(-TextLayers.of(text).state_bytes(width) // bytes_per_token(text, width, shares_prompt=shares_prompt))
 
 
 def tokens_that_fit(num_bytes: float, per_token: int) -> int:

@@ -155,7 +155,9 @@ class Decoding:
         self._token_model = TokenModel.of(policy) if self._shares else None
         # What recurrent layers keep of each prompt and each row, in tokens of the budget.
         self._state_tokens = state_tokens(
-            policy.model.config.get_text_config(), policy.model.lm_head.weight.element_size()
+            policy.model.config.get_text_config(),
+            policy.model.lm_head.weight.element_size(),
+            shares_prompt=self._shares,
         )
         self._cache = SharedPrefixCache(params.max_tokens) if self._shares else CopiedPrefixCache()
         size = params.num_samples

@@ -120,6 +120,8 @@ class FilesSync:
             return None
         whole = self.root / name
         shutil.rmtree(whole, ignore_errors=True)
+        # Not there yet where nothing learns.
+        part.mkdir(parents=True, exist_ok=True)
         part.rename(whole)
         kept = {whole.name, Path(self.files[0]).parent.name if self.files else ""}
         for folder in (self.root / self.run).glob("step_*"):
@@ -178,14 +180,14 @@ class GlooSync:
     def push(self, runner: asyncio.Runner, step: int, servers: list[Server]) -> None:
         """See `WeightSync`."""
         self.version = f"{self.run}:{step}"
-        sums: dict[str, str] = {}
+        self.num_bytes, sums = 0, dict[str, str]()
         if ranks.is_main():
             runner.run(_with_all(servers, self._open))
         for tensors in whole_layers(self.policy, self.layers, self.whole_weights):
             if ranks.is_main():
                 sums |= {key: sum_of(key, value) for key, value in tensors.items()}
                 runner.run(_with_all([one for one in servers if one.is_fit], lambda one, t=tensors: self._send(one, t)))
-                self.num_bytes = sum(value.nbytes for value in tensors.values())
+                self.num_bytes += sum(value.nbytes for value in tensors.values())
         if ranks.is_main():
             runner.run(_with_all([one for one in servers if one.is_fit], lambda one: self._close(one, total_of(sums))))
 
