@@ -101,7 +101,7 @@ class Tiny:
     @property
     def token_side(self) -> int:
         """Pixels on a side of one image token."""
-        return 28 if self.family in ("qwen2_vl", "qwen2_5_vl") else 32
+        return 32 if self.family.startswith("qwen3") else 28
 
     def builder(self, **options) -> PromptBuilder:
         """A prompt builder for this model."""

@@ -61,7 +61,7 @@ def test_a_picture_that_makes_a_prompt_too_long_is_named_with_the_pixels_that_wo
     config = config_of(tmp_path, rows)
     prompts = found(examine(config, Options(quick=False)), "training prompts")
     # 144 image tokens beside a few of text in a limit of 64.
-    assert prompts.state == "warning" and "144 of images" in prompts.text
+    assert prompts.state == "warning" and "144 of them of images" in prompts.text
     pixels = int(prompts.text.rpartition("model.max_pixels=")[2])
     wider = config.model_copy(update={"model": config.model.model_copy(update={"max_pixels": pixels})})
     assert found(examine(wider, Options(quick=False)), "training prompts").state == "ok"

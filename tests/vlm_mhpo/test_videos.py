@@ -354,7 +354,7 @@ def test_a_video_that_cannot_be_shown_names_its_row(models):
     one = (png(FRAMES[0]),)
     with pytest.raises(PromptError, match="row r: video of 700 bytes: truncated"):
         build(make_row(id="r", problem="?", answer="7", videos=[CLIP[:700]]))
-    with pytest.raises(OverlongPrompt, match=r"lower data\.video\.max_frames or max_pixels"):
+    with pytest.raises(OverlongPrompt, match=r"lower data\.video\.fps"):
         build(make_row(id="r", problem="?", answer="7", videos=[CLIP]))
     with pytest.raises(PromptError, match=r"row r: .*nframes should in interval \[2, 1\]"):
         build(make_row(id="r", problem="?", answer="7", videos=[video(noisy_frames(1))]))

@@ -99,10 +99,16 @@ class PromptBuilder:
             if prompt.num_tokens > self.max_prompt_length:
                 raise OverlongPrompt(
                     f"row {prompt.id}: the prompt has {prompt.num_tokens} tokens, "
-                    f"{self._limit.format(self.max_prompt_length)} or lower "
-                    f"{'data.video.max_frames or max_pixels' if prompt.row.videos else 'model.max_pixels'}"
+                    f"{self._limit.format(self.max_prompt_length)}{self._other_cure(prompt)}"
                 )
         return prompts
+
+    def _other_cure(self, prompt: Prompt) -> str:
+        """What makes a prompt shorter, where a key does."""
+        if prompt.row.videos:
+            return " or lower data.video.fps (or max_frames), or max_pixels and min_pixels of data.video"
+        has_limits = self.family.has_pixel_limits and not self.family.own_inputs
+        return " or lower model.max_pixels" if prompt.row.images and has_limits else ""
 
     def _messages(self, row: Row) -> list[dict]:
         return build_messages(

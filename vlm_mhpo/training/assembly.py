@@ -15,7 +15,7 @@ from vlm_mhpo.checkpoint.opening import open_policy
 from vlm_mhpo.config import Config, DataConfig, OptimizerConfig
 from vlm_mhpo.engine.deepspeed import Engine
 from vlm_mhpo.engine.settings import adds_in_float32
-from vlm_mhpo.errors import ConfigError
+from vlm_mhpo.errors import ConfigError, PromptError
 from vlm_mhpo.models.families.base import parameter_table
 from vlm_mhpo.models.loading import Codec, loaded_commit
 from vlm_mhpo.objectives import build_objective
@@ -70,6 +70,8 @@ def build_parts(config: Config, optimizer: OptimizerConfig, *, what: str = "trai
         max_bad_share=data.max_bad_share if skips else None,
     )
     eval_rows = _held_out_rows(data, builder)
+    if config.rollout.engine == "vllm" and any(row.videos for rows in (train_rows, eval_rows) for row in rows):
+        raise PromptError("there are rows with videos, which rollout.engine=vllm does not take: use rollout.engine=hf")
     engine = Engine(policy, optimizer=optimizer, deepspeed=config.deepspeed, dtype=config.model.dtype)
     sampler = build_sampler(config.rollout, policy, codec, engine)
     if policy.family.own_inputs:

@@ -39,6 +39,10 @@ def examine_rows(config: Config, *, num_rows: int) -> Iterator[Check]:
         except (DataError, VlmMhpoError) as error:
             yield Check("error", f"{what} rows", str(error))
             continue
+        needed = config.train.num_prompts_per_step
+        if what == "training" and len(rows) < needed:
+            cure = "add rows or lower train.num_prompts_per_step"
+            yield Check("error", f"{what} rows", f"{len(rows)} cannot fill a batch of {needed} prompts: {cure}")
         sample = spread(rows, num_rows)
         yield _examine_golds(sample, len(rows), what, config)
         if builder:
@@ -106,8 +110,8 @@ def _examine_lengths(
     limit = data.max_prompt_length
     longest = sorted(prompts, key=lambda prompt: -prompt.num_tokens)
     named = "; ".join(
-        f"row {prompt.id}: {prompt.num_tokens} tokens, {prompt.num_image_tokens} of images "
-        f"({100 * prompt.num_tokens / limit:.0f} %)"
+        f"row {prompt.id}: {prompt.num_tokens} tokens, {prompt.num_image_tokens} of them of images or "
+        f"videos, {100 * prompt.num_tokens / limit:.0f} % of the limit"
         for prompt in longest[:NUM_NAMED]
     )
     too_long = [prompt for prompt in longest if prompt.num_tokens > limit]
@@ -127,6 +131,8 @@ def _examine_lengths(
 def _fitting_pixels(too_long: Sequence[Prompt], limit: int, builder: PromptBuilder) -> int | None:
     """The largest model.max_pixels under which every one of these prompts fits; None when their text is too long."""
     least: int | None = None
+    if not builder.family.has_pixel_limits or builder.family.own_inputs:
+        return None
     for prompt in too_long:
         for_images = limit - (prompt.num_tokens - prompt.num_image_tokens)
         each = for_images // max(1, len(prompt.row.images))

@@ -42,8 +42,8 @@ class Vision(Protocol):
     `learning` are the projectors that features of a frozen tower still have to go through; () when none learns.
 
     A class may also have `fit(processor, image)`, an image in the size that the model sees; and, where `sees_videos` is
-    true, `cut_clips(inputs, kinds)`, the media of one row of images and videos (`kinds`: "image" or "video" for each, in
-    the order of the prompt). The tokens of a video then stand as those of an image, with token type 2.
+    true, `cut_clips(inputs, kinds)`, the media of one row of images and videos (`kinds`: "image" or "video" for each,
+    in the order of the prompt). The tokens of a video then stand as those of an image, with token type 2.
     """
 
     # Media: from the processor's output to the model's arguments.
