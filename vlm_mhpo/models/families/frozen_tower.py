@@ -11,10 +11,54 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from vlm_mhpo.types import Media
+
+PIXELS, FEATURES = "pixel_values", "image_features_IKD"
+
+
+class KeptFeatures:
+    """What families share whose media are pixels, or features of a frozen tower in their place.
+
+    A family gives `features_of` and `blank`; the other methods are as `base.Vision` describes them.
+
+    Attributes:
+        seen_once: tensors of media that only the tower reads; they go when features come.
+    """
+
+    __slots__ = ()
+    seen_once: ClassVar[tuple[str, ...]] = (PIXELS,)
+
+    def features_of(self, model: nn.Module, shown: Sequence[Media], learning: Sequence[nn.Module]) -> Sequence[Tensor]:
+        """Features of each of some media with pixels, on the CPU; [I, ...] with tokens, patches or views in front."""
+        raise NotImplementedError
+
+    def blank(self, model: nn.Module, media: Media | None) -> tuple[Tensor, Media]:
+        raise NotImplementedError
+
+    def join(self, parts: Sequence[Media]) -> Media:
+        names = dict.fromkeys(name for part in parts for name in part.tensors)
+        return Media({name: torch.cat([p.tensors[name] for p in parts if name in p.tensors]) for name in names})
+
+    def is_empty(self, media: Media) -> bool:
+        return FEATURES in media.tensors and not len(media.tensors[FEATURES])
+
+    def with_features(
+        self, model: nn.Module, parts: Sequence[Media | None], learning: Sequence[nn.Module]
+    ) -> list[Media]:
+        if all(part is not None and FEATURES in part.tensors for part in parts):
+            return list(parts)
+        has_pixels = [part is not None and PIXELS in part.tensors for part in parts]
+        shown = [part for part, seen in zip(parts, has_pixels, strict=True) if seen] or [self.blank(model, None)[1]]
+        features = self.features_of(model, shown, learning)
+        kept = [{name: t for name, t in part.tensors.items() if name not in self.seen_once} for part in shown]
+        made = iter([Media({**rest, FEATURES: each}) for rest, each in zip(kept, features, strict=True)])
+        nothing = Media({FEATURES: features[0][:0]})
+        return [next(made) if seen else part or nothing for part, seen in zip(parts, has_pixels, strict=True)]
 
 
 def encode_images(tower: nn.Module, projectors: Sequence[nn.Module], *pixels: Tensor, **arguments: Any) -> Tensor:

@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families.base import WHITE_IS_ZERO, Family, TinyWords
 from vlm_mhpo.models.families.costs import Part, Stack, Work, matrices, num_weights
+from vlm_mhpo.models.families.frozen_tower import FEATURES, PIXELS, KeptFeatures
 from vlm_mhpo.models.families.sight import Sight
 from vlm_mhpo.models.families.text import text_positions
 from vlm_mhpo.types import Media
 
-# [views, 3, height, width] float32; [views, patches or tokens, D] of a frozen tower in the place of pixels.
-PIXELS, FEATURES = "pixel_values", "image_features_VXD"
+# Pixels are [views, 3, height, width] float32; features of a frozen tower [views, patches or tokens, D].
 TOKENS = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
 
 
 @dataclass(frozen=True, slots=True)
-class ViewVision:
+class ViewVision(KeptFeatures):
     """How this family sees; methods as `base.Vision` describes them. A view is an image, or a crop of one."""
 
     def cut(self, processor: Any, inputs: Mapping[str, Tensor], num_images: Sequence[int]) -> list[Media]:
@@ -39,28 +39,13 @@ class ViewVision:
     def num_tokens(self, processor: Any, media: Media) -> int:
         return len(media.tensors[PIXELS]) * processor.image_seq_length
 
-    def join(self, parts: Sequence[Media]) -> Media:
-        names = dict.fromkeys(name for part in parts for name in part.tensors)
-        return Media({name: torch.cat([p.tensors[name] for p in parts if name in p.tensors]) for name in names})
-
-    def is_empty(self, media: Media) -> bool:
-        return FEATURES in media.tensors and not len(media.tensors[FEATURES])
-
-    def with_features(
-        self, model: nn.Module, parts: Sequence[Media | None], learning: Sequence[nn.Module]
-    ) -> list[Media]:
-        if all(part is not None and FEATURES in part.tensors for part in parts):
-            return list(parts)
-        has_pixels = [part is not None and PIXELS in part.tensors for part in parts]
-        shown = [part for part, seen in zip(parts, has_pixels, strict=True) if seen] or [self.blank(model, None)[1]]
+    def features_of(self, model: nn.Module, shown: Sequence[Media], learning: Sequence[nn.Module]) -> Sequence[Tensor]:
         pixels = self.join(shown).to(model.lm_head.weight.device).tensors[PIXELS]
         with torch.no_grad():
             features = self.tower(model)(pixel_values=pixels.type(model.lm_head.weight.dtype)).last_hidden_state
             if not learning:
                 features = model.model.multi_modal_projector(features)
-        pieces = features.cpu().split([len(part.tensors[PIXELS]) for part in shown])
-        made, nothing = iter(Media({FEATURES: piece}) for piece in pieces), Media({FEATURES: pieces[0][:0]})
-        return [next(made) if seen else part or nothing for part, seen in zip(parts, has_pixels, strict=True)]
+        return features.cpu().split([len(part.tensors[PIXELS]) for part in shown])
 
     def blank(self, model: nn.Module, media: Media | None) -> tuple[Tensor, Media]:
         ids = torch.full((model.config.mm_tokens_per_image,), model.config.image_token_id)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families.base import Family, TinyWords
 from vlm_mhpo.models.families.costs import Part, Stack, Work, matrices, num_weights
+from vlm_mhpo.models.families.frozen_tower import FEATURES, PIXELS, KeptFeatures
 from vlm_mhpo.models.families.sight import Sight
 from vlm_mhpo.models.families.text import text_positions
 from vlm_mhpo.types import Media
 
 # [images, patches, D] float32; [images, patches, 2] int64 places, -1 on padding; [tokens, 1, D] of a frozen tower.
-PIXELS, PLACES, FEATURES = "pixel_values", "image_position_ids", "image_features_IKD"
+PLACES = "image_position_ids"
 TOKENS = {
     "boi_token": "<|image>",
     "eoi_token": "<image|>",
@@ -36,8 +37,10 @@ TOKENS = {
 
 
 @dataclass(frozen=True, slots=True)
-class PlacedVision:
+class PlacedVision(KeptFeatures):
     """How this family sees; methods as `base.Vision` describes them."""
+
+    seen_once: ClassVar[tuple[str, ...]] = (PIXELS, PLACES)
 
     def cut(self, processor: Any, inputs: Mapping[str, Tensor], num_images: Sequence[int]) -> list[Media]:
         pieces = (inputs[name].split(list(num_images)) for name in (PIXELS, PLACES))
@@ -46,29 +49,14 @@ class PlacedVision:
     def num_tokens(self, processor: Any, media: Media) -> int:
         return _num_patches(media) // processor.image_processor.pooling_kernel_size**2
 
-    def join(self, parts: Sequence[Media]) -> Media:
-        names = dict.fromkeys(name for part in parts for name in part.tensors)
-        return Media({name: torch.cat([p.tensors[name] for p in parts if name in p.tensors]) for name in names})
-
-    def is_empty(self, media: Media) -> bool:
-        return FEATURES in media.tensors and not len(media.tensors[FEATURES])
-
-    def with_features(
-        self, model: nn.Module, parts: Sequence[Media | None], learning: Sequence[nn.Module]
-    ) -> list[Media]:
-        if all(part is not None and FEATURES in part.tensors for part in parts):
-            return list(parts)
-        has_pixels = [part is not None and PIXELS in part.tensors for part in parts]
-        shown = [part for part, seen in zip(parts, has_pixels, strict=True) if seen] or [self.blank(model, None)[1]]
+    def features_of(self, model: nn.Module, shown: Sequence[Media], learning: Sequence[nn.Module]) -> Sequence[Tensor]:
         joined = self.join(shown).to(model.lm_head.weight.device).tensors
         with torch.no_grad():
             features_ID = self.tower(model)(joined[PIXELS], pixel_position_ids=joined[PLACES]).last_hidden_state
             if not learning:
                 features_ID = model.model.embed_vision(inputs_embeds=features_ID)
         per_token = model.config.vision_config.pooling_kernel_size**2
-        pieces = features_ID[:, None].cpu().split([_num_patches(part) // per_token for part in shown])
-        made, nothing = iter(Media({FEATURES: piece}) for piece in pieces), Media({FEATURES: pieces[0][:0]})
-        return [next(made) if seen else part or nothing for part, seen in zip(parts, has_pixels, strict=True)]
+        return features_ID[:, None].cpu().split([_num_patches(part) // per_token for part in shown])
 
     def blank(self, model: nn.Module, media: Media | None) -> tuple[Tensor, Media]:
         ids = torch.tensor([model.config.image_token_id])

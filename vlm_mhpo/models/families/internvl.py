@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families.base import WHITE_IS_ZERO, Family, TinyWords
 from vlm_mhpo.models.families.costs import Part, Stack, Work, matrices, num_weights
-from vlm_mhpo.models.families.frozen_tower import encode_images
+from vlm_mhpo.models.families.frozen_tower import FEATURES, PIXELS, KeptFeatures, encode_images
 from vlm_mhpo.models.families.text import text_positions
 from vlm_mhpo.types import Media
 
 # [tiles, 3, height, width] float32; [images] int64; [I, 1, D] of a frozen tower in the place of pixels.
-PIXELS, NUM_TILES, FEATURES = "pixel_values", "num_tiles", "image_features_IKD"
+NUM_TILES = "num_tiles"
 TILE_TOKENS = {
     "start_image_token": "<img>",
     "end_image_token": "</img>",
@@ -33,7 +33,7 @@ TILE_TOKENS = {
 
 
 @dataclass(frozen=True, slots=True)
-class TileVision:
+class TileVision(KeptFeatures):
     """How models see that cut images into tiles; public methods as `base.Vision` describes them.
 
     The private ones say what differs between such models.
@@ -81,29 +81,12 @@ class TileVision:
         marks = len(getattr(processor, "image_token_ids", [None])) - 1
         return int(num_tiles.sum()) * processor.image_seq_length + marks * len(num_tiles)
 
-    def join(self, parts: Sequence[Media]) -> Media:
-        names = dict.fromkeys(name for part in parts for name in part.tensors)
-        return Media({name: torch.cat([p.tensors[name] for p in parts if name in p.tensors]) for name in names})
-
-    def is_empty(self, media: Media) -> bool:
-        return FEATURES in media.tensors and not len(media.tensors[FEATURES])
-
-    def with_features(
-        self, model: nn.Module, parts: Sequence[Media | None], learning: Sequence[nn.Module]
-    ) -> list[Media]:
-        if all(part is not None and FEATURES in part.tensors for part in parts):
-            return list(parts)
-        has_pixels = [part is not None and PIXELS in part.tensors for part in parts]
-        shown = [part for part, seen in zip(parts, has_pixels, strict=True) if seen] or [self.blank(model, None)[1]]
+    def features_of(self, model: nn.Module, shown: Sequence[Media], learning: Sequence[nn.Module]) -> Sequence[Tensor]:
         pixels = self.join(shown).to(model.lm_head.weight.device).tensors[PIXELS]
         per_tile = self._tokens_per_tile(model.config, pixels)
         features = self._encode(model, learning, pixels).cpu()
-        counts = [part.tensors[NUM_TILES] for part in shown]
-        sizes = [int(each.sum()) * per_tile for each in counts]
-        pieces = features.reshape(sum(sizes), 1, -1).split(sizes)
-        made = iter([Media({NUM_TILES: n, FEATURES: piece}) for n, piece in zip(counts, pieces, strict=True)])
-        nothing = Media({FEATURES: pieces[0][:0]})
-        return [next(made) if seen else part or nothing for part, seen in zip(parts, has_pixels, strict=True)]
+        sizes = [int(part.tensors[NUM_TILES].sum()) * per_tile for part in shown]
+        return features.reshape(sum(sizes), 1, -1).split(sizes)
 
     def blank(self, model: nn.Module, media: Media | None) -> tuple[Tensor, Media]:
         ids = torch.tensor([model.config.image_token_id])

@@ -21,13 +21,20 @@ from torch import Tensor, nn
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families.base import VISION_TOKENS, WHITE_IS_ZERO, Family
 from vlm_mhpo.models.families.costs import Part, Stack, Work, matrices, num_weights
-from vlm_mhpo.models.families.frozen_tower import distinct, encode_images, encoder_output
+from vlm_mhpo.models.families.frozen_tower import (
+    FEATURES,
+    PIXELS,
+    KeptFeatures,
+    distinct,
+    encode_images,
+    encoder_output,
+)
 from vlm_mhpo.models.families.patch_embedding import embed_patches_by_product
 from vlm_mhpo.models.families.tower_attention import attend_by_length
 from vlm_mhpo.types import Media, Prompt
 
 # [patches, patch_dim] float32; [images, 3] int64; [I, K, D] of a frozen tower in the place of pixels.
-PIXELS, GRID, FEATURES = "pixel_values", "image_grid_thw", "image_features_IKD"
+GRID = "image_grid_thw"
 # [images] float32, seconds of a grid row; 0 for an image. Not there where there is no video.
 SECONDS = "seconds_per_grid"
 
@@ -50,7 +57,7 @@ def rope_index_positions(model: nn.Module, prompt: Prompt) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class QwenVision:
+class QwenVision(KeptFeatures):
     """How these families see; methods as `base.Vision` describes them.
 
     Attributes:
@@ -102,26 +109,9 @@ class QwenVision:
     def num_tokens(self, processor: Any, media: Media) -> int:
         return _num_patches(media.tensors[GRID]) // processor.image_processor.merge_size**2
 
-    def join(self, parts: Sequence[Media]) -> Media:
-        names = dict.fromkeys(name for part in parts for name in part.tensors)
-        return Media({name: torch.cat([p.tensors[name] for p in parts if name in p.tensors]) for name in names})
-
-    def is_empty(self, media: Media) -> bool:
-        return FEATURES in media.tensors and not len(media.tensors[FEATURES])
-
-    def with_features(
-        self, model: nn.Module, parts: Sequence[Media | None], learning: Sequence[nn.Module]
-    ) -> list[Media]:
-        if all(part is not None and FEATURES in part.tensors for part in parts):
-            return list(parts)
-        has_pixels = [part is not None and PIXELS in part.tensors for part in parts]
-        shown = [part for part, seen in zip(parts, has_pixels, strict=True) if seen] or [self.blank(model, None)[1]]
+    def features_of(self, model: nn.Module, shown: Sequence[Media], learning: Sequence[nn.Module]) -> Sequence[Tensor]:
         features = iter(self._features_of_images(model, self.join(shown).tensors, learning))
-        seen_by = [torch.cat([next(features) for _ in part.tensors[GRID]]) for part in shown]
-        kept = [{name: tensor for name, tensor in part.tensors.items() if name != PIXELS} for part in shown]
-        made = iter([Media({**rest, FEATURES: each}) for rest, each in zip(kept, seen_by, strict=True)])
-        nothing = Media({FEATURES: seen_by[0][:0]})
-        return [next(made) if seen else part or nothing for part, seen in zip(parts, has_pixels, strict=True)]
+        return [torch.cat([next(features) for _ in part.tensors[GRID]]) for part in shown]
 
     def _features_of_images(
         self, model: nn.Module, joined: Mapping[str, Tensor], learning: Sequence[nn.Module]

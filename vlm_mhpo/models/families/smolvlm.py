@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from vlm_mhpo.errors import ModelError
 from vlm_mhpo.models.families.base import Family, TinyWords
-from vlm_mhpo.models.families.frozen_tower import encode_images
-from vlm_mhpo.models.families.internvl import NUM_TILES, PIXELS, TileVision
+from vlm_mhpo.models.families.frozen_tower import PIXELS, encode_images
+from vlm_mhpo.models.families.internvl import NUM_TILES, TileVision
 from vlm_mhpo.models.families.text import text_positions
 from vlm_mhpo.types import Media
 
